@@ -1,0 +1,346 @@
+"""What a method is: a frozen dataclass that looks at typed tensors and returns decisions.
+
+A method derives from one or more of the stage classes below. It never sees the model, the family, masks, positions or
+the cache object; the runtime applies what it decides. Shapes: N visual tokens of one image (or tile), M tokens in play,
+T text tokens, D width, C encoder width, H query heads, KV key/value heads, d head width, L prompt length.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from effivlm.budget import Budget
+from effivlm.methods.signals import Signal
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from and where this implementation departs from it."""
+
+    title: str
+    arxiv: str  # "2403.06764", or "" for a baseline without a paper
+    code: str  # official repository @ commit, or "" where none exists
+    deviations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A linear merge: the row at ``target[e]`` becomes the sum of ``weight[e] * x[source[e]]`` over its entries e.
+
+    Indices address what the method was given; every target must be kept; a target's own contribution is an entry like
+    any other. Kept rows that are no target stay as they are.
+
+    Attributes:
+        target: [E] long. source: [E] long. weight: [E] float32.
+    """
+
+    target: Tensor
+    source: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Tokens to keep: ``keep`` [k] long, ascending, indices into the tokens given; and rows to merge."""
+
+    keep: Tensor
+    merged: Merge | None = None
+
+
+@dataclass(frozen=True)
+class KVMerge:
+    """A linear merge of cache entries of one layer, per KV head; keys and values share targets, sources and weights.
+
+    Attributes:
+        head: [E] long, KV head. target: [E] long, a kept entry. source: [E] long. weight: [E] float32.
+        keys: whether keys are merged too (False merges values only).
+    """
+
+    head: Tensor
+    target: Tensor
+    source: Tensor
+    weight: Tensor
+    keys: bool = True
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Cache entries to keep: ``keep`` [KV, M] bool (rows may differ and may hold different counts), optional merge."""
+
+    keep: Tensor
+    merged: KVMerge | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One step of a schedule: before layer (or block) ``layer``, reduce to ``keep`` tokens of one image."""
+
+    layer: int
+    keep: int
+
+
+class SignalSource(Protocol):
+    """The runtime's side of a context: computes a declared signal when a method reads it."""
+
+    def __call__(self, signal: Signal) -> Tensor: ...
+
+
+class UndeclaredSignal(KeyError):
+    """A method read a signal that it does not list in ``signals``."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage receives.
+
+    Attributes:
+        key: an integer that identifies prompt and place; with it, random choices depend on the prompt, not on batch.
+        notes: a scratch dictionary of this method for this prompt, carried from stage to stage (hybrid methods).
+    """
+
+    source: SignalSource = field(repr=False)
+    declared: frozenset[Signal] = field(repr=False)
+    key: int
+    notes: dict[str, Any] = field(repr=False)
+
+    def __getitem__(self, signal: Signal) -> Tensor:
+        """The tensor of a declared signal; its shape is in the signal's docstring.
+
+        Raises:
+            UndeclaredSignal: if no signal of this type (for encoder signals: this very signal) is in ``signals``.
+        """
+        if signal not in self.declared and not (signal.late and type(signal) in {type(s) for s in self.declared}):
+            names = ", ".join(sorted(map(repr, self.declared))) or "none"
+            raise UndeclaredSignal(f"signal {signal!r} was read but not declared; declared: {names}; add it to `signals`")
+        return self.source(signal)
+
+    def generator(self, seed: int) -> torch.Generator:
+        """A CPU generator that depends on ``seed`` and on prompt and place only."""
+        digest = hashlib.sha256(f"{seed}:{self.key}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+@dataclass(frozen=True)
+class ImageTokens(Context):
+    """One image, or one tile, after the projector (`PreLLM`).
+
+    Attributes:
+        embeds: [N, D] what would enter the LLM.
+        place: [N, 2] float: row and column of every token in this unit's grid; NaN where tokens have no place.
+    """
+
+    embeds: Tensor
+    place: Tensor
+
+
+@dataclass(frozen=True)
+class BlockTokens(Context):
+    """One image or tile between two vision-encoder blocks (`EncoderReducer`).
+
+    A *group* is what becomes one LLM token (a 2x2 block of patches for Qwen-VL and InternVL, one patch for LLaVA).
+    Everything is given per group, so a reduction can never tear a group apart.
+
+    Attributes:
+        states: [G, C] mean of the group's patch states at the input of this block.
+        keys: [G, d] keys of the block before, mean over heads and group.
+        received: [G] attention received in the block before, mean over heads, queries and group, float32.
+        sizes: [G] how many original groups each group stands for, float32.
+        place: [G, 2] row and column.
+        block: the block about to run.
+    """
+
+    states: Tensor
+    keys: Tensor
+    received: Tensor
+    sizes: Tensor
+    place: Tensor
+    block: int
+
+
+@dataclass(frozen=True)
+class LayerTokens(Context):
+    """One image's tokens before a decoder layer (`IntraLLM`).
+
+    Attributes:
+        hidden: [M, D] input of the layer: all tokens in play of this prompt (text, this and other images).
+        visual: [N] long, indices into M of this image's tokens in play, ascending.
+        text: [T] long, indices into M of the text tokens after this image; the last token if there are none.
+        position: [M] long, logical index in the uncompressed prompt.
+        layer: the layer about to run; attention signals are those of layer ``layer - 1``.
+        original: visual tokens this image had when it entered the LLM.
+    """
+
+    hidden: Tensor
+    visual: Tensor
+    text: Tensor
+    position: Tensor
+    layer: int
+    original: int
+
+
+@dataclass(frozen=True)
+class LayerCache(Context):
+    """One prompt's keys and values of one layer after its prefill (`KVCache`).
+
+    Attributes:
+        keys: [KV, M, d] post-RoPE. values: [KV, M, d].
+        image: [M] long: image each entry belongs to (0, 1, ...), -1 for text.
+        position: [M] long, logical index.
+        layer: layer index. layers: number of decoder layers.
+    """
+
+    keys: Tensor
+    values: Tensor
+    image: Tensor
+    position: Tensor
+    layer: int
+    layers: int
+
+    @property
+    def length(self) -> int:
+        """M, entries per KV head before compression."""
+        return self.keys.shape[1]
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods. Class attributes say what it is; dataclass fields are its hyper-parameters.
+
+    Attributes:
+        name: as in text form, YAML and tables.
+        paper: source and deviations.
+        signals: what it reads; reading anything else is an error.
+        exact: whether it keeps exactly the count it is asked for; if False it may keep fewer and the audit says so.
+        budget: ``required``, ``optional`` (it has a rule of its own) or ``none``.
+        units: budget units it honours, the first is its default.
+    """
+
+    name: ClassVar[str] = ""
+    paper: ClassVar[Paper]
+    exact: ClassVar[bool] = True
+    budget: ClassVar[str] = "required"
+    units: ClassVar[tuple[str, ...]] = ("visual",)
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """Signals this method reads, with its parameters filled in."""
+        return frozenset()
+
+    @property
+    def unsupported(self) -> Mapping[str, str]:
+        """Traits of a family this method cannot work with, each with the reason (``{"no_grid": "..."}``).
+
+        Known traits: ``no_grid`` (tokens have no place), ``no_encoder_signals`` (tokens are not patches, so encoder
+        signals cannot be mapped to them), ``window_encoder``, ``few_layers``.
+        """
+        return {}
+
+
+class EncoderReducer(Method):
+    """Reduces merge groups between vision-encoder blocks."""
+
+    units: ClassVar[tuple[str, ...]] = ("visual", "visual_mean")
+
+    def encoder_schedule(self, blocks: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+        """Cuts ``Cut(block, groups kept)`` for a unit of ``n`` groups; a cut happens before ``block`` >= 1."""
+        raise NotImplementedError
+
+    def reduce_block(self, tokens: BlockTokens, k: int) -> Selection:
+        """Keep ``k`` of the groups in play; every dropped group should be a merge source (else it is discarded)."""
+        raise NotImplementedError
+
+    @property
+    def proportional_attention(self) -> bool:
+        """Whether later blocks add log(size) of each key to their attention logits (ToMe)."""
+        return False
+
+
+class PreEncoder(Method):
+    """Resizes the image before the encoder."""
+
+    units: ClassVar[tuple[str, ...]] = ("visual", "visual_mean")
+
+    def resize(self, rows: int, columns: int, k: int) -> tuple[int, int]:
+        """New grid (rows, columns) in LLM tokens with ``rows * columns <= k``."""
+        raise NotImplementedError
+
+
+class PreLLM(Method):
+    """Selects and merges visual tokens between encoder and LLM, image by image (tile by tile)."""
+
+    units: ClassVar[tuple[str, ...]] = ("visual", "visual_mean")
+
+    def image_budget(self, layers: int, n: int, budget: Budget | None) -> int:
+        """Tokens to keep of an image of ``n``; hybrid methods override it to leave work for later stages."""
+        assert budget is not None
+        return budget.count(n)
+
+    def select_image(self, tokens: ImageTokens, k: int) -> Selection:
+        """Keep ``k`` of the N tokens (0 < k < N); indices into N."""
+        raise NotImplementedError
+
+
+class IntraLLM(Method):
+    """Selects and merges visual tokens before the decoder layers its schedule names, image by image."""
+
+    units: ClassVar[tuple[str, ...]] = ("visual", "visual_mean")
+
+    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+        """Cuts for an image that enters the LLM with ``n`` tokens, in a model with ``layers`` decoder layers.
+
+        Raises:
+            BudgetError: if the budget is infeasible; names the smallest feasible one.
+        """
+        raise NotImplementedError
+
+    def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
+        """Keep ``k`` of this image's N tokens (0 <= k < N); indices into N, that is into ``tokens.visual``.
+
+        A merge's indices address N too.
+        """
+        raise NotImplementedError
+
+
+class Allocator(Protocol):
+    """How a budget is spread over layers. ``needs`` says whether it must see every layer before the first choice."""
+
+    needs_statistics: bool
+
+    def __call__(self, lengths: list[int], share: float, statistics: list[float] | None) -> list[int]:
+        """Entries per KV head and layer; ``lengths`` [layers] entries held now; sums exactly to the asked total."""
+        ...
+
+
+class KVCache(Method):
+    """Compresses the cache after prefill: score at each layer, allocate over layers, choose entries."""
+
+    units: ClassVar[tuple[str, ...]] = ("prompt_kv",)
+
+    @property
+    def allocator(self) -> Allocator | None:
+        """None: every layer keeps ``budget.count(length)`` and is compressed as soon as it finishes."""
+        return None
+
+    def statistic(self, cache: LayerCache) -> float:
+        """This layer's number for an allocator that needs statistics."""
+        raise NotImplementedError
+
+    def layer_budget(self, cache: LayerCache, budget: Budget | None) -> int:
+        """Entries per KV head to keep in this layer when there is no allocator."""
+        assert budget is not None
+        return budget.count(cache.length)
+
+    def score(self, cache: LayerCache, k: int) -> Tensor:
+        """[KV, M] float32, higher = keep; computed while the layer's queries are at hand. ``k``: see `choose`.
+
+        With an allocator that needs statistics ``k`` is the uniform budget, for the final one is not known yet.
+        """
+        raise NotImplementedError
+
+    def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
+        """Entries to keep, ``k`` per KV head (or ``KV * k`` in all for head-adaptive budgets); no signals here."""
+        raise NotImplementedError
