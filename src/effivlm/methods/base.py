@@ -131,10 +131,13 @@ class ImageTokens(Context):
     Attributes:
         embeds: [N, D] what would enter the LLM.
         place: [N, 2] float: row and column of every token in this unit's grid; NaN where tokens have no place.
+        image: number of the image in its prompt. unit: number of the tile in its image.
     """
 
     embeds: Tensor
     place: Tensor
+    image: int
+    unit: int
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,7 @@ class LayerTokens(Context):
         position: [M] long, logical index in the uncompressed prompt.
         layer: the layer about to run; attention signals are those of layer ``layer - 1``.
         original: visual tokens this image had when it entered the LLM.
+        image: number of the image in its prompt.
     """
 
     hidden: Tensor
@@ -180,6 +184,7 @@ class LayerTokens(Context):
     position: Tensor
     layer: int
     original: int
+    image: int
 
 
 @dataclass(frozen=True)
@@ -273,6 +278,10 @@ class PreLLM(Method):
     """Selects and merges visual tokens between encoder and LLM, image by image (tile by tile)."""
 
     units: ClassVar[tuple[str, ...]] = ("visual", "visual_mean")
+    observes: ClassVar[bool] = False
+
+    def observe_image(self, tokens: ImageTokens) -> None:
+        """Called for every image or tile, also where nothing is dropped, if ``observes``; it may fill ``notes``."""
 
     def image_budget(self, layers: int, n: int, budget: Budget | None) -> int:
         """Tokens to keep of an image of ``n``; hybrid methods override it to leave work for later stages."""

@@ -1,0 +1,215 @@
+"""The vision side: encode images once, read the encoder signals in play, resize images or reduce tokens on the way.
+
+Whatever happens inside the encoder, what leaves it has one row per placeholder again (a reduced token stands in for the
+ones it represents), so that packing, newline tokens and placeholder counts stay transformers' business; `Encoded.kept`
+says which rows are real, and the LLM stage drops the others.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from effivlm.families.base import Family, Piece
+from effivlm.methods.base import PreEncoder
+from effivlm.methods.signals import ClsLogits, EncoderFeatures, EncoderKeys, Saliency, Signal
+from effivlm.runtime.attention import AttentionCall, Tap, first_row, received, segments_of
+from effivlm.runtime.reduce import BlockReduction
+from effivlm.setting import Part
+
+ENCODER_SIGNALS = (Saliency, EncoderKeys, ClsLogits, EncoderFeatures)
+
+
+@dataclass
+class Encoded:
+    """What one call of `get_image_features` gave.
+
+    Attributes:
+        output: transformers' output, one feature row per placeholder.
+        pieces: layout in placeholder order.
+        values: signal -> [groups in encoder order, ...], float32 (features keep their dtype).
+        kept: per piece, [n] bool of rows that are real; None where nothing was reduced.
+    """
+
+    output: Any
+    pieces: list[Piece]
+    values: dict[Signal, Tensor] = field(default_factory=dict)
+    kept: list[Tensor] | None = None
+
+
+class VisionStage:
+    """Wraps `get_image_features` while a session is open."""
+
+    def __init__(self, model: nn.Module, family: Family, tap: Tap, signals: frozenset[Signal],
+                 resizing: Part | None, reduction: BlockReduction) -> None:  # fmt: skip
+        self.model, self.family, self.tap, self.reduction, self.resizing = model, family, tap, reduction, resizing
+        self.base: Any = model.base_model
+        self.blocks = vision_blocks(model)
+        self.signals = sorted((s for s in signals if isinstance(s, ENCODER_SIGNALS)), key=repr)
+        self.encoded: Encoded | None = None
+        self.preset: Encoded | None = None  # images encoded before, to be returned instead of encoding again
+        self.features: Tensor | None = None
+        self.handles: list[Any] = []
+
+    # ------------------------------------------------------------------------------------------------ attachment
+    def open(self) -> None:
+        """Install the wrapper and the hooks it needs."""
+        inner = self.base.get_image_features
+        signature = inspect.signature(inner)
+
+        def get_image_features(*args: Any, **kwargs: Any) -> Any:
+            call = dict(signature.bind(*args, **kwargs).arguments)
+            call |= call.pop("kwargs", {})
+            if self.preset is not None:
+                self.encoded = self.preset
+                return copy.copy(self.preset.output)
+            return self.encode(inner, call)
+
+        get_image_features.__signature__ = signature  # type: ignore[attr-defined]  # generate() reads it (5.18+)
+        self.base.get_image_features = get_image_features
+        sites = {self.block_of(s.at) for s in self.signals if not isinstance(s, EncoderFeatures)}
+        self.tap.watched |= {("vision", i) for i in sites}
+        if EncoderFeatures() in self.signals:
+            block = self.blocks[self.block_of("feature")]
+            self.handles.append(block.register_forward_hook(self._keep_features))
+        self.reduction.open(self.model, self.blocks)
+
+    def close(self) -> None:
+        """Remove everything `open` installed."""
+        self.base.__dict__.pop("get_image_features", None)
+        self.reduction.close()
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    def _keep_features(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.features = output[0] if isinstance(output, tuple) else output
+
+    # --------------------------------------------------------------------------------------------------- encoding
+    def encode(self, inner: Callable[..., Any], call: dict[str, Any]) -> Any:
+        """Run the encoder under the session's reductions and remember layout, signals and survivors."""
+        pieces = self.family.layout(self.model, call)
+        owners = None
+        if self.resizing is not None:
+            call, owners, kept, pieces = self._resized(call, pieces)
+        self.reduction.start(pieces, getattr(self.base.config, "vision_config", self.base.config))
+        try:
+            output = inner(**call)
+            encoded = Encoded(output, pieces)
+            encoded.values = {s: self.reduction.expand(self._value(s)) for s in self.signals}
+            if owners is not None:
+                restore_rows(output, owners)
+                encoded.kept = kept
+            elif self.reduction.part is not None:
+                encoded.kept = self.reduction.survivors(pieces)
+        finally:
+            self.reduction.stop()
+            self.features = None
+            for site in [s for s in self.tap.calls if s[0] == "vision"]:
+                del self.tap.calls[site]
+        self.encoded = encoded
+        return output
+
+    def _resized(self, call: dict[str, Any], pieces: list[Piece]) -> Any:
+        """The call with smaller images, the row each placeholder takes, the rows that are real, the new layout."""
+        part = self.resizing
+        assert part is not None and part.budget is not None and isinstance(part.method, PreEncoder)
+        if self.family.resize is None:
+            raise NotImplementedError(f"{part.method.name} resizes images before the encoder, which {self.family.name} cannot take")
+        grids = []
+        for piece in pieces:
+            rows, columns = (int(x) + 1 for x in piece.place.max(0).values.tolist())
+            grids.append(part.method.resize(rows, columns, part.budget.count(len(piece.source))))
+        small = self.family.resize(self.model, call, grids)
+        owners, kept, new = [], [], []
+        for piece, (rows, columns), little in zip(pieces, grids, self.family.layout(self.model, small), strict=True):
+            size = piece.place.max(0).values + 1
+            cell = (piece.place * torch.tensor([rows, columns]) / size).floor().long()
+            owner = cell[:, 0] * columns + cell[:, 1]
+            owners.append(owner)
+            kept.append(first_of_each(owner))
+            new.append(replace(piece, source=little.source[owner]))
+        return small, owners, kept, new
+
+    # ---------------------------------------------------------------------------------------------------- signals
+    def block_of(self, at: str | int) -> int:
+        """Block index of ``feature``, ``last`` or a number; moved up to the next block that sees whole images."""
+        config = getattr(self.base.config, "vision_config", self.base.config)
+        count = len(self.blocks)
+        wanted = {"feature": self.family.feature_block(config, count), "last": count - 1}.get(str(at), at)
+        full = self.family.full_blocks(config, count)
+        after = [b for b in full if b >= int(wanted)]
+        return after[0] if after else full[-1]
+
+    def _value(self, signal: Any) -> Tensor:
+        """One row per patch in play, grouped: [groups, ...]."""
+        if isinstance(signal, EncoderFeatures):
+            assert self.features is not None
+            prefix = self.reduction.prefix
+            flat = self.features if self.features.ndim == 2 else self.features[:, prefix:].flatten(0, 1)
+            return self.reduction.grouped(flat)
+        calls = self.tap.calls.get(("vision", self.block_of(signal.at)), [])
+        rows = [self._patches(signal, q, k, c) for c in calls for q, k in segments_of(c)]
+        if not rows:
+            raise RuntimeError(f"{signal!r}: the vision encoder's attention was not seen at block {self.block_of(signal.at)}")
+        return self.reduction.grouped(torch.cat(rows))
+
+    def _patches(self, signal: Any, query: Tensor, key: Tensor, call: AttentionCall) -> Tensor:
+        prefix = self.reduction.prefix
+        if isinstance(signal, Saliency):
+            row = first_row if prefix else received
+            return row(query, key, call.scaling)[:, prefix:].flatten(0, 1)
+        if isinstance(signal, EncoderKeys):
+            if signal.heads == "concat":
+                return key.transpose(1, 2).flatten(2)[:, prefix:].flatten(0, 1).float()
+            return key.float().mean(1)[:, prefix:].flatten(0, 1)
+        q, k = (x.transpose(1, 2).flatten(2).float() for x in (query, key))  # [B, P, H * d]
+        probe = q[:, :1] if prefix else q.mean(1, keepdim=True)
+        logits = (probe @ k.transpose(1, 2))[:, 0] * k.shape[-1] ** -0.5
+        return logits[:, prefix:].flatten(0, 1)
+
+
+def vision_blocks(model: nn.Module) -> nn.ModuleList:
+    """The encoder's blocks: the first ModuleList below the image encoder (true of every supported family)."""
+    encoder: Any = model.get_encoder(modality="image")  # type: ignore[operator]
+    return next(m for m in encoder.modules() if isinstance(m, nn.ModuleList))
+
+
+def first_of_each(owner: Tensor) -> Tensor:
+    """[n] bool: True at the first position of every distinct value that is not negative."""
+    seen = torch.zeros_like(owner, dtype=torch.bool)
+    values, order = torch.sort(owner, stable=True)
+    first = torch.ones_like(values, dtype=torch.bool)
+    first[1:] = values[1:] != values[:-1]
+    seen[order[first & (values >= 0)]] = True
+    return seen
+
+
+def restore_rows(output: Any, owners: list[Tensor]) -> None:
+    """Give every placeholder a feature row again, in place: row i of piece p is row ``owners[p][i]`` of what came out."""
+    output.pooler_output = _spread(output.pooler_output, owners)
+    for level, features in enumerate(getattr(output, "deepstack_features", None) or []):
+        output.deepstack_features[level] = _spread(features, owners)
+
+
+def _spread(features: Any, owners: list[Tensor]) -> Any:
+    rows = [f[o.to(f.device)] for f, o in zip(features, owners, strict=True)]
+    return torch.stack(rows) if isinstance(features, Tensor) else type(features)(rows)
+
+
+def piece_lengths(output: Any) -> list[int]:
+    """Visual tokens of each piece, from the output of `get_image_features`."""
+    features = getattr(output, "pooler_output", output)
+    if isinstance(features, Tensor):
+        return [features.shape[-2]] * (features.shape[0] if features.ndim == 3 else 1)
+    return [len(f) for f in features]
+
+
+def call_of(inputs: Mapping[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments of ``get_image_features`` among a model's inputs, as `generate` picks them."""
+    names = inspect.signature(function).parameters
+    return {k: v for k, v in inputs.items() if k in names and k != "kwargs"}

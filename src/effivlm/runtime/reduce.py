@@ -1,0 +1,323 @@
+"""Token reduction between vision-encoder blocks, in whole merge groups.
+
+A *unit* is what attends to itself: a tile of a tower encoder, an image of a packed sequence. After the first cut a unit's
+patches lie group by group; positions (rotary tables), segment boundaries and masks follow. Before anything that needs the
+full grid, every group gets the states of the group that represents it.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from effivlm.budget import BudgetError
+from effivlm.families.base import Family, Piece
+from effivlm.methods.base import BlockTokens, Cut, EncoderReducer, Merge
+from effivlm.methods.signals import Signal
+from effivlm.runtime.attention import Tap, received, segments_of
+from effivlm.runtime.audit import check_selection
+from effivlm.setting import Part
+
+
+class Unit:
+    """One tile or image in the encoder.
+
+    Attributes:
+        groups: [g] long, original groups in play. sizes: [g] float32. owner: [G] long, index into ``groups`` of the
+            group that stands for each original one.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.groups = torch.arange(count, device=device)
+        self.sizes = torch.ones(count, device=device)
+        self.owner = torch.arange(count, device=device)
+
+    def cut(self, keep: Tensor, merge: Merge | None, place: Tensor) -> None:
+        """Narrow to ``keep``; what was dropped is owned by its merge target, or by the nearest group kept."""
+        near = torch.cdist(place, place[keep]).argmin(1)
+        heir = near.clone()
+        new_sizes = self.sizes.clone()
+        if merge is not None:
+            rank = torch.full_like(self.groups, -1)
+            rank[keep] = torch.arange(len(keep), device=keep.device)
+            heir[merge.source] = rank[merge.target]
+            new_sizes = torch.zeros_like(self.sizes).index_add_(0, merge.target, self.sizes[merge.source])
+            untouched = torch.ones_like(self.groups, dtype=torch.bool)
+            untouched[merge.target] = False
+            new_sizes = torch.where(untouched, self.sizes, new_sizes)
+        heir[keep] = torch.arange(len(keep), device=keep.device)
+        self.owner, self.groups, self.sizes = heir[self.owner], self.groups[keep], new_sizes[keep]
+
+
+class BlockReduction:
+    """Runs one setting's encoder reducer; without one it only knows how patches are grouped."""
+
+    def __init__(self, family: Family, tap: Tap, part: Part | None) -> None:
+        self.family, self.tap, self.part = family, tap, part
+        self.handles: list[Any] = []
+        self.units: list[Unit] = []
+        self.history: dict[int, list[Tensor]] = {}  # patches per encoder sequence -> owner of every group, per unit
+        self.active = False
+
+    # ------------------------------------------------------------------------------------------------ attachment
+    def open(self, model: nn.Module, blocks: nn.ModuleList) -> None:
+        """Hook the blocks and the places where full grids are needed."""
+        if self.part is None:
+            return
+        self.n_blocks, self.spare = len(blocks), frozenset(self.tap.watched)  # sites that signals read later
+        for i, block in enumerate(blocks):
+            self.handles.append(block.register_forward_pre_hook(self._enter(i), with_kwargs=True))
+        encoder: Any = model.get_encoder(modality="image")  # type: ignore[operator]
+        mergers = [m for n, m in encoder.named_modules() if n == "merger" or n.startswith("deepstack_merger_list.") and n.count(".") == 1]
+        if self.family.packed:
+            self.handles += [m.register_forward_pre_hook(self._refill) for m in mergers]
+        else:
+            self.handles.append(encoder.register_forward_hook(self._restore))
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    def start(self, pieces: list[Piece], config: Any) -> None:
+        """A new encoder call begins."""
+        self.prefix = self.family.prefix(config)
+        group = self.family.group(config)
+        self.order = None if isinstance(group, int) else torch.argsort(group, stable=True)  # patches, group by group
+        self.members = group if isinstance(group, int) else len(group) // int(group.max() + 1)
+        self.pieces, self.units, self.history, self.active = pieces, [], {}, self.part is not None
+
+    def stop(self) -> None:
+        """The call is over."""
+        if self.active and self.units:
+            self.tap.watched -= {("vision", i - 1) for i in self.cuts} - self.spare
+        self.active = False
+        self.tap.bias.clear()
+
+    # ----------------------------------------------------------------------------------------------------- groups
+    def grouped(self, values: Tensor) -> Tensor:
+        """Mean over merge groups of values [patches in play, ...] in encoder order -> [groups in play, ...]."""
+        if self.order is not None and not self.units:
+            tiles = values.view(-1, len(self.order), *values.shape[1:])
+            values = tiles[:, self.order.to(values.device)].flatten(0, 1)
+        if self.members == 1:
+            return values
+        return values.view(-1, self.members, *values.shape[1:]).float().mean(1).to(values.dtype)
+
+    def expand(self, values: Tensor) -> Tensor:
+        """[groups in play, ...] -> [all groups, ...] in encoder order."""
+        owners = self.history.get(len(values) * self.members)
+        if not self.units or owners is None:
+            return values
+        out, start = [], 0
+        for owner in owners:
+            out.append(values[start + owner])
+            start += int(owner.max()) + 1
+        return torch.cat(out)
+
+    def survivors(self, pieces: list[Piece]) -> list[Tensor]:
+        """Per piece, [n] bool: the first slot of every group still in play, at most what the budget allows."""
+        from effivlm.runtime.encoder import first_of_each
+
+        assert self.part is not None
+        counts = [len(u.owner) for u in self.units]
+        offsets = [sum(counts[:i]) for i in range(len(counts))]
+        alive = torch.cat([u.groups.cpu() + o for u, o in zip(self.units, offsets, strict=True)])
+        sizes = torch.zeros(sum(counts)).index_put_((alive,), torch.cat([u.sizes.cpu() for u in self.units]))
+        out = []
+        for piece in pieces:
+            source = torch.where(torch.isin(piece.source.cpu(), alive), piece.source.cpu(), -1)
+            keep = first_of_each(source)
+            limit = self.part.budget.count(len(source)) if self.part.budget else len(source)
+            slots = keep.nonzero()[:, 0]
+            if len(slots) > limit:  # padding was cut away: what is left exceeds the budget of what is left
+                order = torch.argsort(sizes[source[slots]], descending=True, stable=True)[limit:]
+                keep[slots[order]] = False
+            out.append(keep)
+        return out
+
+    # ----------------------------------------------------------------------------------------------------- blocks
+    def _enter(self, i: int) -> Any:
+        def hook(block: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            if not self.active:
+                return None
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if not self.units:
+                self._begin(hidden)
+            if i in self.cuts:
+                hidden = self._reduce(i, hidden)
+            if ("vision", i - 1) not in self.spare:
+                self.tap.calls.pop(("vision", i - 1), None)
+            if self.history:
+                kwargs = self._follow(i, kwargs, hidden.device)
+            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+        return hook
+
+    def _begin(self, hidden: Tensor) -> None:
+        """First block of a call: units and their cuts."""
+        part = self.part
+        assert part is not None and isinstance(part.method, EncoderReducer)
+        if self.family.packed:
+            counts = [len(p.source) for p in self.pieces]
+        else:
+            counts = [(hidden.shape[1] - self.prefix) // self.members] * hidden.shape[0]
+        self.units = [Unit(n, hidden.device) for n in counts]
+        if part.budget is not None and part.budget.tokens is not None and len(counts) != len(self.pieces):
+            raise BudgetError(f"{part.method.name}@{part.budget.text} counts tokens per image, but {self.family.name} encodes tiles: give a share")
+        self.notes: list[dict[str, Any]] = [{} for _ in counts]
+        self.cuts: dict[int, list[Cut]] = {}
+        for n in counts:
+            for cut in part.method.encoder_schedule(self.n_blocks, n, part.budget):
+                if not 1 <= cut.layer < self.n_blocks or not 1 <= cut.keep <= n:
+                    raise BudgetError(f"{part.method.name}: cut {cut} does not fit an encoder of {self.n_blocks} blocks and {n} groups")
+                self.cuts.setdefault(cut.layer, []).append(cut)
+        bad = [b for b, cuts in self.cuts.items() if len(cuts) != len(counts)]
+        if bad:
+            raise BudgetError(f"{part.method.name}: images of one call need cuts at the same blocks, not only some at {bad}")
+        self.tap.watched |= {("vision", i - 1) for i in self.cuts}
+        self.boundaries = torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], device=hidden.device) * self.members
+
+    def _split(self, hidden: Tensor) -> Iterator[Tensor]:
+        """[g, members * C] of every unit."""
+        if self.family.packed:
+            lengths = [len(u.groups) * self.members for u in self.units]
+            for x in hidden.split(lengths):
+                yield x.reshape(-1, self.members * x.shape[-1])
+            return
+        for x in hidden[:, self.prefix :]:
+            if self.order is not None and not self.history:
+                x = x[self.order.to(x.device)]
+            yield x.reshape(-1, self.members * x.shape[-1])
+
+    def _reduce(self, i: int, hidden: Tensor) -> Tensor:
+        part = self.part
+        assert part is not None and isinstance(part.method, EncoderReducer)
+        keys, got = self._attention(i - 1)
+        out, start = [], 0
+        for number, (unit, rows) in enumerate(zip(self.units, self._split(hidden), strict=True)):
+            g, k = len(unit.groups), self.cuts[i][number].keep
+            mean = rows.view(g, self.members, -1).float().mean(1)
+            span = slice(start, start + g)
+            start += g
+            place = self._places(number)[unit.groups]
+            if k < g:
+                tokens = BlockTokens(_refuse, frozenset(), number, self.notes[number], mean, keys[span], got[span], unit.sizes, place, i)
+                chosen = part.method.reduce_block(tokens, k)
+                check_selection(part.method, chosen.keep, chosen.merged, k, g)
+                merged = rows if chosen.merged is None else _merge(rows, chosen.merged)
+                rows = merged[chosen.keep]
+                unit.cut(chosen.keep, chosen.merged, place)
+            out.append(rows.reshape(len(rows) * self.members, -1))
+        joined = torch.cat(out) if self.family.packed else torch.cat([hidden[:, : self.prefix], torch.stack(out)], 1)
+        self.history[sum(len(u.groups) for u in self.units) * self.members] = [u.owner for u in self.units]
+        return joined
+
+    def _places(self, number: int) -> Tensor:
+        """[G, 2] place of every group of a unit, from its position in encoder order where the layout has none."""
+        unit = self.units[number]
+        device = unit.owner.device
+        if self.family.packed:
+            piece = self.pieces[number]
+            out = torch.zeros(len(unit.owner), 2, device=device)
+            first = sum(len(u.owner) for u in self.units[:number])
+            out[piece.source.to(device) - first] = piece.place.to(device)
+            return out
+        side = round(len(unit.owner) ** 0.5)
+        index = torch.arange(len(unit.owner), device=device)
+        return torch.stack([index // side, index % side], -1).float()
+
+    def _attention(self, block: int) -> tuple[Tensor, Tensor]:
+        """Keys [g in all, d] and attention received [g in all] at a block, per group in play."""
+        keys, got = [], []
+        for call in self.tap.calls[("vision", block)]:
+            for query, key in segments_of(call):
+                keys.append(key.float().mean(1)[:, self.prefix :].flatten(0, 1))
+                got.append(received(query, key, call.scaling)[:, self.prefix :].flatten(0, 1))
+        fresh = not self.history
+        return self._grouped_at(torch.cat(keys), fresh), self._grouped_at(torch.cat(got), fresh)
+
+    def _grouped_at(self, values: Tensor, fresh: bool) -> Tensor:
+        if self.order is not None and fresh:
+            values = values.view(-1, len(self.order), *values.shape[1:])[:, self.order.to(values.device)].flatten(0, 1)
+        return values.view(-1, self.members, *values.shape[1:]).mean(1)
+
+    def _follow(self, i: int, kwargs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """Rotary tables, segment boundaries and masks of the patches still in play; the size bias of this block."""
+        within = torch.arange(self.members, device=device)
+        kept = [(u.groups[:, None] * self.members + within).flatten() for u in self.units]
+        kwargs = dict(kwargs)
+        bounds = None
+        if self.family.packed:
+            index = torch.cat([k + b for k, b in zip(kept, self.boundaries[:-1].tolist(), strict=True)])
+            kwargs["position_embeddings"] = tuple(x[index] for x in kwargs["position_embeddings"])
+            old = kwargs["cu_seqlens"]
+            bounds = torch.searchsorted(index, old.to(device)).to(old.dtype).unique_consecutive()
+            kwargs["cu_seqlens"] = bounds
+            if kwargs.get("max_seqlen") is not None:
+                kwargs["max_seqlen"] = int(bounds.diff().max())
+        elif isinstance(mask := kwargs.get("attention_mask"), Tensor):
+            raise NotImplementedError(f"{self.family.name}: encoder reduction with padded tiles (mask {tuple(mask.shape)})")
+        if self.part is not None and getattr(self.part.method, "proportional_attention", False):
+            self.tap.bias[("vision", i)] = self._bias(bounds)
+        return kwargs
+
+    def _bias(self, bounds: Tensor | None) -> list[Tensor]:
+        """log(size) of every key, one tensor [B, 1, 1, P] per attention call of the block."""
+        logs = [u.sizes.log().repeat_interleave(self.members) for u in self.units]
+        if bounds is None:
+            table = torch.stack(logs)
+            return [torch.nn.functional.pad(table, (self.prefix, 0))[:, None, None]]
+        ends = bounds.tolist()
+        flat = torch.cat(logs)
+        return [flat[a:b][None, None, None] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+    # -------------------------------------------------------------------------------------------------- full grids
+    def _refill(self, module: nn.Module, args: Any) -> Any:
+        return (self._full(args[0]), *args[1:]) if self.active and self.history else None
+
+    def _full(self, hidden: Tensor) -> Tensor:
+        """Packed [S', C] -> [S, C]; a sequence that was never reduced comes back as it is."""
+        owners = self.history.get(len(hidden))
+        if owners is None:
+            return hidden
+        out, start = [], 0
+        for owner in owners:
+            size = int(owner.max()) + 1
+            rows = hidden[start : start + size * self.members].view(size, -1)
+            out.append(rows[owner].view(len(owner) * self.members, -1))
+            start += size * self.members
+        return torch.cat(out)
+
+    def _restore(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if not (self.active and self.history):
+            return None
+        output.last_hidden_state = self._tiles(output.last_hidden_state)
+        if getattr(output, "hidden_states", None) is not None:
+            output.hidden_states = tuple(None if h is None else self._tiles(h) for h in output.hidden_states)
+        return output
+
+    def _tiles(self, hidden: Tensor) -> Tensor:
+        """Tower [B', prefix + P', C] -> [B', prefix + P, C], patches back in raster order."""
+        owners = self.history.get((hidden.shape[1] - self.prefix) * hidden.shape[0])
+        if owners is None:
+            return hidden
+        rows = []
+        for x, owner in zip(hidden[:, self.prefix :], owners, strict=True):
+            full = x.reshape(-1, self.members * x.shape[-1])[owner].reshape(len(owner) * self.members, -1)
+            if self.order is not None:
+                full = torch.empty_like(full).index_copy_(0, self.order.to(full.device), full)
+            rows.append(full)
+        return torch.cat([hidden[:, : self.prefix], torch.stack(rows)], 1)
+
+
+def _merge(rows: Tensor, merge: Merge) -> Tensor:
+    from effivlm.runtime.tokens import merge_rows
+
+    return merge_rows(rows, torch.arange(len(rows), device=rows.device), merge)
+
+
+def _refuse(signal: Signal) -> Tensor:
+    raise KeyError(f"{signal!r}: an encoder reducer reads the fields of BlockTokens, not signals")

@@ -1,0 +1,195 @@
+"""Decoder-side signals: what a context reads is computed here, from one layer's queries and keys, once per layer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from effivlm.methods.signals import (
+    ColumnSums,
+    FutureQueries,
+    HeadMaxSums,
+    InputEmbeds,
+    Keys,
+    LastRow,
+    NormedHidden,
+    PostVisionRows,
+    Signal,
+    TextRows,
+    ThresholdCounts,
+    ValueOutputNorms,
+    WindowRows,
+)
+from effivlm.ops import statistics
+from effivlm.runtime.attention import AttentionCall
+from effivlm.runtime.tokens import take
+
+ATTENTION = (LastRow, TextRows, ColumnSums, HeadMaxSums, WindowRows, PostVisionRows, ThresholdCounts, Keys, FutureQueries)
+
+
+class LayerSource:
+    """Computes signals for one row of the batch at one place.
+
+    Args:
+        session: the open session. layer: the layer about to run (the layer that just ran, plus one, for caches).
+        row: batch row. alive: [m] positions of its tokens among the M in play.
+        place: ``number`` of the image, ``hidden``, ``visual``, ``text`` (IntraLLM) or ``image`` (KVCache); the decoder
+            layer as ``module`` and its ``kwargs``.
+    """
+
+    def __init__(self, session: Any, layer: int, row: int, alive: Tensor, **place: Any) -> None:
+        self.session, self.layer, self.row, self.alive, self.place = session, layer, row, alive, place
+
+    def __call__(self, signal: Signal) -> Tensor:
+        """The tensor of a signal; one prompt's values are shared by every method that asks at the same place."""
+        memo = self.session.current.memo.setdefault((self.layer, self.row, self.place.get("number")), {})
+        if signal not in memo:
+            memo[signal] = _COMPUTE[type(signal)](self, signal)
+        return memo[signal]
+
+    # --------------------------------------------------------------------------------------------- queries and keys
+    @property
+    def call(self) -> AttentionCall:
+        """The attention call of the layer before."""
+        calls = self.session.tap.calls.get(("text", self.layer - 1))
+        if not calls:
+            raise RuntimeError(f"the attention of decoder layer {self.layer - 1} was not seen")
+        return calls[-1]
+
+    def query(self, call: AttentionCall | None = None) -> Tensor:
+        """[H, m, d] post-RoPE queries of this row's tokens."""
+        return _pick((call or self.call).query[self.row], self.alive)
+
+    def key(self, call: AttentionCall | None = None) -> Tensor:
+        """[KV, m, d] post-RoPE keys of this row's tokens."""
+        return _pick((call or self.call).key[self.row], self.alive)
+
+    def mask(self) -> Callable[[Tensor], Tensor] | None:
+        """rows -> [R, m] bool, where the model's attention is not plainly causal (bidirectional images, windows)."""
+        mask = self.call.mask
+        if not self.session.current.special_mask or not isinstance(mask, Tensor) or mask.ndim != 4:
+            return None
+        table = mask[self.row, 0]
+
+        def visible(rows: Tensor) -> Tensor:
+            part = table[self.alive[rows]][:, self.alive]
+            return part if part.dtype == torch.bool else part == 0
+
+        return visible
+
+    def rows(self, index: Tensor) -> Tensor:
+        """[H, R, m] attention probabilities of chosen rows."""
+        q = self.query()[:, index]
+        return statistics.row_probabilities(q, self.key(), index, self.call.scaling, self.mask())
+
+
+def _pick(x: Tensor, slots: Tensor) -> Tensor:
+    if len(slots) and int(slots[-1]) - int(slots[0]) + 1 == len(slots):
+        return x[:, int(slots[0]) : int(slots[-1]) + 1]
+    return x[:, slots]
+
+
+def _last_row(s: LayerSource, signal: Any) -> Tensor:
+    last = torch.tensor([len(s.alive) - 1], device=s.alive.device)
+    if signal.of == "previous":
+        return s.rows(last)[:, 0]
+    module, kwargs = s.place["module"], s.place["kwargs"]
+    hidden, rel = s.place["hidden"], s.session.current.prompt.rel
+    tables = kwargs["position_embeddings"]
+    tables = tables if rel is None else tuple(take(x, rel, -2, -3) for x in tables)
+    call = s.session.tap.peek(module.self_attn, ("text", s.layer), hidden_states=module.input_layernorm(hidden),
+                              position_embeddings=tables, attention_mask=None)  # fmt: skip
+    q, k = s.query(call), s.key(call)
+    return statistics.row_probabilities(q[:, last], k, last, call.scaling, None)[:, 0]
+
+
+def _text_rows(s: LayerSource, signal: Any) -> Tensor:
+    return s.rows(s.place["text"])
+
+
+def _column_sums(s: LayerSource, signal: Any) -> Tensor:
+    return statistics.column_sums(s.query(), s.key(), s.call.scaling, mask=s.mask())
+
+
+def _head_max_sums(s: LayerSource, signal: Any) -> Tensor:
+    index = s.place[signal.rows]
+    return statistics.head_max_sums(s.query()[:, index], s.key(), index, s.call.scaling, mask=s.mask())
+
+
+def _summed(s: LayerSource, index: Tensor) -> Tensor:
+    return statistics.row_sums(s.query()[:, index], s.key(), index, s.call.scaling, mask=s.mask())
+
+
+def _window_rows(s: LayerSource, signal: Any) -> Tensor:
+    count = len(s.alive)
+    return _summed(s, torch.arange(max(0, count - signal.size), count, device=s.alive.device))
+
+
+def _after_vision(s: LayerSource) -> Tensor:
+    image, count = s.place["image"], len(s.alive)
+    seen = (image >= 0).nonzero()
+    start = int(seen[-1]) + 1 if len(seen) and int(seen[-1]) + 1 < count else max(0, count - 32)
+    return torch.arange(start, count, device=s.alive.device)
+
+
+def _post_vision(s: LayerSource, signal: Any) -> Tensor:
+    return _summed(s, _after_vision(s))
+
+
+def _threshold(s: LayerSource, signal: Any) -> Tensor:
+    index = _after_vision(s)
+    return statistics.threshold_share(s.query()[:, index], s.key(), index, s.call.scaling, signal.p, mask=s.mask())
+
+
+def _input_embeds(s: LayerSource, signal: Any) -> Tensor:
+    prompt = s.session.current.prompt
+    return prompt.embeds[s.row, prompt.index[s.row, s.alive]]
+
+
+def _normed(s: LayerSource, signal: Any) -> Tensor:
+    return s.session.text.norm(s.place["hidden"][s.row, s.alive])
+
+
+def _keys(s: LayerSource, signal: Any) -> Tensor:
+    return s.key()
+
+
+def _value_output(s: LayerSource, signal: Any) -> Tensor:
+    """[KV, m]: L1 norm of each value through the output projection of its query heads, mean over the group."""
+    layer = s.place["layer"]
+    values = _pick(layer.values[s.row], s.alive)  # [KV, m, d]
+    weight = s.place["module"].self_attn.o_proj.weight  # [D, H * d]
+    heads, length, width = values.shape
+    per_head = weight.view(weight.shape[0], heads, -1, width)  # [D, KV, G, d]
+    out = torch.empty(heads, length, dtype=torch.float32, device=values.device)
+    for h in range(heads):
+        norms = [(values[h] @ per_head[:, h, g].T).float().abs().sum(-1) for g in range(per_head.shape[2])]
+        out[h] = torch.stack(norms).mean(0)
+    return out
+
+
+def _future_queries(s: LayerSource, signal: Any) -> Tensor:
+    cos, sin = (_pick(x[s.row % len(x)][None], s.alive)[0] for x in s.place["kwargs"]["position_embeddings"])
+    rotary: nn.Module = s.session.text.rotary_emb
+    frequencies = getattr(rotary, "inv_freq", None)
+    if not isinstance(frequencies, Tensor):
+        raise NotImplementedError(f"{type(rotary).__name__} has one rotary table per layer type: queries cannot be moved to coming positions")
+    start = s.session.current.position[..., s.row, 0].max()
+    return statistics.future_queries(s.query(), cos, sin, frequencies, start, signal.sinks, signal.future)
+
+
+_COMPUTE: dict[type[Signal], Callable[[LayerSource, Any], Tensor]] = {
+    LastRow: _last_row,
+    TextRows: _text_rows,
+    ColumnSums: _column_sums,
+    HeadMaxSums: _head_max_sums,
+    WindowRows: _window_rows,
+    PostVisionRows: _post_vision,
+    ThresholdCounts: _threshold,
+    InputEmbeds: _input_embeds,
+    NormedHidden: _normed,
+    Keys: _keys,
+    ValueOutputNorms: _value_output,
+    FutureQueries: _future_queries,
+}
