@@ -39,7 +39,7 @@ class Shape:
     Attributes:
         name: as users write it, such as ``llava-1.5-7b``.
         config: arguments of the family's transformers config class.
-        image: arguments of `Family.example`, giving the published visual token count.
+        image: size arguments of `Family.images`, giving the published visual token count.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Family:
         origin: module that defines it.
         model_types: values of ``config.model_type`` it serves.
         layout: ``(model, call) -> pieces``; ``call`` are the keyword arguments of ``get_image_features``.
-        prefix: ``config -> int``, encoder tokens before the patches (1 where there is a [CLS]), cut before the projector.
+        prefix: ``config -> int`` (of the whole model, as everywhere below), encoder tokens before the patches (1 where there is a [CLS]), cut before the projector.
         group: ``config -> [P] long | int``: group of every patch of one tile in encoder order, or, where images are
             packed in one sequence, the number of consecutive patches in a group.
         feature_block: ``(config, blocks) -> int``, the block whose output the projector takes.
@@ -69,8 +69,9 @@ class Family:
             None where the encoder cannot take other sizes.
         traits: what methods may not be able to work with: ``no_grid``, ``no_encoder_signals``.
         shapes: published shapes.
-        tiny: ``() -> config`` of a two-to-four-layer random model for the contract tests.
-        example: ``(config, **image) -> inputs``: synthetic inputs without a processor (used for random weights and tests).
+        tiny: ``() -> config`` of a random model with four decoder layers for the contract tests.
+        images: ``(config, generator, count, **sizes) -> (model inputs, placeholders per image)``: synthetic images
+            without a processor, for random weights and tests.
     """
 
     name: str
@@ -88,7 +89,7 @@ class Family:
     traits: frozenset[str] = frozenset()
     shapes: tuple[Shape, ...] = ()
     tiny: Callable[[], Any] | None = None
-    example: Callable[..., dict[str, Any]] | None = None
+    images: Callable[..., tuple[dict[str, Any], list[list[int]]]] | None = None
 
 
 def raster(rows: int, columns: int) -> Tensor:

@@ -1,0 +1,146 @@
+"""LLaVA-NeXT and LLaVA-OneVision: a base tile and a mosaic of tiles, padding removed, a newline token after each row.
+
+Where OneVision shrinks a large mosaic after the encoder, a token's `source` is the nearest patch.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from effivlm.families.base import Family, Piece, Shape, raster
+from effivlm.families.llava import cls_tokens, layer_index
+from effivlm.families.shapes import CLIP_L_336, SO400M_384, TINY_CLIP, TINY_IMAGE, TINY_SIGLIP, TINY_TEXT, llama, qwen2
+
+TINY_GRIDS = [[28, 56], [56, 28], [56, 56]]
+ONEVISION_GRIDS = [[384 * a, 384 * b] for a in range(1, 7) for b in range(1, 7)]
+NEXT_GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+
+
+def layout(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
+    """Lets the family's own packer move coordinates about, then reads them back."""
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+
+    config: Any = model.config
+    vision, out, first = config.vision_config, [], 0
+    side = vision.image_size // vision.patch_size
+    many = call.get("batch_num_images")
+    single = [n == 1 for n in many for _ in range(n)] if many is not None else [True] * len(call["image_sizes"])
+    for size, patched in zip(call["image_sizes"], single, strict=True):
+        tiles = [_coordinates(0, side, 0, 0)]
+        columns = 0
+        if patched:
+            rows, columns = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, vision.image_size)
+            tiles += [_coordinates(1, side, r * side, c * side) for r in range(rows) for c in range(columns)]
+        out.append(_piece(_packed(model, torch.stack(tiles), size), side, columns, first))
+        first += len(tiles) * side * side
+    return out
+
+
+def _coordinates(part: int, side: int, row: int, column: int) -> Tensor:
+    """[side * side, 3]: part, row, column of every patch of a tile."""
+    place = raster(side, side) + torch.tensor([row, column])
+    return torch.cat([torch.full((side * side, 1), float(part)), place], 1)
+
+
+def _packed(model: nn.Module, tiles: Tensor, size: Tensor) -> Tensor:
+    config: Any = model.config
+    extra = {"vision_aspect_ratio": config.vision_aspect_ratio} if config.model_type == "llava_onevision" else (
+        {"vision_feature_select_strategy": "default"})  # fmt: skip
+    base: Any = model.base_model
+    return base.pack_image_features([tiles], [size], image_newline=torch.full((3,), torch.nan), **extra)[0][0]
+
+
+def _piece(packed: Tensor, side: int, columns: int, first: int) -> Piece:
+    """Read part, row and column back; newline tokens are NaN and belong to the part of the token before them."""
+    newline = packed.isnan().any(1)
+    filled = packed.clone()
+    for i in newline.nonzero()[:, 0].tolist():
+        filled[i] = filled[i - 1]
+    part, row, column = filled.round().long().unbind(1)
+    tile = torch.where(part > 0, 1 + (row // side) * max(columns, 1) + column // side, 0)
+    source = first + tile * side * side + (row % side) * side + column % side
+    place = packed[:, 1:].masked_fill(newline[:, None], torch.nan)
+    return Piece(source.masked_fill(newline, -1), part, place)
+
+
+def images(config: Any, generator: Generator, count: int, sizes: Any = None) -> tuple[dict[str, Any], list[list[int]]]:
+    """Noise tiles for images of (height, width) ``sizes``; the tiny default makes unpadding remove rows and columns."""
+    from transformers.models.llava_next.modeling_llava_next import (
+        get_anyres_image_grid_shape,
+        image_size_to_num_patches,
+        unpad_image,
+    )
+
+    vision = config.vision_config
+    sizes = (list(sizes or [(40, 56), (56, 30), (28, 28)]) * count)[:count]
+    tile, side, grids = vision.image_size, vision.image_size // vision.patch_size, config.image_grid_pinpoints
+    tiles = [image_size_to_num_patches(s, grids, tile) for s in sizes]
+    pixels = torch.zeros(count, max(tiles), 3, tile, tile)
+    lengths = []
+    for i, (size, n) in enumerate(zip(sizes, tiles, strict=True)):
+        pixels[i, :n] = torch.randn(n, 3, tile, tile, generator=generator)
+        rows, columns = get_anyres_image_grid_shape(size, grids, tile)
+        _, h, w = unpad_image(torch.zeros(1, rows * side, columns * side), size).shape
+        if config.model_type == "llava_onevision":
+            ratio = (h * w / (int(config.vision_aspect_ratio.removeprefix("anyres_max_")) * side**2)) ** 0.5
+            h, w = (int(h // ratio), int(w // ratio)) if ratio > 1.1 else (h, w)
+        lengths.append([side * side + h * (w + 1)])
+    return {"pixel_values": pixels, "image_sizes": torch.tensor(sizes)}, lengths
+
+
+def tiny(kind: str) -> Any:
+    """A tiny configuration."""
+    from transformers import LlavaNextConfig, LlavaOnevisionConfig
+
+    if kind == "llava_next":
+        text = {**TINY_TEXT, "model_type": "mistral", "sliding_window": None}
+        return LlavaNextConfig(text_config=text, vision_config={**TINY_CLIP, "image_size": 28, "patch_size": 7},
+                               image_token_index=TINY_IMAGE, image_grid_pinpoints=TINY_GRIDS)  # fmt: skip
+    text = {**TINY_TEXT, "model_type": "qwen2"}
+    return LlavaOnevisionConfig(text_config=text, vision_config={**TINY_SIGLIP, "image_size": 28, "patch_size": 7},
+                                image_token_index=TINY_IMAGE, video_token_index=TINY_IMAGE + 1,
+                                image_grid_pinpoints=TINY_GRIDS)  # fmt: skip
+
+
+def _onevision(name: str, text: dict[str, Any]) -> Shape:
+    return Shape(name, {
+        "text_config": text, "vision_config": SO400M_384, "image_token_index": 151646, "video_token_index": 151647,
+        "vision_feature_layer": -1, "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_9",
+        "image_grid_pinpoints": ONEVISION_GRIDS,
+    }, {"sizes": [(768, 768)]})  # fmt: skip
+
+
+NEXT = Family(
+    name="llava_next",
+    origin=__name__,
+    model_types=("llava_next",),
+    layout=layout,
+    group=lambda config: 1,
+    prefix=cls_tokens,
+    feature_block=layer_index,
+    shapes=(
+        Shape("llava-next-7b", {
+            "text_config": llama(4096, 11008, 32, 32), "vision_config": CLIP_L_336, "image_token_index": 32000,
+            "vision_feature_layer": -2, "vision_feature_select_strategy": "default", "image_grid_pinpoints": NEXT_GRIDS,
+        }, {"sizes": [(672, 672)]}),
+    ),
+    tiny=lambda: tiny("llava_next"),
+    images=images,
+)  # fmt: skip
+ONEVISION = Family(
+    name="llava_onevision",
+    origin=__name__,
+    model_types=("llava_onevision",),
+    layout=layout,
+    group=lambda config: 1,
+    prefix=cls_tokens,
+    feature_block=layer_index,
+    shapes=(
+        _onevision("llava-onevision-0.5b", qwen2(896, 4864, 24, 14, 2, 152000, tie_word_embeddings=True)),
+        _onevision("llava-onevision-7b", qwen2(3584, 18944, 28, 28, 4, 152128)),
+    ),
+    tiny=lambda: tiny("llava_onevision"),
+    images=images,
+)

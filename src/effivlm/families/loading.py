@@ -1,0 +1,186 @@
+"""Loads models and processors as transformers ships them, or builds a published shape with random weights."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from effivlm import registry
+from effivlm.families.base import Family, Shape
+
+
+class LoadError(RuntimeError):
+    """A model that cannot be loaded; the message says what was expected and what to do."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run. ``processor`` is None for random weights."""
+
+    model: Any
+    processor: Any
+    family: Family
+    name: str
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family that serves a model, by ``config.model_type``.
+
+    Raises:
+        LoadError: if no family does; lists those that are supported.
+    """
+    config: Any = model.config
+    return family_named(str(config.model_type), type(model).__name__)
+
+
+def family_named(model_type: str, what: str) -> Family:
+    """The family that serves a model type.
+
+    Raises:
+        LoadError: if none does.
+    """
+    table = {t: f for f in registry.families().values() for t in f.model_types}
+    if model_type not in table:
+        raise LoadError(f"{what} has model_type {model_type!r}, which no family serves: supported are {', '.join(sorted(table))}; "
+                        "see docs/adding-a-family.md")  # fmt: skip
+    return table[model_type]
+
+
+def shapes() -> dict[str, tuple[Family, Shape]]:
+    """Published shapes by name."""
+    return {s.name: (f, s) for f in registry.families().values() for s in f.shapes}
+
+
+def load(name: str | Path, dtype: str = "auto", attn: str = "sdpa", device: str = "cpu", random_weights: bool = False) -> Loaded:
+    """Load a checkpoint (hub id or folder), or build a published shape with ``random_weights=True``.
+
+    Args:
+        name: hub id, folder, or the name of a published shape such as ``qwen2-vl-7b``.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. attn: ``sdpa``, ``eager`` or ``flash_attention_2``.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto`` (spread by accelerate).
+
+    Raises:
+        LoadError: for a missing or unsupported model. UnknownName: for an unknown shape, with near names.
+    """
+    if random_weights:
+        return _random(str(name), dtype, attn, device)
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    _check_folder(Path(name))
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"cannot read a model configuration from {str(name)!r}: {_first_line(error)}; give a hub id that can be reached or a "
+                        "checkpoint folder with config.json") from error  # fmt: skip
+    family = family_named(config.model_type, f"the checkpoint {str(name)!r}")
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation=attn, device_map=device, use_safetensors=True)
+    except (OSError, ImportError, ValueError) as error:
+        raise LoadError(f"cannot load {str(name)!r}: {_first_line(error)}") from error
+    return Loaded(model.eval(), load_processor(name), family, Path(name).name)
+
+
+def load_processor(name: str | Path) -> Any:
+    """The checkpoint's processor; images by PIL where torchvision is missing."""
+    from transformers import AutoProcessor
+
+    try:
+        options = {} if importlib.util.find_spec("torchvision") else {"backend": "pil"}
+        processor = AutoProcessor.from_pretrained(name, **options)
+    except (OSError, ImportError, ValueError) as error:
+        raise LoadError(f"cannot load the processor of {str(name)!r}: {_first_line(error)}") from error
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+def require_video() -> None:
+    """Video needs torchvision.
+
+    Raises:
+        LoadError: where it is missing.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        raise LoadError("video inputs need torchvision, which is not installed: install it, or pass single frames as images")
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").exists():
+        raise LoadError(f"{folder} holds no config.json: expected a transformers checkpoint folder")
+    if not any(folder.glob("*.safetensors")):
+        raise LoadError(f"{folder} holds no weights: expected *.safetensors (other formats can run code and are not loaded)")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def config_of(family: Family, shape: Shape) -> Any:
+    """The transformers configuration of a published shape."""
+    from transformers import CONFIG_MAPPING
+
+    kwargs = {k: dict(v) if isinstance(v, dict) else v for k, v in shape.config.items()}
+    return CONFIG_MAPPING[family.model_types[0]](**kwargs)
+
+
+def _random(name: str, dtype: str, attn: str, device: str) -> Loaded:
+    from transformers import AutoModelForImageTextToText
+
+    family, shape = registry.lookup("model shape", name, shapes())
+    kind = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+    with torch.device("cuda" if device == "auto" else device):  # built in place: real buffers, no host copy
+        model = AutoModelForImageTextToText.from_config(config_of(family, shape), dtype=kind, attn_implementation=attn)
+    model.generation_config.eos_token_id = None  # random weights: answers are noise of a fixed length
+    return Loaded(model.eval(), None, family, name)
+
+
+def example(family: Family, config: Any, images: int = 1, before: int = 3, between: int = 2, after: int = 6, seed: int = 0,
+            **sizes: Any) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Synthetic inputs of one prompt: noise images between random text.
+
+    Args:
+        images: how many; 0 gives a text-only prompt. before, between, after: text tokens around the images.
+        sizes: the family's own size arguments (``sizes``, ``grids``, ``tiles``).
+    """
+    generator = torch.Generator().manual_seed(seed + 7)
+    assert family.images is not None
+    extra, runs = family.images(config, generator, images, **sizes) if images else ({}, [])
+    mark, vocabulary = config.image_token_id, min(90, config.text_config.vocab_size)
+
+    def text(n: int) -> list[int]:
+        return torch.randint(5, vocabulary, (n,), generator=generator).tolist()
+
+    ids = text(before)
+    for i, lengths in enumerate(runs):
+        for n in lengths:
+            ids += [mark + 2, *[mark] * n, mark + 3]
+        ids += text(between if i + 1 < len(runs) else 0)
+    ids += text(after)
+    tokens = torch.tensor([ids])
+    visual = tokens == mark
+    given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **extra}
+    if family.packed:
+        given["mm_token_type_ids"] = visual.int()
+    if family.name == "gemma3":
+        given["token_type_ids"] = visual.long()
+    return given
+
+
+def collate(prompts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Several prompts as one left-padded batch."""
+    width = max(p["input_ids"].shape[1] for p in prompts)
+    out: dict[str, torch.Tensor] = {}
+    for key in dict.fromkeys(k for p in prompts for k in p):
+        rows = [p[key] for p in prompts if key in p]
+        if rows[0].ndim == 2 and key in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"):
+            rows = [nn.functional.pad(r, (width - r.shape[1], 0)) for r in rows]
+        elif rows[0].ndim == 5:  # tiles of different counts: zero tiles are padding
+            most = max(r.shape[1] for r in rows)
+            rows = [nn.functional.pad(r, (0, 0) * 3 + (0, most - r.shape[1])) for r in rows]
+        out[key] = torch.cat(rows)
+    return out

@@ -1,0 +1,152 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: any resolution, all images one packed sequence, 2x2 patches a token, M-RoPE."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from effivlm.families.base import Family, Piece, Shape, raster
+from effivlm.families.shapes import TINY_IMAGE, TINY_TEXT, qwen2
+
+MROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
+TINY_MROPE = {"rope_type": "default", "type": "mrope", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+
+
+def layout(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
+    """One piece an image, raster order; encoder groups of Qwen2.5-VL lie in window order."""
+    config: Any = model.config
+    merge = config.vision_config.spatial_merge_size
+    grids = call["image_grid_thw"].tolist()
+    sizes = [t * (h // merge) * (w // merge) for t, h, w in grids]
+    where = _encoder_position(config, call["image_grid_thw"], sum(sizes))
+    out, first = [], 0
+    for (t, h, w), n in zip(grids, sizes, strict=True):
+        place = raster(h // merge, w // merge).repeat(t, 1)
+        out.append(Piece(where[first : first + n], torch.zeros(n, dtype=torch.long), place))
+        first += n
+    return out
+
+
+def _encoder_position(config: Any, grid: Tensor, count: int) -> Tensor:
+    """[tokens] long: where each raster group lies in the encoder's sequence."""
+    if config.model_type != "qwen2_5_vl":
+        return torch.arange(count)
+    from transformers.vision_utils import get_vision_window_index
+
+    v = config.vision_config
+    index, _ = get_vision_window_index(grid, spatial_merge_size=v.spatial_merge_size, window_size=v.window_size, patch_size=v.patch_size)
+    return torch.argsort(index.cpu())
+
+
+def resize(model: nn.Module, call: Mapping[str, Any], grids: list[tuple[int, int]]) -> dict[str, Any]:
+    """Undo the processor's patch order, resize the images, patchify again."""
+    config: Any = model.config
+    v = config.vision_config
+    merge, patch = v.spatial_merge_size, v.patch_size
+    channels, frames = getattr(v, "in_channels", 3), v.temporal_patch_size
+    flat, new, sizes, first = call["pixel_values"], [], [], 0
+    for (t, h, w), (rows, columns) in zip(call["image_grid_thw"].tolist(), grids, strict=True):
+        x = flat[first : first + t * h * w].view(t, h // merge, w // merge, merge, merge, channels, frames, patch, patch)
+        first += t * h * w
+        picture = x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * frames, channels, h * patch, w * patch)
+        if (rows * merge, columns * merge) != (h, w):
+            size = [rows * merge * patch, columns * merge * patch]
+            picture = nn.functional.interpolate(picture.float(), size=size, mode="bicubic", antialias=True).to(flat.dtype)
+        y = picture.view(t, frames, channels, rows, merge, patch, columns, merge, patch)
+        new.append(y.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * rows * columns * merge**2, -1))
+        sizes.append([t, rows * merge, columns * merge])
+    grid = torch.tensor(sizes, device=call["image_grid_thw"].device)
+    return {**call, "pixel_values": torch.cat(new), "image_grid_thw": grid}
+
+
+def images(config: Any, generator: Generator, count: int, grids: Any = None) -> tuple[dict[str, Any], list[list[int]]]:
+    """Noise patches for images of (t, h, w) ``grids`` in patches."""
+    v = config.vision_config
+    grid = torch.tensor((list(grids or [[1, 4, 8], [1, 8, 4], [1, 4, 4]]) * count)[:count])
+    width = getattr(v, "in_channels", 3) * v.temporal_patch_size * v.patch_size**2
+    pixels = torch.randn(int(grid.prod(-1).sum()), width, generator=generator)
+    return {"pixel_values": pixels, "image_grid_thw": grid}, [[n] for n in (grid.prod(-1) // v.spatial_merge_size**2).tolist()]
+
+
+def tiny(kind: str) -> Any:
+    """A tiny configuration."""
+    from transformers import CONFIG_MAPPING
+
+    text = {**TINY_TEXT, "rope_scaling": dict(TINY_MROPE), "rope_parameters": dict(TINY_MROPE), "head_dim": 8}
+    vision: dict[str, Any] = {"depth": 4, "num_heads": 2, "patch_size": 7, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3}
+    vision |= {
+        "qwen2_vl": {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2},
+        "qwen2_5_vl": {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "fullatt_block_indexes": [1, 3], "window_size": 28},
+        "qwen3_vl": {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "num_position_embeddings": 64,
+                     "deepstack_visual_indexes": [0, 1, 2]},
+    }[kind]  # fmt: skip
+    ids = {"image_token_id": TINY_IMAGE, "video_token_id": TINY_IMAGE + 1, "vision_start_token_id": TINY_IMAGE + 2,
+           "vision_end_token_id": TINY_IMAGE + 3}  # fmt: skip
+    return CONFIG_MAPPING[kind](text_config=text, vision_config=vision, **ids)
+
+
+def full_blocks(config: Any, blocks: int) -> tuple[int, ...]:
+    """Blocks in which every patch sees its whole image."""
+    return tuple(getattr(config.vision_config, "fullatt_block_indexes", None) or range(blocks))
+
+
+def _shape(name: str, text: dict[str, Any], vision: dict[str, Any]) -> Shape:
+    text = {k: v for k, v in text.items() if k != "model_type"} | {"rope_scaling": dict(MROPE), "rope_parameters": dict(MROPE)}
+    common = {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3, "num_heads": 16, "depth": 32}
+    return Shape(name, {"text_config": text, "vision_config": common | vision, "tie_word_embeddings": text["tie_word_embeddings"]},
+                 {"grids": [[1, 48, 48]]})  # fmt: skip
+
+
+def _qwen2_vision(hidden: int) -> dict[str, Any]:
+    return {"embed_dim": 1280, "hidden_size": hidden, "mlp_ratio": 4}
+
+
+def _qwen25_vision(hidden: int) -> dict[str, Any]:
+    return {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": hidden, "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31]}  # fmt: skip
+
+
+QWEN2_VL = Family(
+    name="qwen2_vl",
+    origin=__name__,
+    model_types=("qwen2_vl",),
+    layout=layout,
+    group=lambda config: config.vision_config.spatial_merge_size**2,
+    packed=True,
+    resize=resize,
+    shapes=(
+        _shape("qwen2-vl-2b", qwen2(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True), _qwen2_vision(1536)),
+        _shape("qwen2-vl-7b", qwen2(3584, 18944, 28, 28, 4, 152064), _qwen2_vision(3584)),
+    ),
+    tiny=lambda: tiny("qwen2_vl"),
+    images=images,
+)
+QWEN25_VL = Family(
+    name="qwen2_5_vl",
+    origin=__name__,
+    model_types=("qwen2_5_vl",),
+    layout=layout,
+    group=lambda config: config.vision_config.spatial_merge_size**2,
+    full_blocks=full_blocks,
+    packed=True,
+    resize=resize,
+    shapes=(
+        _shape("qwen2.5-vl-3b", qwen2(2048, 11008, 36, 16, 2, 151936, tie_word_embeddings=True), _qwen25_vision(2048)),
+        _shape("qwen2.5-vl-7b", qwen2(3584, 18944, 28, 28, 4, 152064), _qwen25_vision(3584)),
+    ),
+    tiny=lambda: tiny("qwen2_5_vl"),
+    images=images,
+)
+QWEN3_VL = Family(
+    name="qwen3_vl",
+    origin=__name__,
+    model_types=("qwen3_vl",),
+    layout=layout,
+    group=lambda config: config.vision_config.spatial_merge_size**2,
+    packed=True,
+    resize=resize,
+    side_inputs=("visual_pos_masks", "deepstack_visual_embeds"),
+    tiny=lambda: tiny("qwen3_vl"),
+    images=images,
+)
