@@ -1,0 +1,66 @@
+"""Clustering of tokens by density peaks, and nearest neighbours. Shapes: M tokens, C features, c clusters."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from effivlm.ops.select import others, ranked, unit
+
+
+class Clusters(NamedTuple):
+    """Result of `dpc_knn`.
+
+    Attributes:
+        centres: [c] long, token indices by descending ``density * delta``, ties by lower index.
+        assign: [M] long, cluster number (index into ``centres``) of every token.
+        density: [M]. delta: [M], distance to the nearest denser token (the largest distance for the densest).
+    """
+
+    centres: Tensor
+    assign: Tensor
+    density: Tensor
+    delta: Tensor
+
+
+def dpc_knn(x: Tensor, count: int, k: int = 5) -> Clusters:
+    """Density-peak clustering with k nearest neighbours; distances are Euclidean over ``sqrt(C)``, float32, O(M^2) memory.
+
+    The neighbours of a token include itself. Where official codes add random noise to break ties of density, equal
+    densities here are ordered by index (a token is never its own or a later equal's denser neighbour).
+
+    Args:
+        x: [M, C]. count: clusters wanted, clamped to M. k: neighbours, clamped to M.
+    """
+    x = x.float().nan_to_num()
+    m = len(x)
+    count = min(count, m)
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[1] ** 0.5
+    near = distance.topk(min(max(k, 1), m), largest=False).values
+    density = (-(near**2).mean(1)).exp()
+    order = ranked(density)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(m, device=x.device)
+    denser = rank[None, :] < rank[:, None]
+    delta = distance.masked_fill(~denser, torch.inf).amin(1)
+    delta[order[0]] = distance.max()
+    centres = ranked(density * delta)[:count]
+    assign = distance[:, centres].argmin(1)
+    assign[centres] = torch.arange(count, device=x.device)
+    return Clusters(centres, assign, density, delta)
+
+
+def nearest_kept(x: Tensor, keep: Tensor, block: int = 1024) -> tuple[Tensor, Tensor]:
+    """Every token not kept, with the kept token most similar to it by cosine (ties: the first kept).
+
+    Args:
+        x: [M, C]. keep: [k] long, ascending.
+
+    Returns:
+        (dropped [M - k] ascending, heir [M - k], an element of ``keep`` for each).
+    """
+    dropped = others(keep, len(x))
+    rows = unit(x)
+    kept = rows[keep].T
+    heirs = [(rows[part] @ kept).argmax(1) for part in dropped.split(block)]
+    return dropped, keep[torch.cat(heirs)] if heirs else dropped

@@ -1,0 +1,61 @@
+"""Merges as linear maps: triples (target, source, weight), each [E], one entry per summand. Shapes: N tokens, D width."""
+
+import torch
+from torch import Tensor
+
+from effivlm.ops.select import ranked, unit
+
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
+def apply(x: Tensor, triple: Triple) -> Tensor:
+    """A float32 copy of x [N, D] in which every target row is the weighted sum of its source rows."""
+    target, source, weight = triple
+    out = x.float().clone()
+    out[target] = 0.0
+    return out.index_add_(0, target, weight[:, None] * x.float()[source])
+
+
+def average(target: Tensor, source: Tensor, size: Tensor | None = None) -> Triple:
+    """Weights that make each target the mean of its sources (weighted by ``size`` [N]); list a target as its own source.
+
+    Args:
+        target, source: [E] long. size: [N], None for all ones.
+    """
+    span = int(torch.cat([target, source]).max()) + 1 if len(target) else 0
+    mass = torch.ones(span, device=target.device) if size is None else size.float()
+    total = torch.zeros(max(span, len(mass)), device=target.device).index_add_(0, target, mass[source])
+    return target, source, mass[source] / total[target]
+
+
+def mean_into(heir: Tensor, dropped: Tensor, size: Tensor | None = None) -> Triple:
+    """Each dropped token joins the kept token ``heir``, which becomes the plain (size-weighted) mean of itself and those.
+
+    Args:
+        heir, dropped: [E] long. size: [N], None for all ones.
+    """
+    targets = heir.unique()
+    return average(torch.cat([targets, heir]), torch.cat([targets, dropped]), size)
+
+
+def bipartite(metric: Tensor, r: int, protected: int = 0) -> tuple[Tensor, Tensor]:
+    """ToMe's bipartite soft matching: even tokens each propose their most similar odd token, the r best pairs merge.
+
+    Ties: pairs by lower even index, partners by lower odd index. The first ``protected`` tokens are never merged away.
+
+    Args:
+        metric: [N, d]. r: pairs wanted, at most half of the tokens that are not protected.
+
+    Returns:
+        (source [r], target [r]): token indices by descending similarity.
+    """
+    rows = unit(metric)
+    even, odd = rows[::2], rows[1::2]
+    r = max(0, min(r, (len(rows) - protected) // 2))
+    if r == 0:
+        empty = torch.empty(0, dtype=torch.long, device=metric.device)
+        return empty, empty
+    best, partner = (even @ odd.T).max(1)
+    best[: (protected + 1) // 2] = -torch.inf
+    chosen = ranked(best)[:r]
+    return 2 * chosen, 2 * partner[chosen] + 1
