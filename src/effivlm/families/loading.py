@@ -85,16 +85,42 @@ def load(name: str | Path, dtype: str = "auto", attn: str = "sdpa", device: str 
 
 
 def load_processor(name: str | Path) -> Any:
-    """The checkpoint's processor; images by PIL where torchvision is missing."""
-    from transformers import AutoProcessor
+    """The checkpoint's processor; without torchvision images go through PIL and videos are refused.
+
+    Raises:
+        LoadError: if the checkpoint has no usable processor.
+    """
+    from transformers import AutoConfig, AutoProcessor
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
     try:
-        options = {} if importlib.util.find_spec("torchvision") else {"backend": "pil"}
-        processor = AutoProcessor.from_pretrained(name, **options)
-    except (OSError, ImportError, ValueError) as error:
+        if importlib.util.find_spec("torchvision"):
+            processor = AutoProcessor.from_pretrained(name)
+        else:
+            processor = _image_only(PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(name))]).from_pretrained(name, backend="pil")
+    except (OSError, ImportError, ValueError, TypeError) as error:
         raise LoadError(f"cannot load the processor of {str(name)!r}: {_first_line(error)}") from error
     processor.tokenizer.padding_side = "left"
     return processor
+
+
+def _image_only(kind: Any) -> Any:
+    """A processor class that does without its video processor, which needs torchvision even to be built."""
+    if "video_processor" not in kind.get_attributes():
+        return kind
+
+    class ImageOnly(kind):
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [a for a in super().get_attributes() if a != "video_processor"]
+
+        def __call__(self, *args: Any, videos: Any = None, **kwargs: Any) -> Any:
+            if videos is not None:
+                require_video()
+            return super().__call__(*args, **kwargs)
+
+    ImageOnly.__name__ = kind.__name__  # saved configurations name the class
+    return ImageOnly
 
 
 def require_video() -> None:

@@ -333,7 +333,7 @@ class Session:
         layer.window = self.text.config.sliding_window if types and types[i] == "sliding_attention" else None
 
         def source(row: int, alive: Tensor, image: Tensor) -> LayerSource:
-            return LayerSource(self, i + 1, row, alive, image=image, module=module, kwargs=kwargs, layer=layer)
+            return LayerSource(self, i + 1, row, alive, image=image, module=module, kwargs=kwargs, held=layer)
 
         for part in self.observers:
             caches = layer_caches(prompt, layer, i, self.layers, part, state.notes, source)

@@ -46,7 +46,8 @@ class VisionStage:
 
     def __init__(self, model: nn.Module, family: Family, tap: Tap, signals: frozenset[Signal],
                  resizing: Part | None, reduction: BlockReduction) -> None:  # fmt: skip
-        self.model, self.family, self.tap, self.reduction, self.resizing = model, family, tap, reduction, resizing
+        self.model: Any = model
+        self.family, self.tap, self.reduction, self.resizing = family, tap, reduction, resizing
         self.base: Any = model.base_model
         self.blocks = vision_blocks(model)
         self.signals = sorted((s for s in signals if isinstance(s, ENCODER_SIGNALS)), key=repr)
@@ -96,7 +97,7 @@ class VisionStage:
         owners = None
         if self.resizing is not None:
             call, owners, kept, pieces = self._resized(call, pieces)
-        self.reduction.start(pieces, getattr(self.base.config, "vision_config", self.base.config))
+        self.reduction.start(pieces, self.model.config)
         try:
             output = inner(**call)
             encoded = Encoded(output, pieces)
@@ -138,8 +139,7 @@ class VisionStage:
     # ---------------------------------------------------------------------------------------------------- signals
     def block_of(self, at: str | int) -> int:
         """Block index of ``feature``, ``last`` or a number; moved up to the next block that sees whole images."""
-        config = getattr(self.base.config, "vision_config", self.base.config)
-        count = len(self.blocks)
+        config, count = self.model.config, len(self.blocks)
         wanted = {"feature": self.family.feature_block(config, count), "last": count - 1}.get(str(at), at)
         full = self.family.full_blocks(config, count)
         after = [b for b in full if b >= int(wanted)]

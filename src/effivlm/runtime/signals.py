@@ -157,7 +157,7 @@ def _keys(s: LayerSource, signal: Any) -> Tensor:
 
 def _value_output(s: LayerSource, signal: Any) -> Tensor:
     """[KV, m]: L1 norm of each value through the output projection of its query heads, mean over the group."""
-    layer = s.place["layer"]
+    layer = s.place["held"]
     values = _pick(layer.values[s.row], s.alive)  # [KV, m, d]
     weight = s.place["module"].self_attn.o_proj.weight  # [D, H * d]
     heads, length, width = values.shape

@@ -1,0 +1,109 @@
+"""Attention statistics of one prompt from post-RoPE queries and keys, never as an L x L matrix.
+
+Shapes: q [H, R, d] chosen query rows, k [KV, L, d], H a multiple of KV (query head h reads KV head h // (H // KV)).
+``positions`` [R] says at which key each row stands: a row sees keys up to its own. ``mask``, where attention is not
+plainly causal, is a function from rows to [R, L] bool. Probabilities are float32, every visible key in the denominator.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+RowMask = Callable[[Tensor], Tensor] | None
+
+
+def _logits(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask, keys: int) -> Tensor:
+    """[H, R, keys] float32 logits of rows against the first ``keys`` keys; hidden ones are -inf."""
+    heads, rows, width = q.shape
+    grouped = q.reshape(k.shape[0], -1, width).float()
+    out = (grouped @ k[:, :keys].float().transpose(1, 2)).view(heads, rows, keys) * scaling
+    if mask is not None:
+        return out.masked_fill(~mask(positions)[:, :keys], -torch.inf)
+    return out.masked_fill(torch.arange(keys, device=k.device) > positions[:, None], -torch.inf)
+
+
+def row_probabilities(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None) -> Tensor:
+    """[H, R, L] attention probabilities of chosen rows."""
+    return _logits(q, k, positions, scaling, mask, k.shape[1]).softmax(-1).nan_to_num()
+
+
+def row_sums(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 128) -> Tensor:
+    """[H, L] attention received from chosen rows, summed over them; one block of rows at a time, causal half skipped.
+
+    ``positions`` ascend. Exact: every row's softmax is complete within its block, so blocks and prompt chunks add up.
+    """
+    out = torch.zeros(q.shape[0], k.shape[1], dtype=torch.float32, device=q.device)
+    for rows, at in zip(q.split(block, 1), positions.split(block), strict=True):
+        keys = k.shape[1] if mask is not None else int(at[-1]) + 1
+        out[:, :keys] += _logits(rows, k, at, scaling, mask, keys).softmax(-1).nan_to_num().sum(1)
+    return out
+
+
+def column_sums(q: Tensor, k: Tensor, scaling: float, mask: RowMask = None, block: int = 128) -> Tensor:
+    """[H, L] attention each key receives from all rows of its prompt (q [H, L, d])."""
+    return row_sums(q, k, torch.arange(k.shape[1], device=k.device), scaling, mask, block)
+
+
+def head_max_sums(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 128) -> Tensor:
+    """[L] sum over chosen rows of the largest probability over heads."""
+    out = torch.zeros(k.shape[1], dtype=torch.float32, device=q.device)
+    for rows, at in zip(q.split(block, 1), positions.split(block), strict=True):
+        out += row_probabilities(rows, k, at, scaling, mask).amax(0).sum(0)
+    return out
+
+
+def threshold_share(q: Tensor, k: Tensor, positions: Tensor, scaling: float, p: float, mask: RowMask = None, block: int = 128) -> Tensor:
+    """[H] share of the visible entries of chosen rows whose probability lies below ``p`` times their row's largest."""
+    below = torch.zeros(q.shape[0], device=q.device)
+    visible = 0
+    edge = torch.log(torch.tensor(p, dtype=torch.float32))
+    for rows, at in zip(q.split(block, 1), positions.split(block), strict=True):
+        logits = _logits(rows, k, at, scaling, mask, k.shape[1])
+        seen = logits > -torch.inf
+        below += (seen & (logits - logits.amax(-1, keepdim=True) < edge)).sum((1, 2))
+        visible += int(seen[0].sum())
+    return below / max(visible, 1)
+
+
+def fold(scores: Tensor, heads: int, how: str = "mean") -> Tensor:
+    """[H, L] per query head -> [KV, L] per KV head: ``mean`` or ``max`` over the group; ``shared``: mean over all heads."""
+    grouped = scores.view(heads, -1, scores.shape[-1])
+    if how == "shared":
+        return scores.mean(0, keepdim=True).expand(heads, -1)
+    return grouped.amax(1) if how == "max" else grouped.mean(1)
+
+
+def pool(scores: Tensor, size: int, how: str = "avg") -> Tensor:
+    """1-D pooling along the last axis, stride 1, same length; averages count zeros at the edges, as published codes do."""
+    if size <= 1 or how == "none":
+        return scores
+    if how == "max":
+        return torch.nn.functional.max_pool1d(scores, size, stride=1, padding=size // 2)
+    return torch.nn.functional.avg_pool1d(scores, size, stride=1, padding=size // 2)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of the half-split kind; pass ``-sin`` to undo it."""
+    a, b = x.chunk(2, -1)
+    return x * cos + torch.cat([-b, a], -1) * sin
+
+
+def future_queries(q: Tensor, cos: Tensor, sin: Tensor, frequencies: Tensor, start: int, sinks: int, future: int) -> Tensor:
+    """[H, d, d + 1]: covariance and, in the last column, mean of queries moved to the next ``future`` positions.
+
+    Args:
+        q: [H, L, d] post-RoPE. cos, sin: [L, d] their rotary tables. frequencies: [d / 2]. start: next position.
+        sinks: first rows left out of the statistics.
+    """
+    plain = rotate(q.float(), cos.float(), -sin.float())[:, min(sinks, q.shape[1] - 1) :]
+    mean = plain.mean(1)
+    centred = plain - mean[:, None]
+    cov = centred.transpose(1, 2) @ centred / plain.shape[1]
+    angle = torch.arange(start, start + future, device=q.device)[:, None] * frequencies.to(q.device).float()
+    c, s = (torch.cat([t, t], -1).mean(0) for t in (angle.cos(), angle.sin()))
+    half = q.shape[-1] // 2
+    turn = torch.diag(c)
+    turn[:half, half:] -= torch.diag(s[:half])
+    turn[half:, :half] += torch.diag(s[half:])
+    return torch.cat([turn @ cov @ turn.T, (mean @ turn.T)[..., None]], -1)
