@@ -1,5 +1,6 @@
 """Loads models and processors as transformers ships them, or builds a published shape with random weights."""
 
+import difflib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +46,9 @@ def family_named(model_type: str, what: str) -> Family:
     """
     table = {t: f for f in registry.families().values() for t in f.model_types}
     if model_type not in table:
-        raise LoadError(f"{what} has model_type {model_type!r}, which no family serves: supported are {', '.join(sorted(table))}; "
+        near = difflib.get_close_matches(model_type, table, n=2)
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+        raise LoadError(f"{what} has model_type {model_type!r}, which no family serves{hint}: supported are {', '.join(sorted(table))}; "
                         "see docs/adding-a-family.md")  # fmt: skip
     return table[model_type]
 
