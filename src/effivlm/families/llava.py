@@ -18,8 +18,17 @@ def layer_index(config: Any, blocks: int) -> int:
 
 
 def cls_tokens(config: Any) -> int:
-    """1 where the encoder has a [CLS] token, which the projector never sees."""
-    return int(config.vision_config.model_type == "clip_vision_model")
+    """1 where the encoder has a [CLS] token, which the projector never sees.
+
+    Raises:
+        NotImplementedError: for encoders other than CLIP and SigLIP, and where the projector would take the [CLS] token or
+            lose a patch.
+    """
+    tower, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
+    if (tower, strategy) not in (("clip_vision_model", "default"), ("siglip_vision_model", "full")):
+        raise NotImplementedError(f"{config.model_type} with the encoder {tower!r} and vision_feature_select_strategy={strategy!r}: "
+                                  "supported are clip_vision_model with 'default' and siglip_vision_model with 'full'")  # fmt: skip
+    return int(tower == "clip_vision_model")
 
 
 def patches(config: Any, pixels: Tensor) -> tuple[int, int]:
@@ -29,6 +38,7 @@ def patches(config: Any, pixels: Tensor) -> tuple[int, int]:
 
 def layout(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
     """One piece an image, raster order."""
+    cls_tokens(model.config)  # refuses encoders of another layout
     pixels = call["pixel_values"]
     rows, columns = patches(model.config, pixels)
     n = rows * columns

@@ -53,20 +53,27 @@ def _packed(model: nn.Module, tiles: Tensor, size: Tensor) -> Tensor:
 
 
 def _piece(packed: Tensor, side: int, columns: int, first: int) -> Piece:
-    """Read part, row and column back; newline tokens are NaN and belong to the part of the token before them."""
-    newline = packed.isnan().any(1)
-    filled = packed.clone()
-    for i in newline.nonzero()[:, 0].tolist():
-        filled[i] = filled[i - 1]
-    part, row, column = filled.round().long().unbind(1)
+    """Read part, row and column of patches [n, 3] back; newline tokens are NaN and close a row of the mosaic."""
+    newline, base = packed.isnan().any(1), side * side
+    part, row, column = packed.nan_to_num().round().long().unbind(1)
     tile = torch.where(part > 0, 1 + (row // side) * max(columns, 1) + column // side, 0)
-    source = first + tile * side * side + (row % side) * side + column % side
-    place = packed[:, 1:].masked_fill(newline[:, None], torch.nan)
-    return Piece(source.masked_fill(newline, -1), part, place)
+    source = first + tile * base + (row % side) * side + column % side
+    place = torch.full((len(packed), 2), torch.nan)
+    place[:base] = raster(side, side)
+    if columns:
+        rows = int(newline.sum())
+        place[base:] = raster(rows, (len(packed) - base) // rows)
+        place[newline] = torch.nan
+    unit = torch.zeros(len(packed), dtype=torch.long)
+    unit[base:] = int(columns > 0)
+    return Piece(source.masked_fill(newline, -1), unit, place)
 
 
 def images(config: Any, generator: Generator, count: int, sizes: Any = None) -> tuple[dict[str, Any], list[list[int]]]:
-    """Noise tiles for images of (height, width) ``sizes``; the tiny default makes unpadding remove rows and columns."""
+    """Noise tiles for images of (height, width) ``sizes``; the tiny default makes unpadding remove rows and columns.
+
+    As in OneVision's processor, only an image that is alone in its prompt gets a mosaic there.
+    """
     from transformers.models.llava_next.modeling_llava_next import (
         get_anyres_image_grid_shape,
         image_size_to_num_patches,
@@ -76,18 +83,23 @@ def images(config: Any, generator: Generator, count: int, sizes: Any = None) -> 
     vision = config.vision_config
     sizes = (list(sizes or [(40, 56), (56, 30), (28, 28)]) * count)[:count]
     tile, side, grids = vision.image_size, vision.image_size // vision.patch_size, config.image_grid_pinpoints
-    tiles = [image_size_to_num_patches(s, grids, tile) for s in sizes]
+    alone = config.model_type == "llava_next" or count == 1
+    tiles = [image_size_to_num_patches(s, grids, tile) if alone else 1 for s in sizes]
     pixels = torch.zeros(count, max(tiles), 3, tile, tile)
     lengths = []
     for i, (size, n) in enumerate(zip(sizes, tiles, strict=True)):
         pixels[i, :n] = torch.randn(n, 3, tile, tile, generator=generator)
+        if not alone:
+            lengths.append([side * side + 1])
+            continue
         rows, columns = get_anyres_image_grid_shape(size, grids, tile)
         _, h, w = unpad_image(torch.zeros(1, rows * side, columns * side), size).shape
         if config.model_type == "llava_onevision":
             ratio = (h * w / (int(config.vision_aspect_ratio.removeprefix("anyres_max_")) * side**2)) ** 0.5
             h, w = (int(h // ratio), int(w // ratio)) if ratio > 1.1 else (h, w)
         lengths.append([side * side + h * (w + 1)])
-    return {"pixel_values": pixels, "image_sizes": torch.tensor(sizes)}, lengths
+    extra = {"batch_num_images": torch.tensor([count])} if config.model_type == "llava_onevision" else {}
+    return {"pixel_values": pixels, "image_sizes": torch.tensor(sizes), **extra}, lengths
 
 
 def tiny(kind: str) -> Any:

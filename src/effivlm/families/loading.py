@@ -169,11 +169,12 @@ def _random(name: str, dtype: str, attn: str, device: str) -> Loaded:
 
 
 def example(family: Family, config: Any, images: int = 1, before: int = 3, between: int = 2, after: int = 6, seed: int = 0,
-            **sizes: Any) -> dict[str, torch.Tensor]:  # fmt: skip
+            image_last: bool = False, **sizes: Any) -> dict[str, torch.Tensor]:  # fmt: skip
     """Synthetic inputs of one prompt: noise images between random text.
 
     Args:
         images: how many; 0 gives a text-only prompt. before, between, after: text tokens around the images.
+        image_last: end with the last placeholder of the last image.
         sizes: the family's own size arguments (``sizes``, ``grids``, ``tiles``).
     """
     generator = torch.Generator().manual_seed(seed + 7)
@@ -190,6 +191,8 @@ def example(family: Family, config: Any, images: int = 1, before: int = 3, betwe
             ids += [mark + 2, *[mark] * n, mark + 3]
         ids += text(between if i + 1 < len(runs) else 0)
     ids += text(after)
+    if image_last and runs:
+        ids = ids[: len(ids) - ids[::-1].index(mark)]
     tokens = torch.tensor([ids])
     visual = tokens == mark
     given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **extra}
