@@ -76,10 +76,9 @@ class Plan:
 
     @staticmethod
     def _trunk(model: nn.Module, trunk: Trunk) -> Session:
-        direct = [x for x in trunk.leaves if not x.stage(IntraLLM)]
         for leaf in trunk.leaves:
             Session(model, leaf)  # refuses what the family cannot do before anything runs
-        return Session(model, trunk.setting, trunk=True, watch=_caches(direct),
+        return Session(model, trunk.setting, trunk=True, watch=_caches(trunk.leaves),
                        branches=[x for x in trunk.leaves if x.stage(IntraLLM)])  # fmt: skip
 
     def run(self, inputs: Mapping[str, Any], limit: int, stop: Sequence[int]) -> Iterable[Outcome]:
