@@ -15,23 +15,23 @@ WITH_GRID = [n for n, f in FAMILIES.items() if "no_grid" not in f.traits]
 RESIZABLE = [n for n, f in FAMILIES.items() if f.resize is not None]
 PARAMETERS = {
     "llava-1.5-7b": 7_063_427_072,
-    "llava-1.5-13b": 13_350_839_296,
+    "llava-1.5-13b": 13_351_494_656,
     "llava-next-7b": 7_063_431_168,
-    "llava-onevision-0.5b": 893_618_208,
+    "llava-onevision-0.5b": 893_675_552,
     "llava-onevision-7b": 8_030_807_584,
     "qwen2-vl-2b": 2_208_985_600,
     "qwen2-vl-7b": 8_291_375_616,
     "qwen2.5-vl-3b": 3_754_622_976,
     "qwen2.5-vl-7b": 8_292_166_656,
-    "internvl3-1b": 938_158_976,
+    "internvl3-1b": 938_193_024,
     "internvl3-8b": 7_944_373_760,
     "internvl2.5-38b": 38_388_164_992,
 }
 
 
-def case(name, count=2, **sizes):
-    """Model, arguments of get_image_features, pieces."""
-    model, family = tiny.build(name), FAMILIES[name]
+def case(name, count=2, model=None, **sizes):
+    """Model, inputs, arguments of get_image_features, pieces."""
+    model, family = model or tiny.build(name), FAMILIES[name]
     inputs = example(family, model.config, count, **sizes)
     call = call_of(inputs, model.base_model.get_image_features)
     return model, inputs, call, family.layout(model, call)
@@ -68,12 +68,8 @@ def of_group(family, config, patch):
     return patch // len(group) * (int(group.max()) + 1) + int(group[patch % len(group)])
 
 
-def same_tokens(changed, source, family, shrunk):
-    """Where a mosaic is shrunk after the encoder a patch reaches its neighbours too: the token itself must be among them."""
-    return set(source) <= set(changed) if shrunk else changed == source
-
-
-def check_sources(name, monkeypatch, stride=1, shrunk=False, **sizes):
+def check_sources(name, monkeypatch, shrunk=False, **sizes):
+    """Nudge every patch; the tokens that change are those whose source is its group (among them, if shrunk afterwards)."""
     model, _, call, pieces = case(name, **sizes)
     family = FAMILIES[name]
     isolate(model, family, monkeypatch)
@@ -83,7 +79,7 @@ def check_sources(name, monkeypatch, stride=1, shrunk=False, **sizes):
     assert len(source) == len(want)
     total = len(hidden) if packed else hidden.shape[0] * (hidden.shape[1] - prefix)
     block, reached = vision_blocks(model)[0], set()
-    for patch in range(0, total, stride):
+    for patch in range(total):
 
         def nudge(module, args, kwargs, patch=patch):
             x = (args[0] if args else kwargs["hidden_states"]).clone()
@@ -98,7 +94,7 @@ def check_sources(name, monkeypatch, stride=1, shrunk=False, **sizes):
         changed = ((features(model, call) - want).abs().amax(1) > 1e-6).nonzero()[:, 0].tolist()
         handle.remove()
         expected = (source == of_group(family, model.config, patch)).nonzero()[:, 0].tolist()
-        assert same_tokens(changed, expected, family, shrunk), (patch, changed, expected)
+        assert set(expected) <= set(changed) if shrunk else changed == expected, (patch, changed, expected)
         reached |= set(expected)
     return source, reached
 
@@ -107,3 +103,226 @@ def check_sources(name, monkeypatch, stride=1, shrunk=False, **sizes):
 def test_source_is_the_group_a_token_is_made_of(name, monkeypatch):
     source, reached = check_sources(name, monkeypatch, count=3)
     assert reached == set((source >= 0).nonzero()[:, 0].tolist())  # every placeholder but newlines was reached
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(40, 56), (56, 30), (28, 28), (20, 90)])
+def test_source_in_mosaics_of_an_image_alone(rows, columns, monkeypatch):
+    check_sources("llava_onevision", monkeypatch, count=1, sizes=[(rows, columns)])
+
+
+def test_source_in_a_mosaic_that_is_shrunk_is_a_patch_it_is_made_of(monkeypatch):
+    model = tiny.build.__wrapped__("llava_onevision")
+    model.config.vision_aspect_ratio = model.model.config.vision_aspect_ratio = "anyres_max_1"
+    source, reached = check_sources("llava_onevision", monkeypatch, shrunk=True, count=1, model=model, sizes=[(56, 56)])
+    assert len(source) == 16 + 4 * 5 and len(reached) == 16 + 4 * 4  # 8 x 8 patches became 4 x 4 tokens and newlines
+
+
+def test_order_in_qwen25_windows_is_not_raster_order():
+    _, _, _, pieces = case("qwen2_5_vl")
+    assert not torch.equal(pieces[0].source, torch.arange(len(pieces[0].source)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_pieces_account_for_every_placeholder(name, count):
+    model, inputs, call, pieces = case(name, count)
+    assert sum(len(p.source) for p in pieces) == int((inputs["input_ids"] == model.config.image_token_id).sum())
+    assert sum(len(p.source) for p in pieces) == len(features(model, call))
+    for p in pieces:
+        assert p.source.dtype == p.unit.dtype == torch.long and p.place.dtype == torch.float32
+        assert p.place.shape == (len(p.source), 2)
+        for unit in p.unit.unique():
+            place = p.place[p.unit == unit]
+            place = place[~place.isnan().any(1)]
+            if len(place):  # a full grid in raster order from (0, 0)
+                rows, columns = (int(x) + 1 for x in place.max(0).values)
+                assert torch.equal(place, raster(rows, columns))
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
+def test_mosaic_rows_end_in_newlines(name):
+    _, _, _, (piece,) = case(name, 1, sizes=[(40, 56)])
+    mosaic = piece.place[piece.unit == 1].view(-1, 9, 2)  # 56 px are 8 patches
+    assert mosaic[:, -1].isnan().all() and not mosaic[:, :-1].isnan().any() and len(mosaic) == 6
+    assert (piece.source == -1).nonzero()[:, 0].tolist() == [16 + 9 * r + 8 for r in range(6)]
+    assert int(piece.source[16]) == 16 + 4  # unpadding took the mosaic's first row
+
+
+@pytest.mark.parametrize("name", [n for n in WITH_GRID if not isinstance(FAMILIES[n].group(FAMILIES[n].tiny()), int)])
+def test_groups_are_equal_and_complete(name):
+    group = FAMILIES[name].group(FAMILIES[name].tiny())
+    assert len(set(torch.bincount(group).tolist())) == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_feature_block_is_what_the_projector_takes(name):
+    """NaN in the output of the block reaches the features; NaN in the output of the next one does not."""
+    model, _, call, _ = case(name, 1)
+    blocks, at = vision_blocks(model), FAMILIES[name].feature_block(model.config, len(vision_blocks(model)))
+
+    def poisoned(i):
+        def hook(module, args, output):
+            x = output[0] if isinstance(output, tuple) else output
+            x = torch.full_like(x, torch.nan)
+            return (x, *output[1:]) if isinstance(output, tuple) else x
+
+        handle = blocks[i].register_forward_hook(hook, prepend=True)  # before those that record hidden states
+        out = features(model, call).isnan().any()
+        handle.remove()
+        return bool(out)
+
+    assert poisoned(at)
+    assert at == len(blocks) - 1 or not poisoned(at + 1)
+
+
+def test_full_blocks_of_qwen25_see_the_whole_image():
+    """A patch outside the first window reaches the first window in the blocks named, and in no other."""
+    model, _, call, _ = case("qwen2_5_vl", 1)
+    blocks = vision_blocks(model)
+    full = FAMILIES["qwen2_5_vl"].full_blocks(model.config, len(blocks))
+    for i, block in enumerate(blocks):
+        seen = []
+
+        def hook(module, args, output, seen=seen):
+            seen.append(output)
+
+        def nudge(module, args, kwargs):
+            x = args[0].clone()
+            x[-1] += torch.linspace(-3, 3, x.shape[-1])
+            return (x, *args[1:]), kwargs
+
+        handles = [block.register_forward_hook(hook)]
+        features(model, call)
+        handles.append(block.register_forward_pre_hook(nudge, with_kwargs=True))
+        features(model, call)
+        for h in handles:
+            h.remove()
+        assert (not torch.allclose(seen[0][0], seen[1][0], atol=1e-6)) == (i in full), i
+
+
+@pytest.mark.parametrize("name", RESIZABLE)
+def test_resizing_to_the_same_grid_changes_nothing(name):
+    model, _, call, pieces = case(name)
+    grids = [tuple(int(x) + 1 for x in p.place.max(0).values) for p in pieces]
+    same = FAMILIES[name].resize(model, call, grids)
+    torch.testing.assert_close(same["pixel_values"], call["pixel_values"], rtol=0, atol=1e-6)
+    assert torch.equal(features(model, same), features(model, call))
+
+
+@pytest.mark.parametrize("name", RESIZABLE)
+@pytest.mark.parametrize("grid", [(2, 2), (1, 2), (3, 1), (5, 4)])
+def test_resized_images_have_the_tokens_asked_for(name, grid):
+    model, _, call, pieces = case(name)
+    before = {k: v.clone() for k, v in call.items()}
+    small = FAMILIES[name].resize(model, call, [grid] * len(pieces))
+    new = FAMILIES[name].layout(model, small)
+    assert [len(p.source) for p in new] == [grid[0] * grid[1]] * len(pieces)
+    assert len(features(model, small)) == grid[0] * grid[1] * len(pieces)
+    assert all(torch.equal(call[k], v) for k, v in before.items())  # the caller's tensors are untouched
+    assert set(torch.cat([p.source for p in new]).tolist()) == set(range(grid[0] * grid[1] * len(pieces)))
+
+
+@pytest.mark.parametrize("name", RESIZABLE)
+def test_a_constant_image_stays_constant(name):
+    model, _, call, pieces = case(name)
+    flat = {**call, "pixel_values": torch.full_like(call["pixel_values"], 0.7)}
+    small = FAMILIES[name].resize(model, flat, [(2, 3)] * len(pieces))
+    torch.testing.assert_close(small["pixel_values"], torch.full_like(small["pixel_values"], 0.7))
+
+
+def _halves(family, model, call, pieces, across):
+    """Pixel values of images whose first half of rows (or columns) of tokens is 1 and whose second half is 0."""
+    merge = getattr(model.config.vision_config, "spatial_merge_size", None)
+    pixels = torch.zeros_like(call["pixel_values"])
+    if merge is None:
+        half = pixels.shape[-2 + across] // 2
+        pixels.narrow(-2 + across, 0, half).fill_(1)
+        return pixels
+    first = 0
+    for piece in pieces:
+        n, side = len(piece.source), int(piece.place[:, across].max()) + 1
+        inside = (piece.place[:, across] < side / 2).repeat_interleave(merge**2)
+        pixels[first : first + n * merge**2][inside] = 1
+        first += n * merge**2
+    return pixels
+
+
+@pytest.mark.parametrize("name", RESIZABLE)
+@pytest.mark.parametrize("across", [0, 1])
+def test_resizing_keeps_up_up_and_left_left(name, across):
+    model, _, call, pieces = case(name, grids=[[1, 8, 8]] * 2) if FAMILIES[name].packed else case(name)
+    family = FAMILIES[name]
+    small = family.resize(model, {**call, "pixel_values": _halves(family, model, call, pieces, across)}, [(2, 2)] * len(pieces))
+    shape = family.layout(model, small)
+    want = _halves(family, model, small, shape, across)
+    assert float((small["pixel_values"] - want).abs().mean()) < 0.06  # only the edge between the halves is soft
+
+
+def test_tiles_of_one_call_share_a_size():
+    model, _, call, _ = case("llava")
+    with pytest.raises(NotImplementedError, match="one size"):
+        FAMILIES["llava"].resize(model, call, [(2, 2), (3, 3)])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_batch_answers_as_its_prompts_do(name, count):
+    model, a, b = tiny.build(name), tiny.prompt(name, images=count), tiny.prompt(name, images=1, seed=3)
+    tokens, logits, _ = tiny.generate(model, tiny.batch(name, a, b), 4)
+    for row, inputs in enumerate((a, b)):
+        alone = tiny.generate(model, inputs, 4)
+        assert torch.equal(tokens[row], alone[0][0])
+        torch.testing.assert_close(logits[row], alone[1][0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_may_end_with_an_image(name):
+    model = tiny.build(name)
+    inputs = tiny.prompt(name, images=2, image_last=True)
+    assert int(inputs["input_ids"][0, -1]) == model.config.image_token_id
+    assert tiny.generate(model, inputs, 2)[0].shape == (1, 2)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_random_weights_tell_images_apart(name):
+    """Attention that is not flat and pixels that matter: a perturbed image moves the answer's logits."""
+    model, inputs = tiny.build(name), tiny.prompt(name, images=1)
+    other = {**inputs, "pixel_values": inputs["pixel_values"].flip(-1)}
+    assert float((tiny.generate(model, inputs, 1)[1] - tiny.generate(model, other, 1)[1]).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("name", sorted(shapes()))
+def test_published_shapes_have_the_published_size(name):
+    loaded = load(name, device="meta", random_weights=True)
+    assert sum(p.numel() for p in loaded.model.parameters()) == PARAMETERS[name]
+    assert loaded.processor is None and loaded.name == name
+
+
+def test_every_published_shape_is_in_the_table():
+    assert set(PARAMETERS) == set(shapes())
+
+
+@pytest.mark.parametrize(("name", "tokens"), [
+    ("llava-1.5-7b", 576), ("llava-next-7b", 576 + 48 * 49), ("llava-onevision-7b", 729 + 54 * 55),
+    ("qwen2-vl-7b", 576), ("qwen2.5-vl-7b", 576), ("internvl3-8b", 1280),
+])  # fmt: skip
+def test_example_images_have_the_published_token_count(name, tokens):
+    family, shape = shapes()[name]
+    inputs = example(family, config_of(family, shape), 1, before=20, after=30, **shape.image)
+    assert int((inputs["input_ids"] == config_of(family, shape).image_token_id).sum()) == tokens
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family_of_a_model(name):
+    model = tiny.build(name)
+    assert model.config.model_type in family_of(model).model_types
+
+
+@pytest.mark.parametrize(
+    ("tower", "strategy"), [("clip_vision_model", "full"), ("siglip_vision_model", "default"), ("pixtral", "full")]
+)
+def test_encoders_of_another_layout_are_refused(tower, strategy):
+    config = FAMILIES["llava"].tiny()
+    config.vision_config.model_type, config.vision_feature_select_strategy = tower, strategy
+    with pytest.raises(NotImplementedError, match=tower):
+        FAMILIES["llava"].prefix(config)

@@ -32,9 +32,24 @@ IMAGE_PROCESSORS = {
     "gemma3": {"size": BOX56},
 }
 OPTIONS = {
-    "llava": {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1, "image_token": "<image>"},
-    "llava_next": {"patch_size": 7, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1, "image_token": "<image>"},
-    "llava_onevision": {"num_image_tokens": 16, "vision_feature_select_strategy": "full", "image_token": "<image>", "video_token": "<video>"},
+    "llava": {
+        "patch_size": 14,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+        "image_token": "<image>",
+    },
+    "llava_next": {
+        "patch_size": 7,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+        "image_token": "<image>",
+    },
+    "llava_onevision": {
+        "num_image_tokens": 16,
+        "vision_feature_select_strategy": "full",
+        "image_token": "<image>",
+        "video_token": "<video>",
+    },
     "internvl": {"image_seq_length": 16},
     "idefics2": {"image_seq_len": 8},
     "idefics3": {"image_seq_len": 4},
@@ -48,7 +63,12 @@ NAMES = {  # placeholder, video, start, end, in the words of each processor
     "llava": ("<image>", "<video>", "<unused1>", "<unused2>"),
 }
 EXTRA = {
-    "internvl": {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"},
+    "internvl": {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    },
     "gemma3": {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"},
 }
 
@@ -65,8 +85,14 @@ def tokenizer(family):
     core = Tokenizer(models.WordLevel(vocab, unk_token="w5"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.add_special_tokens(special)
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="w5",
-                                   **({"extra_special_tokens": EXTRA[family]} if family in EXTRA else {}))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="w5",
+        **({"extra_special_tokens": EXTRA[family]} if family in EXTRA else {}),
+    )
 
 
 def image_processor(family):
@@ -92,7 +118,9 @@ def checkpoint(tmp_path_factory):
             made[family] = tmp_path_factory.mktemp(family)
             tiny.build(family).save_pretrained(made[family])
             kind = loading._image_only(PROCESSOR_MAPPING[CONFIG_MAPPING[family]])
-            kind(image_processor=image_processor(family), tokenizer=tokenizer(family), **OPTIONS.get(family, {})).save_pretrained(made[family])
+            kind(image_processor=image_processor(family), tokenizer=tokenizer(family), **OPTIONS.get(family, {})).save_pretrained(
+                made[family]
+            )
         return made[family]
 
     return make
@@ -105,9 +133,15 @@ def test_a_folder_loads_and_answers_about_an_image(name, checkpoint):
     mark, _, start, end = names(name)
     shown = {"qwen": f"{start}{mark}{end}", "gemma3": start}.get(name[:4] if name.startswith("qwen") else name, mark)
     picture = Image.effect_noise((90, 60), 80).convert("RGB")
-    inputs = loaded.processor(images=[[picture]] if name.startswith("idefics") else [picture], text=[f"w7 {shown} w8 w9"], return_tensors="pt")
+    inputs = loaded.processor(
+        images=[[picture]] if name.startswith("idefics") else [picture], text=[f"w7 {shown} w8 w9"], return_tensors="pt"
+    )
     model = loaded.model
-    call = {k: inputs[k] for k in ("pixel_values", "image_sizes", "image_grid_thw", "batch_num_images", "pixel_attention_mask") if k in inputs}
+    call = {
+        k: inputs[k]
+        for k in ("pixel_values", "image_sizes", "image_grid_thw", "batch_num_images", "pixel_attention_mask")
+        if k in inputs
+    }
     pieces = loaded.family.layout(model, call)
     assert sum(len(p.source) for p in pieces) == int((inputs["input_ids"] == 100).sum()) > 0
     model.generation_config.eos_token_id = None

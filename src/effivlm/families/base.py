@@ -56,7 +56,8 @@ class Family:
         origin: module that defines it.
         model_types: values of ``config.model_type`` it serves.
         layout: ``(model, call) -> pieces``; ``call`` are the keyword arguments of ``get_image_features``.
-        prefix: ``config -> int`` (of the whole model, as everywhere below), encoder tokens before the patches (1 where there is a [CLS]), cut before the projector.
+        prefix: ``config -> int`` (of the whole model, as everywhere below), encoder tokens before the patches (1 where
+            there is a [CLS]), cut before the projector.
         group: ``config -> [P] long | int``: group of every patch of one tile in encoder order, or, where images are
             packed in one sequence, the number of consecutive patches in a group.
         feature_block: ``(config, blocks) -> int``, the block whose output the projector takes.

@@ -50,16 +50,17 @@ def tiny(kind: str) -> Any:
     """A tiny configuration."""
     from transformers import CONFIG_MAPPING
 
+    make: Any = CONFIG_MAPPING[kind]
     text = {**TINY_TEXT, "model_type": "llama"}
-    vision = {k: v for k, v in TINY_CLIP.items() if k != "model_type"}
+    vision = dict(TINY_CLIP)
     if kind == "idefics2":
         text |= {"model_type": "mistral", "sliding_window": None}
         perceiver = {"model_type": "idefics2_perceiver", "hidden_size": 32, "resampler_n_latents": 8, "resampler_depth": 2,
                      "resampler_n_heads": 2, "resampler_head_dim": 8, "num_key_value_heads": 1}  # fmt: skip
-        return CONFIG_MAPPING[kind](text_config=text, vision_config={**vision, "model_type": "idefics2_vision"}, image_token_id=TINY_IMAGE,
-                                    perceiver_config=perceiver)  # fmt: skip
-    return CONFIG_MAPPING[kind](text_config=text, vision_config={**vision, "model_type": f"{kind}_vision"}, image_token_id=TINY_IMAGE,
-                                scale_factor=2)  # fmt: skip
+        vision["model_type"] = "idefics2_vision"
+        return make(text_config=text, vision_config=vision, image_token_id=TINY_IMAGE, perceiver_config=perceiver)
+    vision["model_type"] = f"{kind}_vision"
+    return make(text_config=text, vision_config=vision, image_token_id=TINY_IMAGE, scale_factor=2)
 
 
 IDEFICS2 = Family(

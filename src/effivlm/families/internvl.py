@@ -49,10 +49,11 @@ def tiny() -> Any:
     """A tiny configuration."""
     from transformers import InternVLConfig
 
-    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": [56, 56],
-              "patch_size": [7, 7]}  # fmt: skip
-    return InternVLConfig(text_config={**TINY_TEXT, "model_type": "qwen2"}, vision_config=vision, image_token_id=TINY_IMAGE,
-                          image_seq_length=16, downsample_ratio=0.5)  # fmt: skip
+    make: Any = InternVLConfig
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
+              "image_size": [56, 56], "patch_size": [7, 7]}  # fmt: skip
+    return make(text_config={**TINY_TEXT, "model_type": "qwen2"}, vision_config=vision, image_token_id=TINY_IMAGE,
+                image_seq_length=16, downsample_ratio=0.5)  # fmt: skip
 
 
 VIT_300M = {
@@ -66,8 +67,9 @@ VIT_6B = {**VIT_300M, "hidden_size": 3200, "intermediate_size": 12800, "num_hidd
 
 def _shape(name: str, text: dict[str, Any], vision: dict[str, Any]) -> Shape:
     return Shape(name, {
-        "text_config": text, "vision_config": vision, "image_token_id": 151667, "image_seq_length": 256, "downsample_ratio": 0.5,
-        "vision_feature_layer": -1, "vision_feature_select_strategy": "default", "tie_word_embeddings": text["tie_word_embeddings"],
+        "text_config": text, "vision_config": vision, "image_token_id": 151667, "image_seq_length": 256,
+        "downsample_ratio": 0.5, "vision_feature_layer": -1, "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": text["tie_word_embeddings"],
     }, {"tiles": [5]})  # fmt: skip
 
 

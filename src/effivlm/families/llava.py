@@ -26,8 +26,10 @@ def cls_tokens(config: Any) -> int:
     """
     tower, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
     if (tower, strategy) not in (("clip_vision_model", "default"), ("siglip_vision_model", "full")):
-        raise NotImplementedError(f"{config.model_type} with the encoder {tower!r} and vision_feature_select_strategy={strategy!r}: "
-                                  "supported are clip_vision_model with 'default' and siglip_vision_model with 'full'")  # fmt: skip
+        raise NotImplementedError(
+            f"{config.model_type} with the encoder {tower!r} and vision_feature_select_strategy={strategy!r}: "
+            "supported are clip_vision_model with 'default' and siglip_vision_model with 'full'"
+        )
     return int(tower == "clip_vision_model")
 
 

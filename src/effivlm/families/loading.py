@@ -1,5 +1,6 @@
 """Loads models and processors as transformers ships them, or builds a published shape with random weights."""
 
+import copy
 import difflib
 import importlib.util
 from collections.abc import Sequence
@@ -48,8 +49,10 @@ def family_named(model_type: str, what: str) -> Family:
     if model_type not in table:
         near = difflib.get_close_matches(model_type, table, n=2)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-        raise LoadError(f"{what} has model_type {model_type!r}, which no family serves{hint}: supported are {', '.join(sorted(table))}; "
-                        "see docs/adding-a-family.md")  # fmt: skip
+        raise LoadError(
+            f"{what} has model_type {model_type!r}, which no family serves{hint}: "
+            f"supported are {', '.join(sorted(table))}; see docs/adding-a-family.md"
+        )
     return table[model_type]
 
 
@@ -63,12 +66,16 @@ def load(name: str | Path, dtype: str = "auto", attn: str = "sdpa", device: str 
 
     Args:
         name: hub id, folder, or the name of a published shape such as ``qwen2-vl-7b``.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. attn: ``sdpa``, ``eager`` or ``flash_attention_2``.
-        device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto`` (spread by accelerate).
+        dtype: ``auto`` (the checkpoint's; bfloat16 for random weights), ``float32``, ``bfloat16`` or ``float16``.
+        attn: ``sdpa``, ``eager`` or ``flash_attention_2``.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto`` (spread by accelerate; the first GPU for random weights).
+        random_weights: build a published shape from its configuration on the device; there is no processor then.
 
     Raises:
         LoadError: for a missing or unsupported model. UnknownName: for an unknown shape, with near names.
     """
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise LoadError(f"unknown dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
     if random_weights:
         return _random(str(name), dtype, attn, device)
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -77,12 +84,17 @@ def load(name: str | Path, dtype: str = "auto", attn: str = "sdpa", device: str 
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise LoadError(f"cannot read a model configuration from {str(name)!r}: {_first_line(error)}; give a hub id that can be reached or a "
-                        "checkpoint folder with config.json") from error  # fmt: skip
+        raise LoadError(
+            f"cannot read a model configuration from {str(name)!r}: {_first_line(error)}; "
+            "give a hub id that can be reached or a checkpoint folder with config.json"
+        ) from error
     family = family_named(config.model_type, f"the checkpoint {str(name)!r}")
     try:
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation=attn, device_map=device, use_safetensors=True)
-    except (OSError, ImportError, ValueError) as error:
+        family.prefix(config)  # refuses encoders of a layout that the family does not describe
+        model = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=dtype, attn_implementation=attn, device_map=device, use_safetensors=True
+        )
+    except (OSError, ImportError, ValueError, NotImplementedError) as error:
         raise LoadError(f"cannot load {str(name)!r}: {_first_line(error)}") from error
     return Loaded(model.eval(), load_processor(name), family, Path(name).name)
 
@@ -100,7 +112,8 @@ def load_processor(name: str | Path) -> Any:
         if importlib.util.find_spec("torchvision"):
             processor = AutoProcessor.from_pretrained(name)
         else:
-            processor = _image_only(PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(name))]).from_pretrained(name, backend="pil")
+            kind = _image_only(PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(name))])
+            processor = kind.from_pretrained(name, backend="pil")
     except (OSError, ImportError, ValueError, TypeError) as error:
         raise LoadError(f"cannot load the processor of {str(name)!r}: {_first_line(error)}") from error
     processor.tokenizer.padding_side = "left"
@@ -153,8 +166,8 @@ def config_of(family: Family, shape: Shape) -> Any:
     """The transformers configuration of a published shape."""
     from transformers import CONFIG_MAPPING
 
-    kwargs = {k: dict(v) if isinstance(v, dict) else v for k, v in shape.config.items()}
-    return CONFIG_MAPPING[family.model_types[0]](**kwargs)
+    make: Any = CONFIG_MAPPING[family.model_types[0]]
+    return make(**copy.deepcopy(dict(shape.config)))  # transformers edits what it is given
 
 
 def _random(name: str, dtype: str, attn: str, device: str) -> Loaded:
@@ -173,7 +186,13 @@ def example(family: Family, config: Any, images: int = 1, before: int = 3, betwe
     """Synthetic inputs of one prompt: noise images between random text.
 
     Args:
-        images: how many; 0 gives a text-only prompt. before, between, after: text tokens around the images.
+        family: its `images` makes them.
+        config: of the whole model.
+        images: how many; 0 gives a text-only prompt.
+        before: text tokens before the first image.
+        between: text tokens between images, besides one before and one after each.
+        after: text tokens after the last image.
+        seed: of pixels and text.
         image_last: end with the last placeholder of the last image.
         sizes: the family's own size arguments (``sizes``, ``grids``, ``tiles``).
     """

@@ -35,7 +35,9 @@ def _encoder_position(config: Any, grid: Tensor, count: int) -> Tensor:
     from transformers.vision_utils import get_vision_window_index
 
     v = config.vision_config
-    index, _ = get_vision_window_index(grid, spatial_merge_size=v.spatial_merge_size, window_size=v.window_size, patch_size=v.patch_size)
+    index, _ = get_vision_window_index(
+        grid, spatial_merge_size=v.spatial_merge_size, window_size=v.window_size, patch_size=v.patch_size
+    )
     return torch.argsort(index.cpu())
 
 
@@ -74,16 +76,18 @@ def tiny(kind: str) -> Any:
     from transformers import CONFIG_MAPPING
 
     text = {**TINY_TEXT, "rope_scaling": dict(TINY_MROPE), "rope_parameters": dict(TINY_MROPE), "head_dim": 8}
-    vision: dict[str, Any] = {"depth": 4, "num_heads": 2, "patch_size": 7, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3}
+    make: Any = CONFIG_MAPPING[kind]
+    vision: dict[str, Any] = {"depth": 4, "num_heads": 2, "hidden_size": 32, "patch_size": 7, "spatial_merge_size": 2,
+                              "temporal_patch_size": 2, "in_channels": 3}  # fmt: skip
     vision |= {
-        "qwen2_vl": {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2},
-        "qwen2_5_vl": {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "fullatt_block_indexes": [1, 3], "window_size": 28},
-        "qwen3_vl": {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "num_position_embeddings": 64,
+        "qwen2_vl": {"embed_dim": 32, "mlp_ratio": 2},
+        "qwen2_5_vl": {"intermediate_size": 48, "out_hidden_size": 32, "fullatt_block_indexes": [1, 3], "window_size": 28},
+        "qwen3_vl": {"intermediate_size": 48, "out_hidden_size": 32, "num_position_embeddings": 64,
                      "deepstack_visual_indexes": [0, 1, 2]},
     }[kind]  # fmt: skip
     ids = {"image_token_id": TINY_IMAGE, "video_token_id": TINY_IMAGE + 1, "vision_start_token_id": TINY_IMAGE + 2,
            "vision_end_token_id": TINY_IMAGE + 3}  # fmt: skip
-    return CONFIG_MAPPING[kind](text_config=text, vision_config=vision, **ids)
+    return make(text_config=text, vision_config=vision, **ids)
 
 
 def full_blocks(config: Any, blocks: int) -> tuple[int, ...]:
@@ -92,9 +96,16 @@ def full_blocks(config: Any, blocks: int) -> tuple[int, ...]:
 
 
 def _shape(name: str, text: dict[str, Any], vision: dict[str, Any]) -> Shape:
-    text = {k: v for k, v in text.items() if k != "model_type"} | {"rope_scaling": dict(MROPE), "rope_parameters": dict(MROPE)}
-    common = {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3, "num_heads": 16, "depth": 32}
-    return Shape(name, {"text_config": text, "vision_config": common | vision, "tie_word_embeddings": text["tie_word_embeddings"]},
+    text = {k: v for k, v in text.items() if k != "model_type"} | {"rope_scaling": MROPE, "rope_parameters": MROPE}
+    vision |= {
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "in_channels": 3,
+        "num_heads": 16,
+        "depth": 32,
+    }
+    return Shape(name, {"text_config": text, "vision_config": vision, "tie_word_embeddings": text["tie_word_embeddings"]},
                  {"grids": [[1, 48, 48]]})  # fmt: skip
 
 
