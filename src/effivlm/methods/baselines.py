@@ -1,12 +1,11 @@
-"""The floor every method must beat: nothing, random choices, lattices, pooling, and simply smaller images."""
+"""What every method must beat: keep everything, keep at random, keep a lattice, pool, or send a smaller image."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from effivlm.budget import Budget
+from effivlm.budget import Budget, split
 from effivlm.methods.base import (
     Cut,
     Entries,
@@ -26,37 +25,46 @@ from effivlm.methods.kv_cache.scoring import recent, window_and_top
 from effivlm.methods.schedules import single_cut
 from effivlm.ops.select import grid_shape, lattice, random_k
 
-BASELINE = Paper("baseline", "", "")
-
 
 @dataclass(frozen=True)
 class NoCompression(Method):
-    """The model as it is."""
+    """The uncompressed model."""
 
-    name: ClassVar[str] = "none"
-    paper: ClassVar[Paper] = BASELINE
-    budget: ClassVar[str] = "none"
+    name = "none"
+    paper = Paper("(baseline) the uncompressed model", "", "")
+    budget = "none"
 
 
 @dataclass(frozen=True)
 class RandomPre(PreLLM):
-    """A uniformly random subset of every image's tokens, seeded per prompt (UniPruneBench's Random-Pre, sorted)."""
+    """A uniformly random subset of every image's tokens, in raster order.
 
-    name: ClassVar[str] = "random_pre"
-    paper: ClassVar[Paper] = BASELINE
+    Attributes:
+        seed: with it and the prompt the subset is fixed, whatever else is in the batch.
+    """
+
     seed: int = 0
+
+    name = "random_pre"
+    paper = Paper(
+        "Random pruning before the LLM, as the Random-Pre baseline of UniPruneBench",
+        "2511.02650",
+        "TianfanPeng/VLMUniPruneBench @ f93768f",
+        ("seeded per prompt and image; the benchmark's code is unseeded and leaves InternVL's tokens in shuffled order",),
+    )
 
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
         """Keep ``k`` at random."""
-        return Selection(random_k(len(tokens.embeds), k, tokens.generator(self.seed)))
+        keep = random_k(len(tokens.embeds), k, tokens.generator(self.seed))
+        return Selection(keep.to(tokens.embeds.device))
 
 
 @dataclass(frozen=True)
 class RandomIntra(IntraLLM):
-    """A uniformly random subset before decoder layer ``layer`` (UniPruneBench's Random-Intra)."""
+    """A uniformly random subset of every image's tokens before decoder layer ``layer`` (UniPruneBench's Random-Intra)."""
 
-    name: ClassVar[str] = "random_intra"
-    paper: ClassVar[Paper] = BASELINE
+    name = "random_intra"
+    paper = Paper("(baseline) random choice", "", "")
     layer: int = 2
     seed: int = 0
 
@@ -73,8 +81,8 @@ class RandomIntra(IntraLLM):
 class RandomKV(KVCache):
     """Random cache entries, another draw for every layer and KV head; the last ``window`` share of k is always kept."""
 
-    name: ClassVar[str] = "random_kv"
-    paper: ClassVar[Paper] = BASELINE
+    name = "random_kv"
+    paper = Paper("(baseline) random choice", "", "")
     seed: int = 0
     window: float = 0.1
 
@@ -90,63 +98,81 @@ class RandomKV(KVCache):
 
 @dataclass(frozen=True)
 class Uniform(PreLLM):
-    """Evenly spread tokens: a lattice of the image's grid, filled up along the raster; index spacing without a grid."""
+    """A regular lattice: evenly spaced rows, evenly spaced tokens in each; evenly spaced indices where there is no grid."""
 
-    name: ClassVar[str] = "uniform"
-    paper: ClassVar[Paper] = BASELINE
+    name = "uniform"
+    paper = Paper("(baseline) uniform sampling on a lattice", "", "")
 
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
-        """A grid of tokens, and the tokens farthest from it in raster order for what is left of ``k``."""
-        n, place = len(tokens.embeds), tokens.place
-        if bool(place.isnan().any()):
-            return Selection(lattice(n, k))
-        rows, columns = (int(x) + 1 for x in place.max(0).values.tolist())
-        if rows * columns != n:
-            return Selection(lattice(n, k))
-        a, b = grid_shape(rows, columns, k)
-        keep = (lattice(rows, a)[:, None] * columns + lattice(columns, b)).flatten()
-        rest = torch.ones(n, dtype=torch.bool)
-        rest[keep] = False
-        left = rest.nonzero()[:, 0]
-        return Selection(torch.cat([keep, left[lattice(len(left), k - len(keep))]]).sort().values)
+        """Evenly spaced rows, and in each evenly spaced tokens; quotas of rows differ by at most one."""
+        if bool(tokens.place.isnan().any()):
+            return Selection(lattice(len(tokens.embeds), k).to(tokens.embeds.device))
+        rows = tokens.place[:, 0].cpu()
+        members = [(rows == r).nonzero()[:, 0] for r in rows.unique()]
+        height, width = len(members), max(len(m) for m in members)
+        for count in range(grid_shape(height, width, k)[0], height + 1):
+            chosen = [members[i] for i in lattice(height, count).tolist()]
+            sizes = [len(m) for m in chosen]
+            if sum(sizes) >= k:
+                break
+        quotas = split(k, sizes, sizes)
+        keep = torch.cat([m[lattice(len(m), q)] for m, q in zip(chosen, quotas, strict=True)])
+        return Selection(keep.sort().values.to(tokens.embeds.device))
 
 
 @dataclass(frozen=True)
 class Pool(PreLLM):
-    """Average pooling to the largest grid within the budget; each cell's mean stands at the token in its middle."""
+    """Adaptive average pooling of every image to the grid of at most ``k`` cells that loses least.
 
-    name: ClassVar[str] = "pool"
-    paper: ClassVar[Paper] = Paper("baseline", "", "", ("UniPruneBench pools to a fixed grid whatever the budget; this one follows the budget",))
-    exact: ClassVar[bool] = False
+    A pooled token stands where the token nearest to its cell's centre stood. Cells overlap by one row or column where
+    sizes do not divide, as in adaptive average pooling.
+    """
+
+    name = "pool"
+    exact = False  # a grid of exactly k cells rarely exists
+    paper = Paper(
+        "Average pooling before the LLM, as the Pool-Pre baseline of UniPruneBench",
+        "2511.02650",
+        "TianfanPeng/VLMUniPruneBench @ f93768f",
+        ("the grid follows the budget; the benchmark's code pools every tile to 4, 16 or 25 tokens whatever the budget",),
+    )
 
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
-        """Cells of a grid (of the sequence, where tokens have no place)."""
-        n, place = len(tokens.embeds), tokens.place
+        """Keep one token per cell of the grid; without places the sequence is pooled."""
+        place = tokens.place.double()
         if bool(place.isnan().any()):
-            cell = torch.arange(n) * k // n
-        else:
-            rows, columns = (int(x) + 1 for x in place.max(0).values.tolist())
-            a, b = grid_shape(rows, columns, k)
-            r, c = place.long().cpu().unbind(1)
-            cell = (r * a // rows) * b + c * b // columns
-        cells, cell = cell.unique(return_inverse=True)
-        size = torch.bincount(cell, minlength=len(cells))
-        order = torch.argsort(cell, stable=True)
-        start = size.cumsum(0) - size
-        centre = order[start + size // 2]
-        merge = Merge(centre[cell], torch.arange(n), 1.0 / size[cell].float())
-        return Selection(centre.sort().values, merge)
+            index = torch.arange(len(place), device=place.device, dtype=place.dtype)
+            place = torch.stack([torch.zeros_like(index), index], 1)
+        place = place - place.amin(0)
+        size = place.amax(0) + 1
+        a, b = grid_shape(int(size[0]), int(size[1]), k)
+        cells = torch.tensor([a, b], dtype=torch.float64, device=place.device)
+        grid = torch.cartesian_prod(torch.arange(a), torch.arange(b)).to(place)  # [a * b, 2] cell numbers
+        start, end = (grid * size / cells + 1e-9).floor(), ((grid + 1) * size / cells - 1e-9).ceil()
+        inside = ((place >= start[:, None]) & (place < end[:, None])).all(-1)  # [a * b, N]
+        owned = (((place + 0.5) * cells / size).floor() == grid[:, None]).all(-1)
+        centre = (grid + 0.5) * size / cells - 0.5
+        away = torch.cdist(centre, place).masked_fill(~owned, torch.inf)
+        used = owned.any(1)
+        target, inside = away.argmin(1)[used], inside[used]
+        cell, source = inside.nonzero(as_tuple=True)
+        weight = (1.0 / inside.sum(1)).float()[cell]
+        return Selection(target.sort().values, Merge(target[cell], source, weight))
 
 
 @dataclass(frozen=True)
 class Downsample(PreEncoder):
-    """The image itself, resized before the encoder so that it yields at most the budget's tokens."""
+    """A smaller image: resized before the encoder so that it yields at most ``k`` tokens, aspect kept."""
 
-    name: ClassVar[str] = "downsample"
-    paper: ClassVar[Paper] = Paper("Are We Using the Right Benchmark: visual token compression against plain downsampling (VTC-Bench)", "2510.07143",
-                                   "https://github.com/Chenfei-Liao/VTC-Bench", ("tokens keep positions spread over the full grid, as every other method's do",))  # fmt: skip
-    exact: ClassVar[bool] = False
+    name = "downsample"
+    exact = False
+    paper = Paper(
+        "Are We Using the Right Benchmark: An Evaluation Framework for Visual Token Compression Methods (downsampling baseline)",
+        "2510.07143",
+        "Chenfei-Liao/VTC-Bench",
+        ("tokens keep positions spread over the full grid, as every other method's do",),
+    )
 
     def resize(self, rows: int, columns: int, k: int) -> tuple[int, int]:
-        """The largest grid of the image's aspect within ``k``."""
+        """The grid of the image's aspect within ``k`` that loses least."""
         return grid_shape(rows, columns, k)

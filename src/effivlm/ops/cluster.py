@@ -30,7 +30,9 @@ def dpc_knn(x: Tensor, count: int, k: int = 5) -> Clusters:
     densities here are ordered by index (a token is never its own or a later equal's denser neighbour).
 
     Args:
-        x: [M, C]. count: clusters wanted, clamped to M. k: neighbours, clamped to M.
+        x: [M, C].
+        count: clusters wanted, clamped to M.
+        k: neighbours, clamped to M.
     """
     x = x.float().nan_to_num()
     m = len(x)
@@ -54,7 +56,9 @@ def nearest_kept(x: Tensor, keep: Tensor, block: int = 1024) -> tuple[Tensor, Te
     """Every token not kept, with the kept token most similar to it by cosine (ties: the first kept).
 
     Args:
-        x: [M, C]. keep: [k] long, ascending.
+        x: [M, C].
+        keep: [k] long, ascending.
+        block: rows compared at a time.
 
     Returns:
         (dropped [M - k] ascending, heir [M - k], an element of ``keep`` for each).

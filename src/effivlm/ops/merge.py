@@ -20,7 +20,9 @@ def average(target: Tensor, source: Tensor, size: Tensor | None = None) -> Tripl
     """Weights that make each target the mean of its sources (weighted by ``size`` [N]); list a target as its own source.
 
     Args:
-        target, source: [E] long. size: [N], None for all ones.
+        target: [E] long.
+        source: [E] long.
+        size: [N], None for all ones.
     """
     span = int(torch.cat([target, source]).max()) + 1 if len(target) else 0
     mass = torch.ones(span, device=target.device) if size is None else size.float()
@@ -32,7 +34,9 @@ def mean_into(heir: Tensor, dropped: Tensor, size: Tensor | None = None) -> Trip
     """Each dropped token joins the kept token ``heir``, which becomes the plain (size-weighted) mean of itself and those.
 
     Args:
-        heir, dropped: [E] long. size: [N], None for all ones.
+        heir: [E] long.
+        dropped: [E] long.
+        size: [N], None for all ones.
     """
     targets = heir.unique()
     return average(torch.cat([targets, heir]), torch.cat([targets, dropped]), size)
@@ -44,7 +48,9 @@ def bipartite(metric: Tensor, r: int, protected: int = 0) -> tuple[Tensor, Tenso
     Ties: pairs by lower even index, partners by lower odd index. The first ``protected`` tokens are never merged away.
 
     Args:
-        metric: [N, d]. r: pairs wanted, at most half of the tokens that are not protected.
+        metric: [N, d].
+        r: pairs wanted; at most half of the tokens that are not protected can merge.
+        protected: tokens at the front that stay.
 
     Returns:
         (source [r], target [r]): token indices by descending similarity.

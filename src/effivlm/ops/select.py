@@ -105,7 +105,9 @@ def log_det(features: Tensor, quality: Tensor, k: int) -> Tensor:
     residual exceeds ``TIE`` (the kernel's rank is used up) the rest is filled by quality.
 
     Args:
-        features: [N, C]. quality: [N], not negative.
+        features: [N, C].
+        quality: [N], not negative.
+        k: picks.
     """
     x, r = unit(features), quality.float()
     residual = r * r
@@ -133,7 +135,10 @@ def coverage(features: Tensor, weight: Tensor, k: int, batch: int = 64) -> Tenso
     until the best fresh one beats every stale one. Once no gain exceeds ``TIE`` the rest is filled by weight.
 
     Args:
-        features: [N, C]. weight: [N], not negative.
+        features: [N, C].
+        weight: [N], not negative.
+        k: picks.
+        batch: candidates recomputed at a time.
     """
     x, w = unit(features), weight.float()
     similarity = x @ x.T
@@ -150,7 +155,6 @@ def coverage(features: Tensor, weight: Tensor, k: int, batch: int = 64) -> Tenso
             stale = ranked(bound.masked_fill(fresh, -torch.inf))[:batch]
             stale = torch.cat([stale, pick])
             bound[stale] = torch.minimum(bound[stale], w[stale] * (similarity[stale] - covered).clamp(min=0).sum(1))
-            bound.index_fill_(0, torch.cat([*picked, pick[:0]]), -torch.inf)
             fresh[stale] = True
         if float(bound[pick]) <= tolerance:
             break

@@ -1,98 +1,58 @@
-"""ToMe: in every encoder block, merge the most similar pairs of a bipartite split, by their keys."""
+"""ToMe: in every encoder block the most similar pairs of tokens merge into size-weighted means; attention counts sizes."""
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from effivlm.budget import Budget
 from effivlm.methods.base import BlockTokens, Cut, EncoderReducer, Merge, Paper, Selection
-from effivlm.ops.select import ranked, unit
-
-
-def bipartite(metric: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """The r merges of one step: even-indexed sources and the odd-indexed targets they go to.
-
-    Args:
-        metric: [N, d], compared by cosine. r: at most floor(N / 2) merges.
-
-    Returns:
-        sources [r], targets [r], indices into N; each source is merged once, targets may repeat.
-    """
-    x = unit(metric)
-    similarity = x[::2] @ x[1::2].T
-    best, partner = similarity.max(1)
-    chosen = ranked(best)[:r]
-    return 2 * chosen, 2 * partner[chosen] + 1
+from effivlm.ops.merge import average, bipartite
+from effivlm.ops.select import others
 
 
 @dataclass(frozen=True)
 class ToMe(EncoderReducer):
-    """Token merging with sizes and proportional attention.
-
-    The budget is met by merging about the same number of tokens before every block from ``start`` on.
+    """Bipartite soft matching on keys, an equal number of pairs per block, sizes tracked.
 
     Attributes:
-        start: first block before which tokens are merged. prop_attn: add log(size) to attention logits.
+        prop_attn: add log(size) of every key to later attention logits, as for models not trained with merging.
     """
 
-    name: ClassVar[str] = "tome"
-    paper: ClassVar[Paper] = Paper(
-        "Token Merging: Your ViT But Faster",
-        "2210.09461",
-        "https://github.com/facebookresearch/ToMe @ af95e4b",
-        (
-            "merges between blocks; the original merges between attention and MLP of the same block",
-            "whole merge groups (2x2 patches where the projector takes those) are merged as one",
-            "the number of merges follows the budget instead of a constant r; raster order is kept",
-        ),
-    )
-    start: int = 1
     prop_attn: bool = True
 
-    def __post_init__(self) -> None:
-        """Validate."""
-        if self.start < 1:
-            raise ValueError(f"tome: start={self.start} must be at least 1: it reads the keys of the block before")
+    name = "tome"
+    paper = Paper(
+        "Token Merging: Your ViT But Faster",
+        "2210.09461",
+        "facebookresearch/ToMe @ af95e4b",
+        (
+            "merges between blocks, with the keys of the block before, instead of between attention and MLP of one block",
+            "pairs per block follow the budget, in equal steps; a step that would merge more than half of the tokens matches "
+            "what is left once more",
+            "tokens keep raster order, so even and odd tokens alternate over the image; the official order degrades",
+            "where several patches become one LLM token, whole groups are merged, so no group is torn apart",
+            "nothing is merged before the first and the last block; many models read features before the last",
+        ),
+    )
 
     @property
     def proportional_attention(self) -> bool:
-        """As the original for models that were not trained with merging."""
+        """As ``prop_attn``."""
         return self.prop_attn
 
     def encoder_schedule(self, blocks: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
-        """Equal steps down to the budget, at most halving at each (a bipartite step cannot merge more)."""
+        """Equal steps down to the budget, before every block but the first and the last."""
         assert budget is not None
-        target, steps = budget.count(n), blocks - self.start
-        cuts, now = [], n
-        for i in range(steps):
-            want = n - math.ceil((n - target) * (i + 1) / steps) if i + 1 < steps else target
-            now = max(want, now - now // 2, target)
-            cuts.append(Cut(self.start + i, now))
-        if now > target:
-            cuts = self._halving(blocks, n, target)
-        return tuple(cuts)
-
-    def _halving(self, blocks: int, n: int, target: int) -> list[Cut]:
-        """As fast as a bipartite step allows."""
-        cuts, now = [], n
-        for block in range(self.start, blocks):
-            now = max(target, now - now // 2)
-            cuts.append(Cut(block, now))
-        return cuts
+        k, steps = budget.count(n), max(1, blocks - 2)
+        return tuple(Cut(t, n - (n - k) * t // steps) for t in range(1, steps + 1))
 
     def reduce_block(self, tokens: BlockTokens, k: int) -> Selection:
-        """Merge ``G - k`` sources into their targets, weighted by size; repeats the step where one cannot merge enough."""
-        n = len(tokens.states)
-        owner, metric, alive = torch.arange(n, device=tokens.keys.device), tokens.keys, torch.arange(n, device=tokens.keys.device)
+        """Merge pairs until ``k`` groups are left; a mean weighs what it stands for by size."""
+        every = torch.arange(len(tokens.keys), device=tokens.keys.device)
+        owner, alive = every.clone(), every
         while len(alive) > k:
-            sources, targets = bipartite(metric[alive], min(len(alive) - k, len(alive) // 2))
-            owner[alive[sources]] = alive[targets]
+            source, target = bipartite(tokens.keys[alive], len(alive) - k)
+            owner[alive[source]] = alive[target]
             owner = owner[owner]
-            gone = torch.ones(len(alive), dtype=torch.bool, device=alive.device)
-            gone[sources] = False
-            alive = alive[gone]
-        total = torch.zeros(n, device=owner.device).index_add_(0, owner, tokens.sizes)
-        return Selection(alive, Merge(owner, torch.arange(n, device=owner.device), tokens.sizes / total[owner]))
+            alive = alive[others(source, len(alive))]
+        return Selection(alive, Merge(*average(owner, every, tokens.sizes)))

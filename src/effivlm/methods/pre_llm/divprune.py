@@ -1,7 +1,6 @@
-"""DivPrune: keep the subset of tokens whose smallest pairwise distance is largest (greedy max-min diversity)."""
+"""DivPrune: keep the subset whose members are farthest apart. Greedy max-min diversity of the projected tokens; no attention."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from effivlm.methods.base import ImageTokens, Paper, PreLLM, Selection
 from effivlm.ops.select import max_min
@@ -9,20 +8,21 @@ from effivlm.ops.select import max_min
 
 @dataclass(frozen=True)
 class DivPrune(PreLLM):
-    """Cosine distance between LLM embeddings; the first pick is the token farthest from its nearest neighbour."""
+    """Greedy max-min selection under cosine distance; a running minimum makes it O(N k D)."""
 
-    name: ClassVar[str] = "divprune"
-    paper: ClassVar[Paper] = Paper(
+    name = "divprune"
+    paper = Paper(
         "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models",
         "2503.02175",
-        "https://github.com/vbdi/divprune @ 799e2d9",
+        "vbdi/divprune @ 799e2d9",
         (
-            "picked tokens are excluded from later picks (the official code can pick duplicates twice)",
-            "every image is its own problem; newline tokens are left out of it",
-            "the count is floored like everywhere here, not rounded half to even",
+            "picked tokens are excluded; the official code can return the same token again among near-duplicates",
+            "cosines in float32 with zero vectors at cosine 0; distances within 1e-6 are ties, the lower index wins",
+            "per tile or image; the official LLaVA code prunes image 0 only and lets newline tokens compete",
+            "floor(keep * N) tokens; the official code rounds half to even",
         ),
     )
 
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
-        """Greedy max-min over the embeddings."""
+        """Keep the max-min subset."""
         return Selection(max_min(tokens.embeds, k))

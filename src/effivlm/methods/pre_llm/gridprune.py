@@ -1,0 +1,71 @@
+"""GridPrune: zones of the image share the budget by how much they answer the prompt; in a zone, relevance meets saliency.
+
+No code was published, and the description leaves constants open: ``zones``, ``alpha`` and ``temperature`` are free here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from effivlm.methods.base import ImageTokens, Paper, PreLLM, Selection
+from effivlm.methods.signals import Saliency, Signal, TextEmbeds
+from effivlm.ops.regions import blocks, per_region
+from effivlm.ops.select import min_max, unit
+
+
+@dataclass(frozen=True)
+class GridPrune(PreLLM):
+    """Where to look (zones), then what to take (tokens).
+
+    Attributes:
+        zones: zones along each side of the grid. A free constant.
+        alpha: share of saliency, against relevance, in a token's score. A free constant.
+        temperature: of the softmax over zones; 1 as described, which is close to an even split. A free constant.
+    """
+
+    zones: int = 4
+    alpha: float = 0.5
+    temperature: float = 1.0
+
+    name = "gridprune"
+    paper = Paper(
+        'GridPrune: From "Where to Look" to "What to Select" in Visual Token Pruning for MLLMs',
+        "2511.10081",
+        "",
+        (
+            "written from the description; grid, alpha and temperature are choices made here",
+            "relevance is the cosine of projected tokens with the mean direction of the prompt's text embeddings; the paper "
+            "uses CLIP's image and text projections",
+            "saliency is scaled to [0, 1] per image, for as a probability it would not count against relevance",
+            "quotas by largest remainder, capped at the size of a zone, the excess shared among the others",
+            "without a [CLS]: attention received from all patches",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if self.zones < 1 or not 0 <= self.alpha <= 1 or self.temperature <= 0:
+            raise ValueError(
+                "gridprune: needs zones >= 1, alpha in [0, 1] and temperature > 0, "
+                f"got {self.zones}, {self.alpha} and {self.temperature}"
+            )
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """[CLS] attention of the feature block and embeddings of the prompt's text."""
+        return frozenset({Saliency(), TextEmbeds()})
+
+    def select_image(self, tokens: ImageTokens, k: int) -> Selection:
+        """Quotas by softmax of the zones' mean relevance, and in every zone the highest scores."""
+        text = unit(tokens[TextEmbeds()])
+        question = unit(text.mean(0)) if len(text) else torch.zeros(tokens.embeds.shape[1], device=text.device)
+        relevance = unit(tokens.embeds) @ question
+        score = (1 - self.alpha) * (relevance + 1) / 2 + self.alpha * min_max(tokens[Saliency()])
+        zone = blocks(tokens.place, self.zones)
+        return Selection(per_region(score, zone, k, self.zone_weights(relevance, zone)))
+
+    def zone_weights(self, relevance: Tensor, zone: Tensor) -> Tensor:
+        """[R] softmax over zones of their mean relevance [N]."""
+        numbers, where = zone.unique(return_inverse=True)
+        mean = torch.zeros(len(numbers), dtype=torch.float64, device=relevance.device).index_add_(0, where, relevance.double())
+        return (mean / torch.bincount(where) / self.temperature).softmax(0)
