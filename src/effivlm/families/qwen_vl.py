@@ -65,7 +65,7 @@ def resize(model: nn.Module, call: Mapping[str, Any], grids: list[tuple[int, int
 def images(config: Any, generator: Generator, count: int, grids: Any = None) -> tuple[dict[str, Any], list[list[int]]]:
     """Noise patches for images of (t, h, w) ``grids`` in patches."""
     v = config.vision_config
-    grid = torch.tensor((list(grids or [[1, 4, 8], [1, 8, 4], [1, 4, 4]]) * count)[:count])
+    grid = torch.tensor((list(grids or [[1, 4, 12], [1, 8, 6], [1, 4, 4]]) * count)[:count])
     width = getattr(v, "in_channels", 3) * v.temporal_patch_size * v.patch_size**2
     pixels = torch.randn(int(grid.prod(-1).sum()), width, generator=generator)
     return {"pixel_values": pixels, "image_grid_thw": grid}, [[n] for n in (grid.prod(-1) // v.spatial_merge_size**2).tolist()]
