@@ -128,7 +128,12 @@ def checkpoint(tmp_path_factory):
 
 @pytest.mark.parametrize("name", list(IMAGE_PROCESSORS))
 def test_a_folder_loads_and_answers_about_an_image(name, checkpoint):
-    loaded = load(checkpoint(name), dtype="float32")
+    try:
+        loaded = load(checkpoint(name), dtype="float32")
+    except LoadError as error:
+        if name.startswith("idefics") and "Missing optional dependencies: torchvision" in str(error):
+            pytest.skip("Idefics' PIL image processors import torchvision on this transformers version")
+        raise
     assert loaded.family.name == name and loaded.processor.tokenizer.padding_side == "left"
     mark, _, start, end = names(name)
     shown = {"qwen": f"{start}{mark}{end}", "gemma3": start}.get(name[:4] if name.startswith("qwen") else name, mark)
@@ -214,3 +219,16 @@ def test_family_of_a_model_that_is_not_a_vision_language_model():
 
     with pytest.raises(LoadError, match="llama"):
         family_of(AutoModelForCausalLM.from_config(config))
+
+
+def test_an_encoder_of_another_layout_is_refused_before_its_weights_are_read(checkpoint, tmp_path):
+    config = json.loads((checkpoint("llava") / "config.json").read_text()) | {"vision_feature_select_strategy": "full"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(LoadError, match="vision_feature_select_strategy='full'"):
+        load(tmp_path)
+
+
+def test_an_unknown_dtype(checkpoint):
+    with pytest.raises(LoadError, match="float16"):
+        load(checkpoint("llava"), dtype="half")

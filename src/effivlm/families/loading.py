@@ -85,7 +85,7 @@ def load(name: str | Path, dtype: str = "auto", attn: str = "sdpa", device: str 
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise LoadError(
-            f"cannot read a model configuration from {str(name)!r}: {_first_line(error)}; "
+            f"cannot read a model configuration from {str(name)!r}: {_said(error)}; "
             "give a hub id that can be reached or a checkpoint folder with config.json"
         ) from error
     family = family_named(config.model_type, f"the checkpoint {str(name)!r}")
@@ -95,7 +95,7 @@ def load(name: str | Path, dtype: str = "auto", attn: str = "sdpa", device: str 
             name, dtype=dtype, attn_implementation=attn, device_map=device, use_safetensors=True
         )
     except (OSError, ImportError, ValueError, NotImplementedError) as error:
-        raise LoadError(f"cannot load {str(name)!r}: {_first_line(error)}") from error
+        raise LoadError(f"cannot load {str(name)!r}: {_said(error)}") from error
     return Loaded(model.eval(), load_processor(name), family, Path(name).name)
 
 
@@ -115,7 +115,7 @@ def load_processor(name: str | Path) -> Any:
             kind = _image_only(PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(name))])
             processor = kind.from_pretrained(name, backend="pil")
     except (OSError, ImportError, ValueError, TypeError) as error:
-        raise LoadError(f"cannot load the processor of {str(name)!r}: {_first_line(error)}") from error
+        raise LoadError(f"cannot load the processor of {str(name)!r}: {_said(error)}") from error
     processor.tokenizer.padding_side = "left"
     return processor
 
@@ -158,8 +158,8 @@ def _check_folder(folder: Path) -> None:
         raise LoadError(f"{folder} holds no weights: expected *.safetensors (other formats can run code and are not loaded)")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _said(error: BaseException) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 def config_of(family: Family, shape: Shape) -> Any:
