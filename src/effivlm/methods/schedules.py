@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from effivlm.budget import Budget, BudgetError, solve_mean
 from effivlm.methods.base import Cut
 
+DEPTH = 32  # decoder layers of the models that published cut layers and token counts are for
+TOKENS = 576
+
 
 def single_cut(name: str, layer: int, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
     """One cut before ``layer``: ``visual`` keeps the budget there; ``visual_mean`` averages to it over all layers.
@@ -26,30 +29,128 @@ def stages(name: str, at: Sequence[int], ratios: Sequence[float], layers: int, n
     Raises:
         BudgetError: if a layer is outside the model or the budget is infeasible; names the smallest feasible one.
     """
-    assert budget is not None
-    if n == 0:
+    if not (budget := _checked(name, at, layers, n, budget)):
         return ()
+    if budget.unit == "visual_mean":
+        m = solve_mean(budget.as_share(n), layers, list(zip(at, ratios, strict=True)))
+        return _within(at, [m * r for r in ratios], layers, n, budget)
+    return _down_to(at, [math.log(r) for r in ratios], n, budget)
+
+
+def geometric(name: str, at: Sequence[int], layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+    """Cuts before the layers ``at``, each keeping the same share of what it finds: that share is solved for the budget.
+
+    Raises:
+        BudgetError: as `stages`.
+    """
+    if not (budget := _checked(name, at, layers, n, budget)):
+        return ()
+    steps = range(1, len(at) + 1)
+    if budget.unit == "visual_mean":
+        factor = equal_factor(budget.as_share(n), layers, at)
+        return _within(at, [factor**i for i in steps], layers, n, budget)
+    return _down_to(at, [-float(i) for i in steps], n, budget)
+
+
+def equal_factor(share: float, layers: int, at: Sequence[int]) -> float:
+    """The factor f for which cuts to f, f^2, ... before the layers ``at`` retain ``share`` on average over layer inputs."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        mean = sum(middle**i * (b - a) for i, (a, b) in enumerate(zip([0, *at], [*at, layers], strict=True))) / layers
+        low, high = (middle, high) if mean <= share else (low, middle)
+    return low
+
+
+def published(name: str, at: Sequence[int], counts: Sequence[int], layers: int, n: int) -> tuple[Cut, ...]:
+    """Cuts of a published list of counts for 576 tokens, in proportion for other ``n``; at least 1 unless the list says 0.
+
+    Raises:
+        BudgetError: if a layer is outside the model.
+    """
+    _check_layers(name, at, layers)
+    scaled = [min(n, max(min(k, 1), k * n // TOKENS)) for k in counts]
+    return _falling(at, scaled, n)
+
+
+def mean_share(cuts: Sequence[Cut], layers: int, n: int) -> float:
+    """Average share of ``n`` tokens that the layers of a model process under these cuts: what a preset truly costs."""
+    at, counts = [0, *(c.layer for c in cuts)], [n, *(c.keep for c in cuts)]
+    return sum(k * (b - a) for k, a, b in zip(counts, at, [*at[1:], layers], strict=True)) / (layers * n)
+
+
+def scaled_layers(at: Sequence[int], layers: int, given: Sequence[int] = ()) -> tuple[int, ...]:
+    """``given``, or the published layers ``at``, moved in proportion to depth where the model is too shallow for them."""
+    if given:
+        return tuple(given)
+    if max(at) < layers:
+        return tuple(at)
+    return tuple(sorted({min(layers - 1, max(1, round(a * layers / DEPTH))) for a in at}))
+
+
+def resample(values: Sequence[float], count: int) -> tuple[float, ...]:
+    """The last ``count`` of the values of a schedule whose first cuts fell on the layer of a later one."""
+    return tuple(values[-count:])
+
+
+def preset_or_budget(name: str, preset: str, known: Sequence[str], budget: Budget | None) -> bool:
+    """Whether a method follows its preset.
+
+    Raises:
+        BudgetError: if it has both a preset and a budget, or neither.
+    """
+    if bool(preset) == (budget is not None):
+        got = "both" if preset else "neither"
+        raise BudgetError(f"{name} takes either a budget ({name}@0.2) or a published list ({name}:preset={known[0]}), got {got}; "
+                          f"lists: {', '.join(known)}")  # fmt: skip
+    return bool(preset)
+
+
+def _check_layers(name: str, at: Sequence[int], layers: int) -> None:
     if not all(0 <= a < b for a, b in zip(at, [*at[1:], layers], strict=True)):
         raise BudgetError(f"{name} cuts before layers {list(at)}, which do not fit a model of {layers} decoder layers: choose others")
-    if budget.unit == "visual_mean":
-        return _mean(name, at, ratios, layers, n, budget)
-    final = budget.count(n)
-    logs = [math.log(r) for r in ratios]
-    low = logs[-1] or -1.0
-    counts = [max(final, math.floor(n * (final / n) ** min(1.0, v / low if logs[-1] else 1.0) + 1e-9)) for v in logs]
-    counts[-1] = final
-    return tuple(Cut(a, k) for a, k in zip(at, counts, strict=True) if k < n)
 
 
-def _mean(name: str, at: Sequence[int], ratios: Sequence[float], layers: int, n: int, budget: Budget) -> tuple[Cut, ...]:
-    share = budget.as_share(n)
+def _checked(name: str, at: Sequence[int], layers: int, n: int, budget: Budget | None) -> Budget | None:
+    """The budget, or None where there is nothing to cut."""
+    assert budget is not None
+    _check_layers(name, at, layers)
+    if n == 0 or budget.as_share(n) >= 1.0:
+        return None
     floor = (at[0] * n + (layers - at[0])) / (layers * n)  # everything before the first cut, then one token
-    if share < floor:
-        raise BudgetError(f"{name}: visual_mean budget {share:g} is infeasible with the first cut before layer {at[0]} of {layers} and {n} tokens: "
-                          f"the smallest feasible share is {floor:.4f}; cut earlier or ask for more")  # fmt: skip
-    m = solve_mean(share, layers, list(zip(at, ratios, strict=True)))
-    counts, previous = [], n
-    for r in ratios:
-        previous = min(previous, max(1, math.floor(m * r * n + 1e-9)))
-        counts.append(previous)
-    return tuple(Cut(a, k) for a, k in zip(at, counts, strict=True) if k < n)
+    if budget.unit == "visual_mean" and budget.as_share(n) < floor - 1e-12:
+        raise BudgetError(f"{name}: visual_mean budget {budget.as_share(n):g} is infeasible with the first cut before layer {at[0]} of "
+                          f"{layers} and {n} tokens: the smallest feasible share is {floor:.4f}; cut earlier or ask for more")  # fmt: skip
+    return budget
+
+
+def _down_to(at: Sequence[int], logs: Sequence[float], n: int, budget: Budget) -> tuple[Cut, ...]:
+    """Counts that end at the budget, with logarithms in the proportion of ``logs``."""
+    final = budget.count(n)
+    parts = [min(1.0, v / logs[-1]) if logs[-1] else 1.0 for v in logs]
+    counts = [max(final, math.floor(n * (final / n) ** p + 1e-9)) for p in parts]
+    counts[-1] = final
+    return _falling(at, counts, n)
+
+
+def _within(at: Sequence[int], shares: Sequence[float], layers: int, n: int, budget: Budget) -> tuple[Cut, ...]:
+    """Floored counts, at least 1, whose sum over layers is the most that fits the mean budget in this shape."""
+    limit = math.floor(budget.as_share(n) * n * layers + 1e-6)
+    counts = [min(n, max(1, math.floor(s * n + 1e-9))) for s in shares]
+    spans = [b - a for a, b in zip(at, [*at[1:], layers], strict=True)]
+    total = at[0] * n + sum(k * s for k, s in zip(counts, spans, strict=True))
+    while total > limit:  # stages below one token were raised to one
+        i = max(i for i, k in enumerate(counts) if k == max(counts))
+        counts[i] -= 1
+        total -= spans[i]
+    return _falling(at, counts, n)
+
+
+def _falling(at: Sequence[int], counts: Sequence[int], n: int) -> tuple[Cut, ...]:
+    """Cuts that never grow and that drop something."""
+    out, previous = [], n
+    for layer, k in zip(at, counts, strict=True):
+        if k < previous:
+            out.append(Cut(layer, k))
+            previous = k
+    return tuple(out)

@@ -28,24 +28,24 @@ def blocks(place: Tensor, side: int) -> Tensor:
     return cell[:, 0] * side + cell[:, 1]
 
 
-def per_region(score: Tensor, region: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
-    """[k] ascending: a quota for every region, and the highest scores inside it (ties by index).
-
-    Quotas are shared out by largest remainder; what a region cannot take goes to the others.
-
-    Args:
-        score: [N].
-        region: [N] long.
-        k: tokens kept.
-        weight: [R] of the regions present, ascending by number, not negative; None: the
-            mean score, which must not be negative then.
-    """
+def region_mean(values: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of values [N] over every region present, ascending by number: [R] float64, and the regions' sizes [R]."""
     numbers, where = region.unique(return_inverse=True)
+    total = torch.zeros(len(numbers), dtype=torch.float64, device=values.device).index_add_(0, where, values.double())
     size = torch.bincount(where)
-    if weight is None:
-        weight = torch.zeros(len(numbers), dtype=torch.float64, device=score.device).index_add_(0, where, score.double()) / size
-    quota = torch.tensor(split(k, weight.tolist(), size.tolist()), device=score.device)
+    return total / size, size
+
+
+def share_out(weight: Tensor, size: Tensor, k: int) -> Tensor:
+    """[R] quotas: ``k`` in proportion to weight [R] by largest remainder, never above size [R]; excess goes to the others."""
+    return torch.tensor(split(k, weight.tolist(), size.tolist()), device=weight.device)
+
+
+def best_per_region(score: Tensor, region: Tensor, quota: Tensor) -> Tensor:
+    """[sum of quotas] ascending: in every region present the ``quota`` [R] highest scores [N], ties by index."""
+    where = region.unique(return_inverse=True)[1]
+    size = torch.bincount(where)
     order = ranked(score)
     order = order[torch.argsort(where[order], stable=True)]  # region by region, best first
-    rank = torch.arange(len(score), device=score.device) - (size.cumsum(0) - size)[where[order]]
-    return order[rank < quota[where[order]]].sort().values
+    place = torch.arange(len(score), device=score.device) - (size.cumsum(0) - size)[where[order]]
+    return order[place < quota[where[order]]].sort().values

@@ -22,6 +22,13 @@ def top_k_mask(scores: Tensor, k: int) -> Tensor:
     return out.scatter_(-1, ranked(scores)[..., :k], True)
 
 
+def rounded(scores: Tensor) -> Tensor:
+    """Scores [N] in steps of ``TIE`` times the largest magnitude: equal tokens tie although their sums round differently."""
+    scores = scores.float().nan_to_num()
+    step = TIE * scores.abs().max().clamp(min=1e-30)
+    return (scores / step).round() * step
+
+
 def others(keep: Tensor, n: int) -> Tensor:
     """[n - k] indices below n that are not in keep [k], ascending."""
     out = torch.ones(n, dtype=torch.bool, device=keep.device)
@@ -132,7 +139,7 @@ def coverage(features: Tensor, weight: Tensor, k: int, batch: int = 64) -> Tenso
     """[k] indices in pick order: greedy facility location, ``gain_j = weight_j * sum_i max(0, cos_ij - covered_i)``.
 
     Gains only shrink, so a stale gain is an upper bound: only the ``batch`` most promising candidates are recomputed
-    until the best fresh one beats every stale one. Once no gain exceeds ``TIE`` the rest is filled by weight.
+    until the best fresh one beats every stale one. Once everything is covered up to rounding, weight fills the rest.
 
     Args:
         features: [N, C].
@@ -144,19 +151,19 @@ def coverage(features: Tensor, weight: Tensor, k: int, batch: int = 64) -> Tenso
     similarity = x @ x.T
     covered = torch.zeros(len(x), device=x.device)
     bound = w * similarity.clamp(min=0).sum(1)
-    tolerance = TIE * float(bound.max())
+    rounding = 1e-7 * len(x)  # of a gain, before its weight
     picked = []
     for _ in range(k):
         fresh = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         while True:
-            pick = first_max(bound, tolerance)
+            pick = first_max(bound, TIE * float(bound.max()))
             if fresh[pick]:
                 break
             stale = ranked(bound.masked_fill(fresh, -torch.inf))[:batch]
             stale = torch.cat([stale, pick])
             bound[stale] = torch.minimum(bound[stale], w[stale] * (similarity[stale] - covered).clamp(min=0).sum(1))
             fresh[stale] = True
-        if float(bound[pick]) <= tolerance:
+        if float(bound[pick]) <= rounding * float(w[pick]):
             break
         picked.append(pick)
         covered = torch.maximum(covered, similarity[pick[0]])

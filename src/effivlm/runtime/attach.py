@@ -176,7 +176,9 @@ class Session:
     def _enter_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if args:
             kwargs = {"input_ids": args[0], **kwargs}
-        self.visual = find_visual(self.model.config, kwargs, self.model.get_input_embeddings())
+        cache = kwargs.get("past_key_values")
+        prefilling = cache is None or not cache.get_seq_length()
+        self.visual = find_visual(self.model.config, kwargs, self.model.get_input_embeddings(), prefilling)
         mask = kwargs.get("attention_mask")
         self.real = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
         self.ids = kwargs.get("input_ids")

@@ -65,7 +65,8 @@ class BlockReduction:
         """Hook the blocks and the places where full grids are needed."""
         if self.part is None:
             return
-        self.n_blocks, self.spare = len(blocks), frozenset(self.tap.watched)  # sites that signals read later
+        self.n_blocks = self.family.feature_block(model.config, len(blocks)) + 1  # what comes after is never used
+        self.spare = frozenset(self.tap.watched)  # sites that signals read later
         for i, block in enumerate(blocks):
             self.handles.append(block.register_forward_pre_hook(self._enter(i), with_kwargs=True))
         encoder: Any = model.get_encoder(modality="image")  # type: ignore[operator]

@@ -193,8 +193,10 @@ def everything(shape: tuple[int, int], device: torch.device) -> Tensor:
     return torch.arange(shape[1], device=device).expand(*shape)
 
 
-def find_visual(config: Any, kwargs: Mapping[str, Any], embed: torch.nn.Module) -> Tensor:
+def find_visual(config: Any, kwargs: Mapping[str, Any], embed: torch.nn.Module, prefilling: bool) -> Tensor:
     """[B, L] bool: image placeholders, from ids, or from embeddings equal to the placeholder's.
+
+    ``prefilling``: the ids are a prompt; generated ids may hold any token.
 
     Raises:
         NotImplementedError: for video placeholders.
@@ -202,7 +204,7 @@ def find_visual(config: Any, kwargs: Mapping[str, Any], embed: torch.nn.Module) 
     ids = kwargs.get("input_ids")
     if ids is not None:
         video = getattr(config, "video_token_id", None)
-        if video is not None and bool((ids == video).any()):
+        if prefilling and video is not None and bool((ids == video).any()):
             raise NotImplementedError("video placeholders in the prompt: only images are supported; pass frames as images")
         return ids == config.image_token_id
     embeds = kwargs["inputs_embeds"]

@@ -1,0 +1,21 @@
+"""Tiny trained checkpoints that ship with the package."""
+
+from pathlib import Path
+
+from effivlm import registry
+
+HOME = Path(__file__).parent / "checkpoints"
+
+
+def names() -> list[str]:
+    """Checkpoints by name."""
+    return sorted(p.parent.name for p in HOME.glob("*/config.json"))
+
+
+def checkpoint(name: str) -> Path:
+    """The folder of a checkpoint.
+
+    Raises:
+        UnknownName: with near names.
+    """
+    return registry.lookup("zoo checkpoint", name, {n: HOME / n for n in names()})

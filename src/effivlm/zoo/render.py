@@ -3,8 +3,10 @@
 Everything follows from a seed. The renderer knows what is in every patch, which gives dense labels for training.
 """
 
+import functools
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -140,3 +142,21 @@ def _exist(scene: Scene, rng: random.Random) -> tuple[str, str]:
     anything = sorted({(c, k) for c in COLOURS for k in SHAPES} - pairs)
     colour, kind = rng.choice(mixed or anything)
     return f"is there a {colour} {kind} ?", "no"
+
+
+def test_rows(task: str, count: int, first: int = 0) -> list[dict[str, Any]]:
+    """Rows of a built-in task, from seeds that training never uses; the picture is drawn when it is opened.
+
+    Raises:
+        TypeError: for a task that the renderer does not know.
+    """
+    rows: list[dict[str, Any]] = []
+    for seed in range(first, 10 * count + first):
+        scene = make_scene(seed)
+        asked = questions(scene, random.Random(seed))
+        if task in asked:
+            question, answer = asked[task]
+            rows.append({"id": seed, "question": question, "answers": [answer], "images": [functools.partial(draw, scene)]})
+        if len(rows) == count:
+            return rows
+    raise TypeError(f"the renderer makes no task {task!r}: it knows {', '.join(sorted(asked))}")

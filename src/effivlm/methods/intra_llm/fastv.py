@@ -1,13 +1,19 @@
 """FastV: after a shallow decoder layer, keep the visual tokens that receive the most attention there."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
+from torch import Tensor
+
 from effivlm.budget import Budget
-from effivlm.methods.base import Cut, IntraLLM, LayerTokens, Paper, Selection
+from effivlm.methods.base import Cut, ImageTokens, IntraLLM, LayerTokens, Paper, PreLLM, Selection
 from effivlm.methods.schedules import single_cut
-from effivlm.methods.signals import ColumnSums, LastRow, Signal, TextRows
+from effivlm.methods.signals import ColumnSums, LastRow, Saliency, Signal, TextRows
 from effivlm.ops.select import top_k
+
+_SIGNALS: dict[str, Signal] = {"last": LastRow(), "all": ColumnSums(), "text": TextRows()}
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class FastV(IntraLLM):
         (
             "ranked once, in prefill; the official evaluation code masks instead and ranks again for every new token",
             "every image is ranked by itself",
+            "the count is floor(share * n), at least 1; official codes round half to even and may keep none",
         ),
     )
     layer: int = 2
@@ -36,20 +43,93 @@ class FastV(IntraLLM):
     def __post_init__(self) -> None:
         """Validate."""
         if self.layer < 1:
-            raise ValueError(f"fastv: layer={self.layer} must be at least 1: it ranks by the attention of the layer before")
+            raise ValueError(f"{self.name}: layer={self.layer} must be at least 1: it ranks by the attention of the layer before")
+        if self.rows not in _SIGNALS:
+            raise ValueError(f"{self.name}: rows={self.rows!r}: expected one of {', '.join(_SIGNALS)}")
 
     @property
     def signals(self) -> frozenset[Signal]:
         """The rows it averages."""
-        return frozenset({{"last": LastRow(), "all": ColumnSums(), "text": TextRows()}[self.rows]})
+        return frozenset({_SIGNALS[self.rows]})
 
     def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
         """One cut before ``layer``."""
         return single_cut(self.name, self.layer, layers, n, budget)
 
+    def scores(self, tokens: LayerTokens) -> Tensor:
+        """[N] mean attention of the chosen rows."""
+        rows = tokens[_SIGNALS[self.rows]]
+        return (rows.mean(1) if rows.ndim == 3 else rows).mean(0)[tokens.visual]
+
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Highest mean attention."""
-        (signal,) = self.signals
-        rows = tokens[signal]
-        scores = (rows.mean(1) if rows.ndim == 3 else rows).mean(0)
-        return Selection(top_k(scores[tokens.visual], k))
+        return Selection(top_k(self.scores(tokens), k))
+
+
+@dataclass(frozen=True)
+class FastVSink(FastV, PreLLM):
+    """FastV without, or with, the vision encoder's attention sinks: the ablations A1 and A2 of EffiVLM-Bench 5.3.
+
+    Attributes:
+        sinks: ``drop`` (A1: FastV among the tokens that are no sinks) or ``keep`` (A2: sinks first, FastV fills up).
+        share: sinks, as a share of an image's tokens.
+    """
+
+    name: ClassVar[str] = "fastv_sink"
+    paper: ClassVar[Paper] = Paper(
+        "EffiVLM-Bench: A Comprehensive Benchmark for Evaluating Training-Free Acceleration in Large Vision-Language Models",
+        "2506.00479",
+        "EffiVLM-Bench @ ab3ee18 (the ablations are not released)",
+        (
+            "section 5.3 does not say how sinks are found: here, the tokens with the highest attention in the encoder's feature block",
+            "where A1 leaves fewer than k tokens, sinks fill up by FastV's score",
+            "tokens that are no patches (row ends) are never sinks",
+        ),
+    )
+    observes: ClassVar[bool] = True
+    rows: Literal["last", "all", "text"] = "all"
+    sinks: Literal["drop", "keep"] = "drop"
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        super().__post_init__()
+        if self.sinks not in ("drop", "keep"):
+            raise ValueError(f"fastv_sink: sinks={self.sinks!r}: expected drop or keep")
+        if not 0 < self.share < 1:
+            raise ValueError(f"fastv_sink: share={self.share} must lie between 0 and 1")
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """FastV's rows and the encoder's saliency."""
+        return super().signals | {Saliency()}
+
+    def image_budget(self, layers: int, n: int, budget: Budget | None) -> int:
+        """Everything enters the LLM."""
+        return n
+
+    def observe_image(self, tokens: ImageTokens) -> None:
+        """Remember every patch's saliency by its position in the prompt."""
+        pairs = zip(tokens.position.tolist(), tokens[Saliency()].float().tolist(), strict=True)
+        tokens.notes.setdefault("saliency", {}).update(pairs)
+
+    def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
+        """Rank by attention, sinks before or after everything else."""
+        known = tokens.notes.get("saliency", {})
+        place = tokens.position[tokens.visual].tolist()
+        saliency = torch.tensor([known.get(p, -1.0) for p in place], device=tokens.visual.device)
+        return Selection(with_sinks(self.scores(tokens), saliency, k, math.ceil(self.share * len(place) - 1e-9), self.sinks == "keep"))
+
+
+def with_sinks(scores: Tensor, saliency: Tensor, k: int, count: int, keep: bool) -> Tensor:
+    """[k] indices, ascending: the ``count`` most salient tokens first (by saliency) or last, the others by score [N]."""
+    sink = torch.zeros_like(scores, dtype=torch.bool)
+    sink[top_k(saliency, count)] = True
+    if keep:
+        first = torch.where(sink, saliency, -torch.inf)
+        chosen = top_k(first, min(k, count))
+        rest = scores.masked_fill(sink, -torch.inf)
+        return torch.cat([chosen, top_k(rest, max(0, k - count))]).sort().values
+    ranking = torch.argsort(scores.float().nan_to_num(nan=-torch.inf), descending=True, stable=True)
+    ranking = torch.cat([ranking[~sink[ranking]], ranking[sink[ranking]]])
+    return ranking[:k].sort().values

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from effivlm.methods.base import ImageTokens, Paper, PreLLM, Selection
 from effivlm.methods.signals import Signal, TextEmbeds
-from effivlm.ops.select import log_det, min_max, unit
+from effivlm.ops.select import log_det, min_max, rounded, unit
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class CDPruner(PreLLM):
         "Theia-4869/CDPruner @ 9541616",
         (
             "relevance is the mean cosine of projected tokens with the LLM's input embeddings of the prompt's text; the "
-            "official code uses CLIP's text tower on the question, and negates the cosine, which its authors advise for CLIP only",
+            "official code uses CLIP's text tower on the question, and negates the cosine, as its authors advise for CLIP",
             "relevance is scaled per tile or image, not over everything in the batch; a constant one counts as uniform",
             "when the kernel's rank is used up the rest is filled by relevance; the official code returns repeated tokens there",
             "residual variances within 1e-6 are ties, the lower index wins",
@@ -43,4 +43,4 @@ def relevance(visual: Tensor, text: Tensor) -> Tensor:
     """[N] in [0, 1]: mean cosine of visual [N, D] with text [T, D], scaled to span the range; ones if there is no text."""
     if len(text) == 0:
         return torch.ones(len(visual), device=visual.device)
-    return min_max((unit(visual) @ unit(text).mean(0)).clamp(-1, 1))
+    return min_max(rounded(unit(visual) @ unit(text).mean(0)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from effivlm.methods.base import ImageTokens, Paper, PreLLM, Selection
-from effivlm.ops.select import top_k, unit
+from effivlm.ops.select import rounded, top_k, unit
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class GPrune(PreLLM):
 
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
         """Keep where the walk gathers."""
-        return Selection(top_k(walk(tokens.embeds, self.similarity, self.temperature, self.steps), k))
+        return Selection(top_k(rounded(walk(tokens.embeds, self.similarity, self.temperature, self.steps)), k))
 
 
 def walk(y: Tensor, similarity: float, temperature: float, steps: int) -> Tensor:

@@ -6,12 +6,11 @@ No code was published, and the description leaves constants open: ``zones``, ``a
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from effivlm.methods.base import ImageTokens, Paper, PreLLM, Selection
 from effivlm.methods.signals import Saliency, Signal, TextEmbeds
-from effivlm.ops.regions import blocks, per_region
-from effivlm.ops.select import min_max, unit
+from effivlm.ops.regions import best_per_region, blocks, region_mean, share_out
+from effivlm.ops.select import min_max, rounded, unit
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,6 @@ class GridPrune(PreLLM):
         relevance = unit(tokens.embeds) @ question
         score = (1 - self.alpha) * (relevance + 1) / 2 + self.alpha * min_max(tokens[Saliency()])
         zone = blocks(tokens.place, self.zones)
-        return Selection(per_region(score, zone, k, self.zone_weights(relevance, zone)))
-
-    def zone_weights(self, relevance: Tensor, zone: Tensor) -> Tensor:
-        """[R] softmax over zones of their mean relevance [N]."""
-        numbers, where = zone.unique(return_inverse=True)
-        mean = torch.zeros(len(numbers), dtype=torch.float64, device=relevance.device).index_add_(0, where, relevance.double())
-        return (mean / torch.bincount(where) / self.temperature).softmax(0)
+        mean, size = region_mean(relevance, zone)
+        quota = share_out((mean / self.temperature).softmax(0), size, k)
+        return Selection(best_per_region(rounded(score), zone, quota))

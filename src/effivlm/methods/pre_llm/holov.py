@@ -7,8 +7,8 @@ from torch import Tensor
 
 from effivlm.methods.base import ImageTokens, Paper, PreLLM, Selection
 from effivlm.methods.signals import Saliency, Signal
-from effivlm.ops.regions import blocks, per_region, segments
-from effivlm.ops.select import unit
+from effivlm.ops.regions import best_per_region, blocks, region_mean, segments, share_out
+from effivlm.ops.select import others, ranked, rounded, unit
 
 VARIANTS = ("", "official")
 
@@ -37,8 +37,8 @@ class HoloV(PreLLM):
             "the variety term is scaled over the whole image, so that it counts; the official code scales it per region, "
             "where it cancels exactly",
             "regions are 2-D blocks; the official code cuts the raster into segments (variant=official)",
-            "tokens a full region cannot take go to the others; the official code pads with zero vectors instead, also "
-            "where variant=official",
+            "tokens a full region cannot take go to the others; the official code pads with zero vectors, where "
+            "variant=official takes the most attended of the rest",
             "per tile or image; without a [CLS]: attention received from all patches",
         ),
     )
@@ -59,9 +59,21 @@ class HoloV(PreLLM):
         attention = tokens[Saliency()].float().nan_to_num().clamp(min=0)
         if self.variant == "official":
             region = segments(len(attention), self.num_patches).to(attention.device)
-            return Selection(per_region(attention, region, k))
+            mean, size = region_mean(attention, region)
+            keep = best_per_region(attention, region, official_quota(mean, k).minimum(size))
+            rest = others(keep, len(attention))
+            return Selection(torch.cat([keep, rest[ranked(attention[rest])[: k - len(keep)]]]).sort().values)
         region = blocks(tokens.place, max(1, int(self.num_patches**0.5 + 1e-9)))
-        return Selection(per_region(scaled(attention) + self.alpha * scaled(variety(tokens.embeds, region)), region, k))
+        score = rounded(scaled(attention) + self.alpha * scaled(variety(tokens.embeds, region)))
+        return Selection(best_per_region(score, region, share_out(*region_mean(score, region), k)))
+
+
+def official_quota(weight: Tensor, k: int) -> Tensor:
+    """[R] the released code's quotas: rounded down, and one more for as many of the heaviest regions as are missing."""
+    weight = 1090 * weight  # the code's 1e3, and 1 + alpha of the variety term that cancels; only its 1e-6 sees them
+    quota = (weight / (weight.sum() + 1e-6) * k).floor().long()
+    quota[ranked(weight)[: k - int(quota.sum())]] += 1
+    return quota
 
 
 def scaled(x: Tensor) -> Tensor:

@@ -1,0 +1,88 @@
+"""What there is, in words: lists and descriptions for the command line and the generated docs."""
+
+import dataclasses
+import textwrap
+from collections.abc import Callable, Iterator
+
+from effivlm import registry, zoo
+from effivlm.families.base import Family
+from effivlm.families.loading import shapes
+from effivlm.methods.base import Method
+from effivlm.runtime.attach import Unsupported, check_supported
+from effivlm.setting import STAGES, Part, Setting
+from effivlm.tasks.builtin import load_task, suite_names, task_names
+
+
+def stages_of(cls: type[Method]) -> list[str]:
+    """Names of the stages a method acts at."""
+    return [name for name, stage in STAGES.items() if issubclass(cls, stage)]
+
+
+def supported(cls: type[Method]) -> dict[str, str]:
+    """Family -> empty text, or the reason why the method cannot be used with it."""
+    out = {}
+    for name, family in registry.families().items():
+        try:
+            check_supported(Setting((Part(cls(), None),)), family)
+            out[name] = ""
+        except Unsupported as error:
+            out[name] = str(error).split(": ", 1)[1]
+    return out
+
+
+def describe(name: str) -> Iterator[str]:
+    """Lines about a method or a family.
+
+    Raises:
+        UnknownName: with near names.
+    """
+    found = registry.lookup("method or family", name, {**registry.families(), **registry.methods()})
+    yield from _family(found) if isinstance(found, Family) else _method(found)
+
+
+def _method(cls: type[Method]) -> Iterator[str]:
+    yield f"[bold]{cls.name}[/]  {', '.join(stages_of(cls)) or 'no stage'}"
+    yield from textwrap.dedent(cls.__doc__ or "").strip().splitlines()
+    yield f"paper: {cls.paper.title}" + (f" (arXiv {cls.paper.arxiv})" if cls.paper.arxiv else "")
+    if cls.paper.code:
+        yield f"official code: {cls.paper.code}"
+    yield from (f"deviates: {d}" for d in cls.paper.deviations)
+    yield f"budget: {cls.budget}, units {', '.join(cls.units)}"
+    yield from (f"parameter {f.name} = {f.default}" for f in dataclasses.fields(cls))
+    table = supported(cls)
+    yield "families: " + ", ".join(f for f, reason in table.items() if not reason)
+    yield from (f"not {f}: {reason}" for f, reason in table.items() if reason)
+
+
+def _family(family: Family) -> Iterator[str]:
+    yield f"[bold]{family.name}[/]  model_type {', '.join(family.model_types) or '(as another family)'}"
+    yield f"encoder: {'all images in one sequence' if family.packed else 'one tile a sequence'}"
+    yield "images can be resized before the encoder" if family.resize else "the encoder takes images of one size only"
+    yield from (f"published shape {s.name}" for s in family.shapes)
+    yield "methods: " + ", ".join(m for m, cls in registry.methods().items() if not supported(cls)[family.name])
+
+
+def _methods() -> Iterator[str]:
+    for name, cls in registry.methods().items():
+        first = (cls.__doc__ or "").strip().splitlines()[0]
+        yield f"{name:20} {', '.join(stages_of(cls)) or '-':24} {first}"
+
+
+def _families() -> Iterator[str]:
+    for name, family in registry.families().items():
+        yield f"{name:20} {', '.join(s.name for s in family.shapes)}"
+
+
+def _tasks() -> Iterator[str]:
+    for name in task_names():
+        task = load_task(name)
+        yield f"{name:20} {task.metric:18} {len(task.documents)} documents, stands for {task.stands_for}"
+
+
+LISTS: dict[str, Callable[[], Iterator[str]]] = {
+    "methods": _methods,
+    "families": _families,
+    "suites": lambda: iter(suite_names()),
+    "tasks": _tasks,
+    "models": lambda: iter([*(f"zoo:{n}" for n in zoo.names()), *shapes()]),
+}

@@ -1,0 +1,122 @@
+"""The command line: verbs only, no logic."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
+    "Which training-free acceleration should I use on this vision-language model, what does it cost, what does it save?"))  # fmt: skip
+console = Console()
+FAILED_DOCUMENTS, USER_ERROR, INTERRUPTED = 3, 2, 130
+
+
+@app.command()
+def run(
+    experiment: Annotated[Path | None, typer.Argument(help="YAML file; without one, the built-in default.")] = None,
+    root: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+) -> None:
+    """Answer every document under every setting, and write the report. Run it again to go on after an interruption."""
+    _guard(lambda: _run(experiment, root))
+
+
+def _run(path: Path | None, root: Path) -> None:
+    from effivlm.config import default_experiment, load_experiment
+    from effivlm.experiment import run as run_experiment
+
+    experiment = load_experiment(path or default_experiment())
+    folder = root / experiment.name
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("effivlm").addHandler(handler)
+    logging.getLogger("effivlm").setLevel(logging.INFO)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("documents"),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    try:
+        with Progress(*columns, console=console) as bar:
+            bars: dict[str, Any] = {}
+
+            def progress(what: str, done: int, total: int) -> None:
+                if what not in bars:
+                    bars[what] = bar.add_task(f"{what}, {len(experiment.settings)} settings", total=total)
+                bar.update(bars[what], completed=done)
+
+            summary = run_experiment(experiment, root, progress)
+    except KeyboardInterrupt:
+        console.print(f"\ninterrupted: what was finished is in {folder}; the same command goes on from there")
+        raise typer.Exit(INTERRUPTED) from None
+    _report(folder)
+    console.print(f"{summary.recorded} answers recorded, {summary.found} found from before, {summary.failed} failed")
+    if summary.failed:
+        console.print(f"[bold red]{summary.failed} documents failed[/]: see the column 'failed' and {folder}/log.txt")
+        raise typer.Exit(FAILED_DOCUMENTS)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/default.")]) -> None:
+    """Write the report of a run again, from its records."""
+    _guard(lambda: _report(folder))
+
+
+def _report(folder: Path) -> None:
+    from effivlm.report.tables import terminal
+    from effivlm.report.write import write
+
+    rows, paths = write(folder)
+    console.print(terminal(rows))
+    for path in paths:
+        console.print(f"  {path}", highlight=False)
+
+
+@app.command(name="list")
+def list_(what: Annotated[str, typer.Argument(help="methods, families, suites, tasks or models")]) -> None:
+    """List what there is."""
+    _guard(lambda: _list(what))
+
+
+def _list(what: str) -> None:
+    from effivlm import catalogue, registry
+
+    for line in registry.lookup("list", what, catalogue.LISTS)():
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A method or a family.")]) -> None:
+    """Paper, parameters, deviations, stages and supported families of a method; facts about a family."""
+    _guard(lambda: _show(name))
+
+
+def _show(name: str) -> None:
+    from effivlm import catalogue
+
+    for line in catalogue.describe(name):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _guard(verb: Callable[[], None]) -> None:
+    """Errors that a user can mend are one message, not a traceback."""
+    from effivlm.budget import BudgetError
+    from effivlm.config import ConfigError
+    from effivlm.families.loading import LoadError
+    from effivlm.metrics.performance import MetricError
+    from effivlm.records import StoreError
+    from effivlm.registry import UnknownName
+    from effivlm.setting import SettingError
+    from effivlm.tasks.builtin import TaskError
+
+    known = (BudgetError, ConfigError, LoadError, MetricError, StoreError, UnknownName, SettingError, TaskError, ImportError, NotImplementedError)
+    try:
+        verb()
+    except known as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {str(error)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(USER_ERROR) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,157 @@
+"""What a run is: frozen specifications and their YAML form. Unknown keys are errors; every mistake names its key."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from effivlm.budget import BudgetError
+from effivlm.registry import UnknownName
+from effivlm.setting import SettingError, parse_setting
+
+
+class ConfigError(ValueError):
+    """An experiment that cannot be read; lists every mistake by key."""
+
+
+class Spec(BaseModel):
+    """Base: frozen, unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSpec(Spec):
+    """A model to load.
+
+    Attributes:
+        name: hub id, checkpoint folder, ``zoo:NAME`` for a built-in checkpoint, or a published shape.
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``. attn: attention back end. device: where it runs.
+        random_weights: build the published shape ``name`` without weights (speed and memory only).
+    """
+
+    name: str
+    dtype: str = "auto"
+    attn: str = "sdpa"
+    device: str = "cpu"
+    random_weights: bool = False
+
+    @field_validator("dtype")
+    @classmethod
+    def _dtype(cls, value: str) -> str:
+        known = ("auto", "float32", "bfloat16", "float16")
+        if value not in known:
+            raise ValueError(f"expected one of {', '.join(known)}, got {value!r}")
+        return value
+
+
+class TaskSpec(Spec):
+    """A task or suite to answer.
+
+    Attributes:
+        name: built-in task, or a folder with ``task.yaml``. documents: how many; None means all.
+    """
+
+    name: str
+    documents: int | None = Field(default=None, ge=1)
+
+
+class MeasureSpec(Spec):
+    """How speed is measured.
+
+    Attributes:
+        workload: see `effivlm.measure`. repeats: timed runs of every setting. warmup: untimed runs.
+        seconds: stop a setting's repeats after this long.
+    """
+
+    workload: str = "effivlm-bench"
+    repeats: int = Field(default=20, ge=2)
+    warmup: int = Field(default=2, ge=0)
+    seconds: float = Field(default=120.0, gt=0)
+
+
+class Experiment(Spec):
+    """One comparison: models x settings x tasks.
+
+    Attributes:
+        name: the run's folder under ``runs/``. settings: in text form; ``none`` is always included, first.
+        seed: sampling of documents. width: answers decoded side by side.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    models: tuple[ModelSpec, ...] = Field(min_length=1)
+    settings: tuple[str, ...] = Field(min_length=1)
+    tasks: tuple[TaskSpec, ...] = Field(min_length=1)
+    measure: MeasureSpec | None = None
+    seed: int = 0
+    width: int = Field(default=16, ge=1)
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        """``{methods: [a, b], keep: [0.1, 0.2]}`` entries stand for every method at every budget."""
+        if not isinstance(value, list | tuple):
+            return value
+        out: list[str] = ["none"]
+        for item in value:
+            if isinstance(item, dict):
+                unknown = set(item) - {"methods", "keep"}
+                if unknown or set(item) != {"methods", "keep"}:
+                    raise ValueError(f"a settings grid needs exactly the keys methods and keep, got {', '.join(map(str, item))}")
+                out += [f"{m}@{k}" for m in item["methods"] for k in item["keep"]]
+            else:
+                out.append(str(item))
+        return tuple(dict.fromkeys(out))
+
+    @field_validator("settings")
+    @classmethod
+    def _readable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        problems = []
+        for text in value:
+            try:
+                parse_setting(text)
+            except (SettingError, BudgetError, UnknownName, ValueError) as error:
+                problems.append(f"{text!r}: {error}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return tuple(dict.fromkeys(str(parse_setting(t)) for t in value))
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read an experiment.
+
+    Raises:
+        ConfigError: if the file is missing, is not YAML, or has mistakes; all of them are listed.
+    """
+    if not path.exists():
+        raise ConfigError(f"no experiment file {path}: give a YAML file, or no argument for the built-in default")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds a {type(data).__name__}: expected keys name, models, settings, tasks")
+    return build_experiment(data, str(path))
+
+
+def build_experiment(data: dict[str, Any], where: str) -> Experiment:
+    """An experiment from plain data.
+
+    Raises:
+        ConfigError: listing every mistake by key.
+    """
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        raise ConfigError(f"{where} has {len(lines)} mistake(s):\n" + "\n".join(lines)) from None
+
+
+def dump_experiment(experiment: Experiment) -> str:
+    """The YAML form; reading it back gives the same experiment."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+
+
+def default_experiment() -> Path:
+    """The built-in default."""
+    return Path(__file__).parent / "default.yaml"

@@ -1,0 +1,166 @@
+"""The whole run on one screen: load, plan, answer every document under every setting, record, report."""
+
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from effivlm import __version__, zoo
+from effivlm.config import Experiment, ModelSpec, TaskSpec, dump_experiment
+from effivlm.families.loading import Loaded, load
+from effivlm.measure.roofline import TextShape
+from effivlm.records import DocumentRecord, RunStore, content_hash, environment
+from effivlm.runtime.plan import Outcome, Plan
+from effivlm.setting import Setting, parse_setting
+from effivlm.tasks.builtin import Document, Task, load_suite, load_task, media_digest
+
+log = logging.getLogger("effivlm")
+Progress = Callable[[str, int, int], None]  # (what, documents done, documents in all)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did: answers recorded now, found from before, and failed (of all)."""
+
+    recorded: int
+    found: int
+    failed: int
+
+
+def run(experiment: Experiment, root: Path = Path("runs"), progress: Progress = lambda what, done, total: None) -> Summary:
+    """Answer every document of every task under every setting; what a folder already holds is not done again.
+
+    Raises:
+        StoreError, LoadError, TaskError, Unsupported: before anything runs, where it can be known.
+    """
+    tasks = [(spec, load_task(name)) for spec in experiment.tasks for name in load_suite(spec.name)]
+    settings = [parse_setting(text) for text in experiment.settings]
+    counts = {"recorded": 0, "found": 0, "failed": 0}
+    with RunStore(root / experiment.name, dump_experiment(experiment), experiment.model_dump(mode="json")) as store:
+        for spec in experiment.models:
+            loaded = load_model(spec)
+            (store.folder / "environment.json").write_text(json.dumps(environment(str(loaded.model.device), "pil"), indent=1))
+            runner = Runner(store, spec, loaded, settings, experiment.width)
+            work = [(task, d) for t, task in tasks for d in sample(task, t, experiment.seed)]
+            for done, (task, document) in enumerate(work):
+                progress(loaded.name, done, len(work))
+                for kind, number in runner.answer(task, document).items():
+                    counts[kind] += number
+            progress(loaded.name, len(work), len(work))
+    return Summary(**counts)
+
+
+def load_model(spec: ModelSpec) -> Loaded:
+    """The model of a specification; ``zoo:NAME`` is a checkpoint that ships with the package."""
+    name = str(zoo.checkpoint(spec.name.removeprefix("zoo:"))) if spec.name.startswith("zoo:") else spec.name
+    dtype = "float32" if spec.dtype == "auto" and spec.device == "cpu" else spec.dtype
+    return load(name, dtype, spec.attn, spec.device, spec.random_weights)
+
+
+def sample(task: Task, spec: TaskSpec, seed: int) -> list[Document]:
+    """The documents to ask, in the task's order; the same for every model and setting."""
+    documents = list(task.documents)
+    if spec.documents is None or spec.documents >= len(documents):
+        return documents
+    chosen = random.Random(f"{seed}:{task.name}").sample(range(len(documents)), spec.documents)
+    return [documents[i] for i in sorted(chosen)]
+
+
+class Runner:
+    """Answers documents for one model; keeps one plan per set of settings still to do."""
+
+    def __init__(self, store: RunStore, spec: ModelSpec, loaded: Loaded, settings: list[Setting], width: int) -> None:
+        self.store, self.loaded, self.width, self.settings = store, loaded, width, settings
+        self.spec, self.shape = spec, TextShape.of(loaded.model.get_decoder().config)
+        self.plans: dict[tuple[Setting, ...], Plan] = {}
+        self.plan(tuple(settings))  # refuses what the family cannot do before anything runs
+        self.done: dict[Path, dict[str, bool]] = {}
+
+    def plan(self, settings: tuple[Setting, ...]) -> Plan:
+        """The sharing plan of some settings."""
+        if settings not in self.plans:
+            self.plans[settings] = Plan(self.loaded.model, settings, self.width)
+        return self.plans[settings]
+
+    def path(self, setting: Setting, task: Task) -> Path:
+        """Where answers go: the hash covers all that can change them."""
+        model = self.spec.model_dump(exclude={"device"})
+        identity = {"model": model, "setting": str(setting), "fields": repr(setting), "task": [task.name, task.version, task.metric],
+                    "limit": task.max_new_tokens, "version": __version__}  # fmt: skip
+        return self.store.path(self.loaded.name, content_hash(identity), task.name)
+
+    def answer(self, task: Task, document: Document) -> dict[str, int]:
+        """Ask one document under every setting that has not answered it; a failure is a record, never an empty answer."""
+        counts = {"recorded": 0, "found": 0, "failed": 0}
+        todo = []
+        for setting in self.settings:
+            before = self._before(self.path(setting, task))
+            if document.id in before:
+                counts["found"] += 1
+                counts["failed"] += before[document.id]
+            else:
+                todo.append(setting)
+        for outcome, digest in self._outcomes(task, document, tuple(todo)):
+            record = self._record(task, document, outcome, digest)
+            self.store.append(self.path(outcome.setting, task), record)
+            counts["recorded"] += 1
+            counts["failed"] += record.failed
+        return counts
+
+    def _before(self, path: Path) -> dict[str, bool]:
+        from effivlm.records import read_records
+
+        if path not in self.done:
+            self.done[path] = {r.document: r.failed for r in read_records(path)}
+        return self.done[path]
+
+    def _outcomes(self, task: Task, document: Document, todo: tuple[Setting, ...]) -> Iterator[tuple[Outcome, str]]:
+        if not todo:
+            return
+        try:
+            images = [open_image() for open_image in document.images]
+            inputs, digest = prepare(self.loaded, document, images), media_digest(images)
+        except Exception as error:
+            log.warning("%s %s cannot be asked: %s", task.name, document.id, error)
+            yield from ((Outcome(s, None, None, error), "") for s in todo)
+            return
+        digest = hashlib.sha256((document.prompt + digest).encode()).hexdigest()[:16]
+        for outcome in self.plan(todo).run(inputs, task.max_new_tokens, stop_ids(self.loaded)):
+            yield outcome, digest
+
+    def _record(self, task: Task, document: Document, outcome: Outcome, digest: str) -> DocumentRecord:
+        common = {"model": self.loaded.name, "setting": str(outcome.setting), "task": task.name, "document": document.id, "metric": task.metric,
+                  "references": document.answers, "digest": digest}  # fmt: skip
+        if outcome.error is not None or outcome.generated is None or outcome.account is None:
+            error = outcome.error or RuntimeError("no answer")
+            log.error("%s %s under %s failed", task.name, document.id, outcome.setting, exc_info=error)
+            return DocumentRecord(**common, answer=None, score=None, new_tokens=0, finish="error",
+                                  error={"type": type(error).__name__, "message": str(error)[:500]})  # fmt: skip
+        text = self.loaded.processor.tokenizer.decode(outcome.generated.tokens, skip_special_tokens=True).strip()
+        cost = outcome.account.as_dict()
+        size = next(self.loaded.model.parameters()).element_size()
+        cost |= {"prefill_flops": self.shape.prefill_flops(outcome.account.tokens_per_layer),
+                 "decode_bytes_per_token": self.shape.decode_bytes(outcome.account.kv_bytes, size)}  # fmt: skip
+        return DocumentRecord(**common, answer=text, score=task.scorer(text, document.answers), new_tokens=len(outcome.generated.tokens),
+                              finish=outcome.generated.finish, error=None, cost=cost)  # fmt: skip
+
+
+def prepare(loaded: Loaded, document: Document, images: list[Any]) -> Mapping[str, torch.Tensor]:
+    """Model inputs of one document, by the checkpoint's own chat template and processor."""
+    text = loaded.processor.apply_chat_template(document.messages(), add_generation_prompt=True, tokenize=False)
+    given = {"text": text, "return_tensors": "pt"} | ({"images": images} if images else {})
+    inputs = loaded.processor(**given)
+    device, dtype = loaded.model.device, loaded.model.dtype
+    return {k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in inputs.items() if isinstance(v, torch.Tensor)}
+
+
+def stop_ids(loaded: Loaded) -> list[int]:
+    """Token ids that end an answer."""
+    ids = loaded.model.generation_config.eos_token_id
+    return [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [int(ids)]

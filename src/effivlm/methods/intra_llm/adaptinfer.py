@@ -1,0 +1,81 @@
+"""AdaptInfer: text tokens weigh in by their role in text-to-text attention, head by head, and re-weigh at every stage."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from effivlm.budget import Budget
+from effivlm.methods.base import Cut, IntraLLM, LayerTokens, Paper, Selection
+from effivlm.methods.schedules import preset_or_budget, published, resample, scaled_layers, stages
+from effivlm.methods.signals import Signal, TextRows
+from effivlm.ops.select import top_k
+
+AT = (2, 11, 21)
+COUNTS = {
+    "128": (290, 72, 18), "64": (133, 27, 3), "48": (80, 24, 2), "32": (40, 12, 0),
+    "128-13b": (300, 94, 30), "64-13b": (148, 40, 5),
+}  # fmt: skip
+SHAPE = tuple(k / 576 for k in COUNTS["128"])
+
+
+@dataclass(frozen=True)
+class AdaptInfer(IntraLLM):
+    """All text rows are soft raters.
+
+    Attributes:
+        layers: cuts happen before these; empty: 2-11-21 (the paper's "after 1, 10, 20"), moved in proportion for models
+            with 21 layers or fewer. Layers 1-10-20 are the paper's for Qwen2-VL-2B.
+        preset: a published list (128, 64, 48, 32, 128-13b, 64-13b) instead of a budget; its true mean share is higher
+            than its name says, see `effivlm.methods.schedules.mean_share`.
+    """
+
+    name: ClassVar[str] = "adaptinfer"
+    paper: ClassVar[Paper] = Paper(
+        "AdaptInfer: Adaptive Token Pruning for Vision-Language Model Inference with Dynamical Text Guidance",
+        "2508.06084",
+        "weiczh02/AdaptInfer-base @ 9dac67c, 8f5ae0c",
+        (
+            "positions are kept, as in the official Qwen2-VL code; the LLaVA code numbers the survivors anew",
+            "without text after the image the last token rates",
+            "budgets scale the shape of the 128 list",
+        ),
+    )
+    budget: ClassVar[str] = "optional"
+    layers: tuple[int, ...] = ()
+    preset: str = ""
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.preset and self.preset not in COUNTS:
+            raise ValueError(f"adaptinfer: preset={self.preset!r}: expected one of {', '.join(COUNTS)}")
+        if any(k < 1 for k in self.layers):
+            raise ValueError(f"adaptinfer: layers={self.layers} must be at least 1: it ranks by the attention of the layer before")
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """Text rows of the layer before."""
+        return frozenset({TextRows()})
+
+    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+        """Three stages, or the published counts."""
+        at = scaled_layers(AT, layers, self.layers)
+        if preset_or_budget(self.name, self.preset, tuple(COUNTS), budget):
+            return published(self.name, at, resample(COUNTS[self.preset], len(at)), layers, n)
+        return stages(self.name, at, resample(SHAPE, len(at)), layers, n, budget)
+
+    def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
+        """Highest score."""
+        rows = tokens[TextRows()]
+        return Selection(top_k(text_weighted(rows[..., tokens.text], rows[..., tokens.visual]), k))
+
+
+def text_weighted(text: Tensor, visual: Tensor) -> Tensor:
+    """[N] attention from text, each row weighted per head by its row and column mass in text-to-text attention.
+
+    Args:
+        text: [H, T, T] attention text x text. visual: [H, T, N] attention text x visual.
+    """
+    text, visual = text.float(), visual.float()
+    weight = text.sum(1) + text.sum(2) - text.diagonal(dim1=1, dim2=2)
+    return (weight[:, None] @ visual)[:, 0].sum(0)

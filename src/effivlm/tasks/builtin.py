@@ -1,0 +1,189 @@
+"""Tasks in the built-in format: a folder with ``task.yaml`` and rows in JSONL or parquet, or rows that a renderer makes.
+
+    name: scene_colour
+    version: 1
+    prompt: "{question}"          # row fields in braces
+    metric: exact_match           # see tasks.scoring
+    max_new_tokens: 6
+    stands_for: GQA
+    rows: rows.jsonl              # each row: id, question, answers, images (paths or base64 bytes)
+    # or: generator: {task: colour, count: 200}
+"""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from effivlm import registry
+from effivlm.tasks.scoring import SCORERS, Scorer
+
+HOME = Path(__file__).parent / "builtin"
+SUITES = Path(__file__).parent / "suites"
+
+
+class TaskError(ValueError):
+    """A task that cannot be read; the message names folder and key."""
+
+
+class MediaError(RuntimeError):
+    """An image of one document that cannot be opened."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One question.
+
+    Attributes:
+        id: unique in its task. prompt: text after the images. answers: accepted answers.
+        images: one function each that opens the image (RGB); MediaError is raised there, not earlier.
+    """
+
+    id: str
+    prompt: str
+    answers: tuple[str, ...]
+    images: tuple[Callable[[], Image.Image], ...]
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The chat turn that `apply_chat_template` takes."""
+        parts: list[dict[str, Any]] = [{"type": "image"} for _ in self.images]
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": self.prompt}]}]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: its documents and how an answer is scored."""
+
+    name: str
+    version: int
+    metric: str
+    max_new_tokens: int
+    stands_for: str
+    documents: tuple[Document, ...]
+
+    @property
+    def scorer(self) -> Scorer:
+        """(answer, references) -> score in [0, 1]."""
+        return SCORERS[self.metric]
+
+
+def task_names() -> list[str]:
+    """Built-in tasks."""
+    return sorted(p.parent.name for p in HOME.glob("*/task.yaml"))
+
+
+def suite_names() -> list[str]:
+    """Built-in suites."""
+    return sorted(p.stem for p in SUITES.glob("*.yaml"))
+
+
+def load_task(name: str) -> Task:
+    """A built-in task by name, or a folder.
+
+    Raises:
+        UnknownName: with near names. TaskError: if the folder's files are not in the format.
+    """
+    folder = Path(name)
+    if not (folder / "task.yaml").exists():
+        if folder.is_dir() or "/" in name:
+            raise TaskError(f"{folder} holds no task.yaml: expected a folder in the built-in task format")
+        folder = registry.lookup("task", name, {n: HOME / n for n in task_names()})
+    spec = yaml.safe_load((folder / "task.yaml").read_text())
+    return _build(spec, folder)
+
+
+_KEYS = {"name", "version", "prompt", "metric", "max_new_tokens", "stands_for", "rows", "generator"}
+
+
+def _build(spec: Any, folder: Path) -> Task:
+    if not isinstance(spec, dict) or not {"name", "prompt", "metric"} <= set(spec):
+        raise TaskError(f"{folder}/task.yaml: expected the keys name, prompt, metric and rows or generator")
+    unknown = set(spec) - _KEYS
+    if unknown:
+        raise TaskError(f"{folder}/task.yaml: unknown key(s) {', '.join(sorted(unknown))}; known: {', '.join(sorted(_KEYS))}")
+    if ("rows" in spec) == ("generator" in spec):
+        raise TaskError(f"{folder}/task.yaml: expected either rows or generator")
+    registry.lookup("metric", spec["metric"], SCORERS)
+    rows = _generated(spec["generator"], folder) if "generator" in spec else _rows(folder / spec["rows"])
+    documents = tuple(_document(row, i, spec["prompt"], folder) for i, row in enumerate(rows))
+    return Task(spec["name"], int(spec.get("version", 1)), spec["metric"], int(spec.get("max_new_tokens", 16)),
+                str(spec.get("stands_for", "")), documents)  # fmt: skip
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        raise TaskError(f"{path} does not exist: task.yaml names it as rows")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet as parquet
+        except ImportError:
+            raise ImportError(f"{path} is parquet, which needs pyarrow: pip install 'effivlm[parquet]', or use JSONL") from None
+        return parquet.read_table(path).to_pylist()
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise TaskError(f"{path}, line {number} is not JSON") from None
+    return rows
+
+
+def _generated(spec: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    from effivlm.zoo.render import test_rows
+
+    try:
+        return test_rows(**spec)
+    except TypeError as error:
+        raise TaskError(f"{folder}/task.yaml: generator: {error}") from None
+
+
+def _document(row: dict[str, Any], number: int, template: str, folder: Path) -> Document:
+    try:
+        prompt = template.format(**row)
+        answers = row["answers"] if "answers" in row else [row["answer"]]
+    except KeyError as error:
+        raise TaskError(f"{folder}: row {number + 1} has no field {error}, which the task needs") from None
+    images = row.get("images", [row["image"]] if "image" in row else [])
+    openers = tuple(_opener(image, folder) for image in images)
+    return Document(str(row.get("id", number)), prompt, tuple(map(str, answers)), openers)
+
+
+def _opener(image: Any, folder: Path) -> Callable[[], Image.Image]:
+    if callable(image):
+        return image
+
+    def read() -> Image.Image:
+        where = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)[:80]
+        try:
+            if isinstance(image, bytes):
+                data = image
+            elif isinstance(image, dict):
+                data = image["bytes"] if isinstance(image["bytes"], bytes) else base64.b64decode(image["bytes"])
+            else:
+                data = (folder / image).read_bytes()
+            return Image.open(io.BytesIO(data)).convert("RGB")
+        except Exception as error:
+            raise MediaError(f"cannot read image {where}: {error}") from error
+
+    return read
+
+
+def media_digest(images: Sequence[Image.Image]) -> str:
+    """Hash of pixels, for records."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(str(image.size).encode() + image.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_suite(name: str) -> list[str]:
+    """The tasks of a suite, by name; a task's own name is a suite of one."""
+    path = SUITES / f"{name}.yaml"
+    return list(yaml.safe_load(path.read_text())["tasks"]) if path.exists() else [name]
