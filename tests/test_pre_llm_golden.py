@@ -29,7 +29,7 @@ def cases(method):
 
 def load(path):
     with safe_open(path, "pt") as file:
-        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        tensors = {k: file.get_tensor(k) for k in file.keys()}
         tensors["params"] = json.loads(file.metadata()["params"])
     return {k: v.long() if isinstance(v, torch.Tensor) and v.dtype == torch.int32 else v for k, v in tensors.items()}
 
