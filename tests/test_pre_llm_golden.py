@@ -87,7 +87,7 @@ def test_holov(path):
     method = holov.HoloV(num_patches=p["num_patches"], alpha=p["alpha"], variant="official")
     keep = method.select_image(tokens(method, g["y"], saliency=g["attn"]), len(g["output_index"])).keep
     region = segments(len(g["attn"]), p["num_patches"])
-    mean, size = region_mean(g["attn"], region)
+    mean, _ = region_mean(g["attn"], region)
     torch.testing.assert_close((mean / mean.sum()).float(), g["chunk_weight"], atol=1e-5, rtol=1e-4)
     assert torch.equal(holov.official_quota(mean, len(g["output_index"])), g["allocated"])
     assert len(keep) == len(g["output_index"]) and bool(torch.isin(want, keep).all())
