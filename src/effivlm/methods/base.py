@@ -132,12 +132,14 @@ class ImageTokens(Context):
         embeds: [N, D] what would enter the LLM.
         place: [N, 2] float: row and column of every token in this unit's grid; NaN where tokens have no place.
         image: number of the image in its prompt. unit: number of the tile in its image.
+        position: [N] long, logical index in the uncompressed prompt, as in `LayerTokens`.
     """
 
     embeds: Tensor
     place: Tensor
     image: int
     unit: int
+    position: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
 
 @dataclass(frozen=True)

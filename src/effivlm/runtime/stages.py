@@ -90,7 +90,7 @@ def _image_tokens(prompt: Prompt, encoded: Encoded | None, image: Image, where: 
 
     key = hash((prompt.keys[row], image.number, unit))
     return ImageTokens(source, part.method.signals, key, notes.setdefault((part.method.name, row), {}),
-                       prompt.embeds[row, slots], image.place[where], image.number, unit)  # fmt: skip
+                       prompt.embeds[row, slots], image.place[where], image.number, unit, slots)  # fmt: skip
 
 
 def _merge_before_llm(prompt: Prompt, image: Image, where: Tensor, selection: Selection) -> None:

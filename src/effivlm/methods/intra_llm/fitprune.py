@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from effivlm.budget import Budget
 from effivlm.methods.base import Cut, IntraLLM, LayerTokens, Paper, Selection
 from effivlm.methods.schedules import TOKENS, preset_or_budget, published, stages
@@ -73,15 +71,7 @@ class FitPrune(IntraLLM):
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Drop the lowest products."""
         text, visual = tokens[HeadMaxSums(rows="text")], tokens[HeadMaxSums(rows="visual")]
-        return Selection(top_k(products(text[tokens.visual], visual[tokens.visual]), k))
-
-
-def products(text: Tensor, visual: Tensor) -> Tensor:
-    """[N] importance: attention received from text [N] times attention received from visual rows [N], in float64.
-
-    Float32 products of small probabilities could underflow to equal zeros.
-    """
-    return (text.double() * visual.double()).float() if float((text * visual).min()) > 1e-30 else text.double() * visual.double()
+        return Selection(top_k((text * visual)[tokens.visual], k))
 
 
 def curve_of(knots: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,0 +1,143 @@
+"""SparseVLM: text tokens that match the image rate the visual tokens; the best of those dropped return as cluster means."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from effivlm.budget import Budget
+from effivlm.methods.base import Cut, IntraLLM, LayerTokens, Merge, Paper, Selection
+from effivlm.methods.schedules import preset_or_budget, published, resample, scaled_layers, stages
+from effivlm.methods.signals import InputEmbeds, Keys, Signal, TextRows
+from effivlm.ops.recycle import cluster_means
+from effivlm.ops.select import others, ranked, top_k
+
+AT = (3, 7, 16)
+COUNTS = {  # kept and clusters together
+    "recycle": {"192": (309, 204, 113), "128": (312, 117, 39), "96": (249, 55, 27), "64": (82, 32, 18)},
+    "plus": {"192": (300, 200, 118), "128": (238, 108, 60), "96": (246, 54, 28), "64": (66, 34, 20)},
+}
+
+
+@dataclass(frozen=True)
+class SparseVLM(IntraLLM):
+    """Three stages; raters are chosen once, from the input embeddings.
+
+    Attributes:
+        variant: ``recycle`` (version 1.5) or ``plus`` (version 2): attention divided by its rotary gravity, only the
+            ``heads`` heads that look at the image most, no recycling.
+        layers: cuts happen before these; empty: 3-7-16 (the paper's "after 2, 6, 15"), moved in proportion for models
+            with 16 layers or fewer.
+        preset: a published list (192, 128, 96, 64) instead of a budget; its true mean share is higher than its name says,
+            see `effivlm.methods.schedules.mean_share`.
+        heads: see ``plus``. rope_theta: base of the model's rotary frequencies, read by ``plus`` only.
+    """
+
+    name: ClassVar[str] = "sparsevlm"
+    paper: ClassVar[Paper] = Paper(
+        "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference",
+        "2410.04417",
+        "https://github.com/Gumpest/SparseVLMs @ b9619e6 (v1.5), 26a5f48 (v2)",
+        (
+            "clusters stand at their centres, in order; the official code appends them after the kept tokens",
+            "positions are kept; version 1.5 numbers the survivors anew",
+            "the count asked for includes the clusters, of which there are at most k / 4",
+            "equal densities are ordered by index instead of by noise",
+            "with no text token above the mean (a single one), all text rates; with no text, the last token",
+            "the rank rule of the first release is left out: it sets a count per prompt, here the budget sets it",
+            "plus: gravity is clamped above zero, and distances are logical positions, also for multi-axis rotary models",
+            "budgets scale the shape of the 192 list",
+        ),
+    )
+    budget: ClassVar[str] = "optional"
+    variant: Literal["recycle", "plus"] = "recycle"
+    layers: tuple[int, ...] = ()
+    preset: str = ""
+    heads: int = 14
+    rope_theta: float = 10000.0
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.variant not in COUNTS:
+            raise ValueError(f"sparsevlm: variant={self.variant!r}: expected one of {', '.join(COUNTS)}")
+        if self.preset and self.preset not in COUNTS[self.variant]:
+            raise ValueError(f"sparsevlm: preset={self.preset!r}: expected one of {', '.join(COUNTS[self.variant])}")
+        if self.heads < 1 or self.rope_theta <= 0 or any(k < 1 for k in self.layers):
+            raise ValueError(f"sparsevlm: heads={self.heads}, layers={self.layers}, rope_theta={self.rope_theta} must be positive")
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """Embeddings for the raters, text rows; keys only tell the head width."""
+        return frozenset({InputEmbeds(), TextRows()} | ({Keys()} if self.variant == "plus" else set()))
+
+    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+        """Three stages, or the published counts."""
+        at, table = scaled_layers(AT, layers, self.layers), COUNTS[self.variant]
+        if preset_or_budget(self.name, self.preset, tuple(table), budget):
+            return published(self.name, at, resample(table[self.preset], len(at)), layers, n)
+        return stages(self.name, at, [k / 576 for k in resample(table["192"], len(at))], layers, n, budget)
+
+    def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
+        """Keep by score; version 1.5 clusters the best of what is dropped."""
+        rows = tokens[TextRows()][:, self._raters(tokens)]
+        if self.variant == "plus":
+            return Selection(top_k(self._plus(tokens, rows), k))
+        scores = rows[..., tokens.visual].mean((0, 1))
+        n = len(scores)
+        kept = top_k(scores, kept_of(n, k))
+        if len(kept) == k:
+            return Selection(kept)
+        rest = others(kept, n)
+        best = rest[ranked(scores[rest])[: int(0.3 * len(rest)) + 1]]
+        centres, merge = cluster_means(tokens.hidden[tokens.visual], best, k - len(kept))
+        return Selection(torch.cat([kept, centres]).sort().values, Merge(*merge))
+
+    def _raters(self, tokens: LayerTokens) -> Tensor:
+        """[R] indices into ``tokens.text``, chosen at the first stage."""
+        memory = tokens.notes.setdefault("raters", {})
+        if tokens.image not in memory:
+            x = tokens[InputEmbeds()]
+            memory[tokens.image] = raters(x[tokens.visual], x[tokens.text])
+        return memory[tokens.image]
+
+    def _plus(self, tokens: LayerTokens, rows: Tensor) -> Tensor:
+        """[N] scores of version 2."""
+        width = tokens[Keys()].shape[-1]
+        at = tokens.position[tokens.text][self._raters(tokens)]
+        pull = gravity(at[:, None] - tokens.position[tokens.visual], width, self.rope_theta)
+        freed = rows[..., tokens.visual] / pull
+        return freed[ranked(freed.sum((1, 2)))[: self.heads]].mean((0, 1))
+
+
+def raters(visual: Tensor, text: Tensor) -> Tensor:
+    """[R] indices into text [T, D] whose mean match (softmax over text of dot products) exceeds the mean; all if none does.
+
+    Args:
+        visual: [N, D], text: [T, D] input embeddings.
+    """
+    match = (visual.float() @ text.float().T).softmax(1).mean(0)
+    chosen = (match > match.mean()).nonzero()[:, 0]
+    return chosen if len(chosen) else torch.arange(len(text), device=text.device)
+
+
+def kept_of(n: int, k: int) -> int:
+    """Tokens kept as they are, of ``k`` that leave a stage entered by ``n``; the others are clusters of what is dropped.
+
+    Dropping q tokens, the official code recycles m = int(0.3 q) + 1 of them into int(m / 10) + 1 clusters; here at most
+    k / 4. The largest number that fits is returned.
+    """
+    most = k // 4
+    for kept in range(k, k - most - 1, -1):
+        if kept + (int(0.3 * (n - kept)) + 1) // 10 + 1 <= k:
+            return kept
+    return k - most
+
+
+def gravity(distance: Tensor, width: int, theta: float) -> Tensor:
+    """What rotary embedding alone gives the logit of all-ones query and key at a distance [...]; clamped above zero."""
+    frequency = theta ** (-torch.arange(0, width, 2, device=distance.device, dtype=torch.float32) / width)
+    out = torch.zeros(distance.shape, device=distance.device)
+    for f in frequency:
+        out += 2 * torch.cos(distance.float() * f)
+    return (out / width**0.5).clamp(min=1e-3)
