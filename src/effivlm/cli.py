@@ -1,6 +1,7 @@
 """The command line: verbs only, no logic."""
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
     "Which training-free acceleration should I use on this vision-language model, what does it cost, what does it save?"))  # fmt: skip
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 110)
 FAILED_DOCUMENTS, USER_ERROR, INTERRUPTED = 3, 2, 130
 
 
@@ -68,7 +69,8 @@ def _report(folder: Path) -> None:
     from effivlm.report.write import write
 
     rows, paths = write(folder)
-    console.print(terminal(rows))
+    for table in terminal(rows):
+        console.print(table)
     for path in paths:
         console.print(f"  {path}", highlight=False)
 

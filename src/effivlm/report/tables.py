@@ -110,16 +110,20 @@ def cells(row: Row, tasks: Sequence[str]) -> list[str]:
             f"{row.kv_bytes / 1000:.1f}", p, f"{row.failures}/{row.documents}"]  # fmt: skip
 
 
-def terminal(rows: Sequence[Row]) -> Table:
-    """A rich table: what fits a screen; the Markdown and CSV hold every column."""
-    table = Table(title="quality against cost (OP: percent of the uncompressed model)", header_style="bold")
-    for title in ("model", "setting", "OP", "95 %", "OL", "visual", "visual mean", "KV", "p", "failed"):
-        table.add_column(title, justify="left" if title in ("model", "setting") else "right", no_wrap=title != "model")
-    for row in rows:
-        by_title = dict(zip(header([row]), cells(row, list(row.scores)), strict=True))
-        names = ("model", "setting", "OP", "95 %", "OL", "visual", "visual mean", "KV", "p", "failed")
-        table.add_row(*(by_title[n] for n in names), style="bold" if row.setting == "none" else None)
-    return table
+def terminal(rows: Sequence[Row]) -> list[Table]:
+    """One rich table per model: what fits 80 columns; the Markdown and CSV hold every column."""
+    shown = {"setting": "setting", "OP": "OP", "95 %": "95 %", "OL": "OL", "visual mean": "visual", "KV": "KV", "p": "p", "failed": "failed"}
+    tables = []
+    for model in dict.fromkeys(r.model for r in rows):
+        mine = [r for r in rows if r.model == model]
+        table = Table(title=f"{model}: quality (OP) and shares really kept, in percent of the uncompressed model", header_style="bold")
+        for name, title in shown.items():
+            table.add_column(title, justify="left" if name == "setting" else "right", no_wrap=True)
+        for row in mine:
+            by_title = dict(zip(header([row]), cells(row, list(row.scores)), strict=True))
+            table.add_row(*(by_title[n].replace(" %", "%") for n in shown), style="bold" if row.setting == "none" else None)
+        tables.append(table)
+    return tables
 
 
 def markdown(rows: Sequence[Row]) -> str:

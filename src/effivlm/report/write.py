@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import yaml
+
 from effivlm.records import read_run
 from effivlm.report import figures, html, tables
 
@@ -16,7 +18,9 @@ def write(folder: Path) -> tuple[list[tables.Row], list[Path]]:
     Raises:
         StoreError: if the folder holds no records.
     """
-    rows = tables.rows_of(read_run(folder))
+    asked = yaml.safe_load((folder / "experiment.yaml").read_text())["settings"]
+    place = {text: i for i, text in enumerate(asked)}
+    rows = tables.rows_of(sorted(read_run(folder), key=lambda r: place.get(r.setting, len(place))))
     out = folder / "report"
     out.mkdir(exist_ok=True)
     paths = [out / "table.md", out / "table.csv"]

@@ -1,7 +1,8 @@
 """Trains the zoo's model from scratch on scenes it renders; resumable, never part of tests or the demo.
 
 Two stages: the vision encoder on per-patch labels that the renderer knows (one-word answers alone teach it almost
-nothing), then everything on several questions per image in one sequence, with the loss on the answers.
+nothing), then everything on several questions per image in one sequence, with the loss on the answers and, so that
+visual tokens speak the vocabulary, on naming every patch's content from its projected feature.
 
     python -m effivlm.zoo.train OUT --minutes 60
 """
@@ -78,15 +79,15 @@ class Scenes(torch.utils.data.IterableDataset[Any]):
         while True:
             scenes = [make_scene(seed + i) for i in range(self.batch)]
             images = torch.stack([pixels(s) for s in scenes])
+            kinds, colours = (torch.stack(x) for x in zip(*(patch_labels(s) for s in scenes), strict=True))
             if self.stage == 1:
-                kinds, colours = zip(*(patch_labels(s) for s in scenes), strict=True)
-                yield images, torch.stack(kinds), torch.stack(colours)
+                yield images, kinds, colours
             else:
                 rows = [conversation(s, random.Random(seed + i), tokenizer, 8) for i, s in enumerate(scenes)]
                 width = max(len(r[0]) for r in rows)
                 ids = torch.tensor([r[0] + [0] * (width - len(r[0])) for r in rows])
                 labels = torch.tensor([r[1] + [-100] * (width - len(r[1])) for r in rows])
-                yield images, ids, labels
+                yield images, ids, labels, kinds, colours
             seed += self.batch
 
 
@@ -113,24 +114,39 @@ def train_encoder(model: Any, minutes: float, batch: int, start: int, log: Any) 
         step += 1
 
 
+def words_of(names: list[str], tokenizer: Any) -> Tensor:
+    """[len(names)] long: the token of each name with a space before it; -100 for the empty name."""
+    return torch.tensor([tokenizer(" " + n).input_ids[0] if n else -100 for n in names])
+
+
+def naming_loss(features: Tensor, embeddings: Tensor, targets: list[Tensor]) -> Tensor:
+    """Cross-entropy of naming patches: features [n, D] against the word embeddings, for each kind of name [n]."""
+    logits = features @ embeddings.T
+    return sum((nn.functional.cross_entropy(logits, t, ignore_index=-100) for t in targets), torch.zeros(()))
+
+
 def train_all(model: Any, minutes: float, batch: int, start: int, peak: float, log: Any, out: Path) -> None:
     """Stage 2: answers, everything trained; a checkpoint every five minutes."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.98))
+    tokenizer = make_tokenizer()
+    kind_words, colour_words = words_of(KINDS, tokenizer), words_of(["", *COLOURS], tokenizer)
     began, saved, step = time.time(), time.time(), 0
-    for images, ids, labels in torch.utils.data.DataLoader(Scenes(start, batch, 2), batch_size=None, num_workers=1):
+    for images, ids, labels, kinds, colours in torch.utils.data.DataLoader(Scenes(start, batch, 2), batch_size=None, num_workers=1):
         done = (time.time() - began) / (60 * minutes)
         if done >= 1:
             break
         for group in optimiser.param_groups:
             group["lr"] = peak * min(1, (step + 1) / 100) * (0.05 + 0.95 * (0.5 + 0.5 * math.cos(math.pi * done)))
-        logits = model(input_ids=ids, pixel_values=images, attention_mask=(ids != 0).long()).logits
-        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        loss.backward()
+        done_by = model(input_ids=ids, pixel_values=images, attention_mask=(ids != 0).long())
+        loss = nn.functional.cross_entropy(done_by.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        names = [kind_words[kinds.flatten()], colour_words[colours.flatten()]]
+        naming = naming_loss(done_by.image_hidden_states.flatten(0, -2), model.get_input_embeddings().weight, names)
+        (loss + 0.3 * naming).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
         if step % 50 == 0:
-            log(f"stage 2 step {step} loss {loss.item():.4f} minute {done * minutes:.1f}")
+            log(f"stage 2 step {step} loss {loss.item():.4f} naming {naming.item():.4f} minute {done * minutes:.1f}")
         if time.time() - saved > 300:
             torch.save(model.state_dict(), out / "state.pt")
             saved = time.time()

@@ -1,0 +1,259 @@
+"""What the runtime promises beyond the contract: restoration, re-entry, statistics, faults that must be caught."""
+
+import pytest
+import torch
+from tiny import FAMILIES, batch, build, generate, prompt
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from effivlm.methods.base import PreLLM
+from effivlm.methods.signals import ColumnSums
+from effivlm.ops import statistics
+from effivlm.runtime import signals, stages
+from effivlm.runtime.attach import Session, Unsupported
+from effivlm.runtime.audit import AuditError
+from effivlm.setting import parse_setting
+
+torch.set_num_threads(1)
+
+
+def hooks(model):
+    modules = list(model.modules())
+    counts = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules]
+    return counts, sorted(model.base_model.__dict__), sorted(model.get_decoder().__dict__), dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
+
+
+SETTING = "visionzip@0.5 + fastv@0.5 + h2o@0.5"
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "internvl"])
+def test_everything_is_restored(family):
+    model, inputs = build(family), prompt(family)
+    generate(model, inputs, 1)  # transformers installs its own output hooks when first run
+    before = hooks(model)
+    with Session(model, SETTING):
+        assert hooks(model) != before
+        generate(model, inputs, 2)
+    assert hooks(model) == before
+
+
+def test_everything_is_restored_after_an_exception():
+    model, inputs = build("llava"), prompt("llava")
+    generate(model, inputs, 1)
+    before = hooks(model)
+    with pytest.raises(RuntimeError, match="planted"), Session(model, "divprune@0.5") as session:
+        session.text.layers[2].register_forward_pre_hook(lambda *a: (_ for _ in ()).throw(RuntimeError("planted")))
+        generate(model, inputs, 2)
+    for handle in list(model.get_decoder().layers[2]._forward_pre_hooks):
+        del model.get_decoder().layers[2]._forward_pre_hooks[handle]
+    assert hooks(model) == before
+    generate(model, inputs, 2)
+
+
+def test_two_sessions_on_one_model_are_refused_and_reentry_works():
+    model, inputs = build("llava"), prompt("llava")
+    with Session(model, "uniform@0.5") as first:
+        with pytest.raises(RuntimeError, match="already under a compress"), Session(model, "uniform@0.5"):
+            pass
+        generate(model, inputs, 2)
+    with first:
+        generate(model, inputs, 2)
+    assert first.accounts[0].realised["visual"] == 0.5
+
+
+def test_two_models_do_not_see_each_other():
+    a, b = build("llava"), build("internvl")
+    plain = generate(b, prompt("internvl"), 2)[1]
+    with Session(a, SETTING), Session(b, "none"):
+        generate(a, prompt("llava"), 2)
+        assert torch.equal(generate(b, prompt("internvl"), 2)[1], plain)
+    with Session(a, SETTING):
+        assert torch.equal(generate(b, prompt("internvl"), 2)[1], plain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_statistics_equal_the_dense_matrices(family):
+    """Column sums gathered by the tap against eager's attention maps of every decoder layer."""
+    model, inputs, seen = build(family), prompt(family), {}
+    with torch.no_grad():
+        maps = build(family, "eager")(**inputs, output_attentions=True).attentions
+    original = stages.score_layer
+
+    def spy(part, caches):
+        seen[caches[0].layer] = caches[0][ColumnSums()]
+        return original(part, caches)
+
+    import effivlm.runtime.attach as attach
+
+    attach.score_layer = spy
+    try:
+        with Session(model, "h2o@0.5"), torch.no_grad():
+            model(**inputs, use_cache=True)
+    finally:
+        attach.score_layer = original
+    for i, full in enumerate(maps):
+        assert (seen[i] - full[0].sum(1)).abs().max() < 2e-4, i
+
+
+def test_nan_in_dropped_tokens_never_reaches_the_output():
+    """Embeddings of dropped tokens are poisoned after selection."""
+    model, inputs = build("llava"), prompt("llava")
+    with Session(model, "divprune@0.4"):
+        want = generate(model, inputs, 4)[1]
+    original = Session._cut_before
+
+    def poison(self, state, kept, kwargs, cache):
+        gone = state.prompt.visual.clone()
+        for image, offsets in zip(state.prompt.images, kept, strict=True):
+            gone[image.row, image.slots[offsets]] = False
+        state.prompt.embeds = state.prompt.embeds.masked_fill(gone[..., None], torch.nan)
+        original(self, state, kept, kwargs, cache)
+
+    Session._cut_before = poison
+    try:
+        with Session(model, "divprune@0.4"):
+            assert torch.equal(generate(model, inputs, 4)[1], want)
+    finally:
+        Session._cut_before = original
+
+
+# --------------------------------------------------------------------------------------- the audit catches methods
+def broken(select):
+    class Broken(PreLLM):
+        name, paper, exact = "broken", None, True
+
+        def select_image(self, tokens, k):
+            return select(tokens, k)
+
+    return Broken()
+
+
+@pytest.mark.parametrize(("select", "message"), [
+    (lambda t, k: stages.Selection(torch.arange(k).flip(0)), "not strictly ascending"),
+    (lambda t, k: stages.Selection(torch.arange(k + 1)), "asked to keep 8 of 16 tokens and kept 9"),
+    (lambda t, k: stages.Selection(torch.arange(k - 1)), "asked to keep 8 of 16 tokens and kept 7"),
+    (lambda t, k: stages.Selection(torch.arange(k) + 100), "was given 16 tokens"),
+    (lambda t, k: stages.Selection(torch.zeros(k, dtype=torch.long)), "not strictly ascending"),
+])  # fmt: skip
+def test_broken_selections_are_errors(select, message):
+    import dataclasses
+
+    setting = parse_setting("uniform@0.5")
+    part = dataclasses.replace(setting.parts[0], method=broken(select))
+    setting = dataclasses.replace(setting, parts=(part,))
+    model, inputs = build("llava"), prompt("llava")
+    with pytest.raises(AuditError, match=message), Session(model, setting):
+        generate(model, inputs, 2)
+
+
+def test_a_layer_run_twice_with_the_live_cache_is_an_error():
+    """The field's double KV write: re-running a layer to read its attention."""
+    model, inputs = build("llava"), prompt("llava")
+    layer = model.get_decoder().layers[1]
+    original = layer.self_attn.forward
+
+    def twice(*args, **kwargs):
+        original(*args, **kwargs)
+        return original(*args, **kwargs)
+
+    layer.self_attn.forward = twice
+    try:
+        with pytest.raises(AuditError, match="stored 94 cache entries for 47 tokens"), Session(model, "none"):
+            generate(model, inputs, 2)
+    finally:
+        del layer.self_attn.forward
+
+
+def test_images_encoded_outside_are_an_error():
+    model, inputs = build("llava"), prompt("llava")
+    features = model.model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True)
+    given = {k: v for k, v in inputs.items() if k != "pixel_values"}
+    with pytest.raises(RuntimeError, match="encoded outside this session"), Session(model, "uniform@0.5"), torch.no_grad():
+        model(**given, mm_encoder_outputs={"image": features})
+
+
+def test_video_is_refused():
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl", 0)
+    inputs["input_ids"][0, 4] = model.config.video_token_id
+    with pytest.raises(NotImplementedError, match="video"), Session(model, "uniform@0.5"):
+        generate(model, inputs, 2)
+
+
+def test_unsupported_pairs_say_why():
+    with pytest.raises(Unsupported, match="visionzip cannot be used with idefics2: its visual tokens are not patches"):
+        Session(build("idefics2"), "visionzip@0.5")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beam_search(family):
+    model, inputs = build(family), prompt(family)
+    with torch.no_grad():
+        want = model.generate(**inputs, max_new_tokens=4, do_sample=False, num_beams=3)
+        with Session(model, "none"):
+            assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False, num_beams=3), want)
+        with Session(model, "uniform@0.5 + snapkv@0.5") as session:
+            model.generate(**inputs, max_new_tokens=4, do_sample=False, num_beams=3)
+    assert len({a.realised["visual"] for a in session.accounts}) == 1 and len(session.accounts) == 3
+
+
+@pytest.mark.parametrize("setting", ["uniform@0.5", "fastv@0.5:layer=1", "h2o@0.4"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl"])
+def test_several_tokens_after_compression(family, setting):
+    """A chunk of three tokens on a compressed cache equals feeding them one by one; direct forwards need no positions."""
+    from effivlm.runtime.cache import fork
+
+    model, inputs, new = build(family), prompt(family), torch.tensor([[11, 12, 13]])
+    with Session(model, setting), torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        one, forked = [], fork(cache)
+        for t in range(3):
+            one.append(model(input_ids=new[:, t : t + 1], past_key_values=forked).logits)
+        three = model(input_ids=new, past_key_values=cache).logits
+    assert (three - torch.cat(one, 1)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_generation_continues_a_conversation(family):
+    model, inputs = build(family), prompt(family)
+    with Session(model, "uniform@0.5 + snapkv@0.6"):
+        tokens, _, cache = generate(model, inputs, 3)
+        ids = torch.cat([inputs["input_ids"], tokens, torch.tensor([[21, 22, 23]])], 1)
+        more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if "mm_token_type_ids" in inputs:
+            more["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+        generate(model, more, 3, past_key_values=cache)
+
+
+def test_half_precision_runs_and_scores_in_float32():
+    model, inputs = build("llava", dtype=torch.bfloat16), prompt("llava")
+    inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in inputs.items()}
+    with Session(model, SETTING) as session:
+        generate(model, inputs, 3)
+    assert session.accounts[0].visual_per_layer == (16, 16, 8, 8)
+
+
+def test_padding_of_a_batch_is_never_counted():
+    model = build("llava")
+    both = batch("llava", prompt("llava", 3, before=5), prompt("llava", 1))
+    with Session(model, "h2o@0.5") as session:
+        generate(model, both, 2)
+    assert [a.prompt_tokens for a in session.accounts] == [int(r.sum()) for r in both["attention_mask"]]
+    assert [a.kv_per_layer[0] for a in session.accounts] == [int(r.sum()) // 2 for r in both["attention_mask"]]
+
+
+def test_row_statistics_against_dense():
+    """Blocks, GQA and causality of the pure functions against a dense softmax in float64."""
+    g = torch.Generator().manual_seed(0)
+    q, k = torch.randn(4, 37, 8, generator=g), torch.randn(2, 37, 8, generator=g)
+    logits = q.double() @ k.double().repeat_interleave(2, 0).transpose(1, 2) * 0.3
+    dense = logits.masked_fill(torch.ones(37, 37).triu(1).bool(), -torch.inf).softmax(-1)
+    assert (statistics.column_sums(q, k, 0.3, block=8) - dense.sum(1)).abs().max() < 1e-5
+    rows = torch.tensor([3, 20, 36])
+    assert (statistics.row_probabilities(q[:, rows], k, rows, 0.3) - dense[:, rows]).abs().max() < 1e-6
+    assert (statistics.head_max_sums(q[:, rows], k, rows, 0.3) - dense[:, rows].amax(0).sum(0)).abs().max() < 1e-6
+    low = [(dense[h, rows] < 0.01 * dense[h, rows].amax(-1, keepdim=True)) & (torch.arange(37) <= rows[:, None]) for h in range(4)]
+    want = torch.tensor([float(x.sum()) for x in low]) / float((rows + 1).sum())
+    assert torch.allclose(statistics.threshold_share(q[:, rows], k, rows, 0.3, 0.01), want, atol=1e-6)
+
+
+def test_signals_are_registered_once():
+    assert len({s.__name__ for s in signals._COMPUTE}) == len(signals._COMPUTE)
