@@ -1,0 +1,1 @@
+"""Methods with several stages, one file each."""

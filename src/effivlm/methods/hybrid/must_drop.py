@@ -1,0 +1,214 @@
+"""MustDrop: merge uniform image windows in the encoder, drop what no text row looks at in the LLM, then trim early caches."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from effivlm.budget import Budget
+from effivlm.methods.base import (
+    Allocator,
+    BlockTokens,
+    Cut,
+    EncoderReducer,
+    Entries,
+    ImageTokens,
+    IntraLLM,
+    KVCache,
+    LayerCache,
+    LayerTokens,
+    Merge,
+    Paper,
+    PreLLM,
+    Selection,
+)
+from effivlm.methods.schedules import geometric, scaled_layers
+from effivlm.methods.signals import Saliency, Signal, TextRows
+from effivlm.ops.merge import mean_into
+from effivlm.ops.select import others, ranked, top_k, unit
+
+AT = (3, 7, 11, 15)
+
+
+@dataclass(frozen=True)
+class FinalSet:
+    """Caches from layer ``first`` on hold what the last layer holds; earlier ones stay full."""
+
+    layers: tuple[int, ...]
+    needs_statistics: bool = True  # the final set is known only after the last cut
+
+    def __call__(self, lengths: list[int], share: float, statistics: list[float] | None) -> list[int]:
+        """Entries per layer."""
+        first = scaled_layers(AT, len(lengths), self.layers)[0] - 1
+        return [held if i < first else lengths[-1] for i, held in enumerate(lengths)]
+
+
+@dataclass(frozen=True)
+class MustDrop(EncoderReducer, PreLLM, IntraLLM, KVCache):
+    """Three stages under one budget: it is the share of visual tokens after the last cut (or, visual_mean, on average).
+
+    Attributes:
+        window: side of the encoder's windows, in LLM tokens. spatial: share of an image's tokens that leave the encoder.
+        key_share: tokens with the highest attention in the encoder's last block that are never dropped, as a share.
+        global_threshold, individual_threshold: the published thresholds; here they weigh the two criteria.
+        layers: cuts happen before these; empty: 3-7-11-15 (the paper's "after 2, 6, 10, 14"), moved in proportion for
+            models with 15 layers or fewer.
+    """
+
+    name: ClassVar[str] = "mustdrop"
+    paper: ClassVar[Paper] = Paper(
+        "Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model",
+        "2411.10803",
+        "https://github.com/liuting20/MustDrop @ 909afa5",
+        (
+            "a budget replaces the thresholds: the most uniform windows merge until `spatial` is reached, and tokens are ranked by "
+            "max(global / (threshold * sum), individual / threshold), equal factors per cut",
+            "without enough budget for the key set its most salient tokens are kept",
+            "merged windows stand in their middle, in raster order; the official code puts them first",
+            "the last window merged may merge partly, to hit the count",
+            "positions are kept; the official code renumbers and then decodes at positions before most of its keys",
+        ),
+    )
+    observes: ClassVar[bool] = True
+    units: ClassVar[tuple[str, ...]] = ("visual", "visual_mean")
+    window: int = 3
+    spatial: float = 0.8
+    key_share: float = 0.08
+    global_threshold: float = 0.001
+    individual_threshold: float = 0.001
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.window < 2:
+            raise ValueError(f"mustdrop: window={self.window} must be at least 2")
+        least = 1 / 2
+        if not least <= self.spatial <= 1:
+            raise ValueError(f"mustdrop: spatial={self.spatial} must lie between {least} (smallest windows hold two tokens) and 1")
+        if not 0 <= self.key_share < 1 or self.global_threshold <= 0 or self.individual_threshold <= 0:
+            raise ValueError("mustdrop: key_share must lie in [0, 1) and thresholds must be positive")
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """Encoder saliency for the key set, text rows for the cuts."""
+        return frozenset({Saliency(at="last"), TextRows()})
+
+    # --------------------------------------------------------------------------------------------- stage 1: encoder
+    def encoder_budget(self, n: int, budget: Budget | None) -> int:
+        """The ``spatial`` share, or the budget where that is more."""
+        assert budget is not None
+        return min(n, max(budget.count(n), math.ceil(self.spatial * n - 1e-9)))
+
+    def encoder_schedule(self, blocks: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+        """One cut, after the first block."""
+        return (Cut(1, self.encoder_budget(n, budget)),)
+
+    def reduce_block(self, tokens: BlockTokens, k: int) -> Selection:
+        """The most uniform windows become one token each."""
+        number = windows(tokens.place, self.window)
+        dropped, heir = [], []
+        left = len(number) - k
+        for w in ranked(uniformity(tokens.states, number)).tolist():
+            members = (number == w).nonzero()[:, 0]
+            middle = members[len(members) // 2]
+            merged = members[members != middle][:left]
+            dropped.append(merged)
+            heir.append(middle.expand(len(merged)))
+            left -= len(merged)
+            if left == 0:
+                break
+        gone = torch.cat(dropped)
+        return Selection(others(gone, len(number)), Merge(*mean_into(torch.cat(heir), gone, tokens.sizes)))
+
+    def image_budget(self, layers: int, n: int, budget: Budget | None) -> int:
+        """Nothing is cut between encoder and LLM."""
+        return n
+
+    def observe_image(self, tokens: ImageTokens) -> None:
+        """Remember every patch's saliency by its position in the prompt."""
+        pairs = zip(tokens.position.tolist(), tokens[Saliency(at="last")].float().tolist(), strict=True)
+        tokens.notes.setdefault("saliency", {}).update(pairs)
+
+    # ------------------------------------------------------------------------------------------------- stage 2: LLM
+    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+        """Four cuts, equal factors."""
+        return geometric(self.name, scaled_layers(AT, layers, self.layers), layers, n, budget)
+
+    def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
+        """The key set first, then whatever any text row, or all of them, look at."""
+        attention = tokens[TextRows()].mean(0)[:, tokens.visual]
+        place = tokens.position[tokens.visual]
+        known = tokens.notes.get("saliency", {})
+        saliency = torch.tensor([known.get(p, -1.0) for p in place.tolist()], device=place.device)
+        protected = tokens.notes.setdefault("protected", {})
+        if tokens.image not in protected:
+            count = math.ceil(self.key_share * tokens.original - 1e-9)
+            protected[tokens.image] = place[top_k(saliency, count)]
+        keep = dual_filter(attention, torch.isin(place, protected[tokens.image]), saliency, k, self.global_threshold, self.individual_threshold)
+        tokens.notes.setdefault("final", {})[tokens.image] = place[keep]
+        return Selection(keep)
+
+    # ----------------------------------------------------------------------------------------------- stage 3: cache
+    @property
+    def allocator(self) -> Allocator:
+        """The final set's size from the first pruned layer on."""
+        return FinalSet(self.layers)
+
+    def layer_budget(self, cache: LayerCache, budget: Budget | None) -> int:
+        """Known only at the end."""
+        return cache.length
+
+    def statistic(self, cache: LayerCache) -> float:
+        """None is needed; the allocator only waits."""
+        return 0.0
+
+    def score(self, cache: LayerCache, k: int) -> Tensor:
+        """Nothing to read here."""
+        return torch.zeros(cache.keys.shape[:2], device=cache.keys.device)
+
+    def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
+        """Text, and the visual tokens that the last layer holds."""
+        keep = torch.ones(cache.length, dtype=torch.bool, device=cache.keys.device)
+        for image, final in cache.notes.get("final", {}).items():
+            keep &= (cache.image != image) | torch.isin(cache.position, final.to(keep.device))
+        return Entries(keep.expand(len(scores), -1).contiguous())
+
+
+def windows(place: Tensor, side: int) -> Tensor:
+    """[N] window number of every token of a grid cut into ``side`` x ``side`` windows, raster order; edges may be smaller.
+
+    Args:
+        place: [N, 2] rows and columns.
+    """
+    at = (place.double() - place.double().amin(0)).div(side).floor().long()
+    return (at[:, 0] * (at[:, 1].max() + 1) + at[:, 1]).unique(return_inverse=True)[1]
+
+
+def uniformity(states: Tensor, number: Tensor) -> Tensor:
+    """[W] mean pairwise cosine within each window, a token with itself excluded; -inf for windows of one token.
+
+    Args:
+        states: [N, C]. number: [N] window of every token.
+    """
+    x = unit(states)
+    size = torch.bincount(number).float()
+    total = torch.zeros(len(size), x.shape[1], device=x.device).index_add_(0, number, x)
+    own = torch.zeros(len(size), device=x.device).index_add_(0, number, (x * x).sum(1))
+    mean = ((total * total).sum(1) - own) / (size * (size - 1)).clamp(min=1)
+    return mean.masked_fill(size < 2, -torch.inf)
+
+
+def dual_filter(attention: Tensor, protected: Tensor, saliency: Tensor, k: int, share: float, single: float) -> Tensor:
+    """[k] ascending: protected tokens (by saliency, if they are too many), then by the larger of two relative criteria.
+
+    Args:
+        attention: [T, N] head mean. protected: [N] bool. saliency: [N].
+        share: threshold on a token's share of all attention. single: threshold on its largest entry.
+    """
+    total = attention.float().sum(0)
+    score = torch.maximum(total / (share * total.sum()).clamp(min=1e-30), attention.float().amax(0) / single)
+    count = min(k, int(protected.sum()))
+    chosen = top_k(torch.where(protected, saliency, -torch.inf), count)
+    return torch.cat([chosen, top_k(score.masked_fill(protected, -torch.inf), k - count)]).sort().values

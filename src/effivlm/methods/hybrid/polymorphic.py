@@ -1,0 +1,103 @@
+"""Polymorphic: keep what the encoder attends to, cluster the rest; inside the LLM drop by match with the text and re-cluster."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from effivlm.budget import Budget
+from effivlm.methods.base import Cut, ImageTokens, IntraLLM, LayerTokens, Merge, Paper, PreLLM, Selection
+from effivlm.methods.schedules import geometric, scaled_layers
+from effivlm.methods.signals import Saliency, Signal
+from effivlm.ops.recycle import cluster_means
+from effivlm.ops.select import others, top_k
+
+AT = (3, 7, 16)
+
+
+@dataclass(frozen=True)
+class Polymorphic(PreLLM, IntraLLM):
+    """Two stages; the budget is the average over layers by default, as in the paper.
+
+    Attributes:
+        multiple: tokens entering the LLM, as a multiple of the budget (the paper's K).
+        ratio: tokens kept as they are, per cluster (the paper's 5.4 : 1), at every cut.
+        layers: cuts happen before these; empty: 3-7-16, moved in proportion for models with 16 layers or fewer; the
+            paper uses 3-7-13 on Qwen2-VL.
+        normed: match hidden states scaled to unit mean square, so that massive activations do not decide.
+    """
+
+    name: ClassVar[str] = "polymorphic"
+    paper: ClassVar[Paper] = Paper(
+        "Polymorphic: Plug-and-Play Visual Token Compression for Scalable VLMs (ICLR 2026 submission, openreview Px0UrEUcFQ)",
+        "",
+        "",
+        (
+            "no code exists: the text leaves open where these choices were made",
+            "hidden states are the inputs of the layer a cut precedes",
+            "every cut keeps the same share of what it finds, solved for the budget",
+            "clusters use as many neighbours as there are clusters, and stand at their centres; positions are kept",
+            "the match is averaged over text tokens above the mean (the paper's index is a typo); all of them if none is",
+        ),
+    )
+    units: ClassVar[tuple[str, ...]] = ("visual_mean", "visual")
+    multiple: float = 2.0
+    ratio: float = 5.4
+    layers: tuple[int, ...] = ()
+    normed: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.multiple < 1 or self.ratio <= 0:
+            raise ValueError(f"polymorphic: multiple={self.multiple} must be at least 1 and ratio={self.ratio} positive")
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """[CLS] attention, or attention received."""
+        return frozenset({Saliency()})
+
+    def image_budget(self, layers: int, n: int, budget: Budget | None) -> int:
+        """``multiple`` times the budget."""
+        assert budget is not None
+        return min(n, int(self.multiple * budget.count(n) + 1e-9))
+
+    def select_image(self, tokens: ImageTokens, k: int) -> Selection:
+        """Dominant tokens by saliency, the others as clusters."""
+        return keep_and_cluster(tokens.embeds, tokens[Saliency()], k, self.ratio)
+
+    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+        """Equal factors at three layers."""
+        return geometric(self.name, scaled_layers(AT, layers, self.layers), layers, n, budget)
+
+    def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
+        """Best match with the text that matches the image, the others as clusters."""
+        x = tokens.hidden[tokens.visual]
+        score = matches(x, tokens.hidden[tokens.text], self.normed)
+        if k == 0:
+            return Selection(torch.empty(0, dtype=torch.long, device=x.device))
+        return keep_and_cluster(x, score, k, self.ratio)
+
+
+def keep_and_cluster(x: Tensor, score: Tensor, k: int, ratio: float) -> Selection:
+    """Keep the best by score [N], cluster all others of x [N, D]; ``k`` rows in all, ``ratio`` kept ones per cluster."""
+    clusters = min(max(1, int(k / (ratio + 1) + 1e-9)), k - 1)
+    kept = top_k(score, k - clusters)
+    if clusters == 0:
+        return Selection(kept)
+    centres, merge = cluster_means(x, others(kept, len(x)), clusters)
+    return Selection(torch.cat([kept, centres]).sort().values, Merge(*merge))
+
+
+def matches(visual: Tensor, text: Tensor, normed: bool = False) -> Tensor:
+    """[N] mean match of visual [N, D] with the text tokens [T, D] that match the image more than the mean.
+
+    A match is the softmax over text of dot products over sqrt(D).
+    """
+    v, t = visual.float(), text.float()
+    if normed:
+        v, t = (x / x.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6) for x in (v, t))
+    match = (v @ t.T / v.shape[1] ** 0.5).softmax(1)
+    weight = match.mean(0)
+    raters = weight > weight.mean()
+    return match[:, raters].mean(1) if bool(raters.any()) else match.mean(1)
