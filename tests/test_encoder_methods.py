@@ -1,5 +1,7 @@
 """Encoder reducers through hand-made blocks: ToMe against a loop transcription, its schedule against its promises."""
 
+import itertools
+
 import pytest
 import torch
 from method_contexts import block_tokens
@@ -47,7 +49,7 @@ def test_tome_merges_pairs_by_size(kind, dtype, k):
 def test_tome_schedule_reaches_the_budget_in_even_steps(blocks, budget):
     cuts = ToMe().encoder_schedule(blocks, 576, parse_budget(budget, "visual"))
     counts = [576, *(c.keep for c in cuts)]
-    steps = [a - b for a, b in zip(counts, counts[1:], strict=False)]
+    steps = [a - b for a, b in itertools.pairwise(counts)]
     assert counts[-1] == parse_budget(budget, "visual").count(576)
     assert max(steps) - min(steps) <= 1
     assert [c.layer for c in cuts] == list(range(1, max(2, blocks - 1)))

@@ -110,11 +110,11 @@ class Uniform(PreLLM):
         rows = tokens.place[:, 0].cpu()
         members = [(rows == r).nonzero()[:, 0] for r in rows.unique()]
         height, width = len(members), max(len(m) for m in members)
-        for count in range(grid_shape(height, width, k)[0], height + 1):
-            chosen = [members[i] for i in lattice(height, count).tolist()]
-            sizes = [len(m) for m in chosen]
-            if sum(sizes) >= k:
-                break
+        count = grid_shape(height, width, k)[0]
+        while sum(len(members[i]) for i in lattice(height, count).tolist()) < k:
+            count += 1
+        chosen = [members[i] for i in lattice(height, count).tolist()]
+        sizes = [len(m) for m in chosen]
         quotas = split(k, sizes, sizes)
         keep = torch.cat([m[lattice(len(m), q)] for m, q in zip(chosen, quotas, strict=True)])
         return Selection(keep.sort().values.to(tokens.embeds.device))

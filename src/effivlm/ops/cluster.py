@@ -37,7 +37,7 @@ def dpc_knn(x: Tensor, count: int, k: int = 5) -> Clusters:
     x = x.float().nan_to_num()
     m = len(x)
     count = min(count, m)
-    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[1] ** 0.5
+    distance = distances(x) / x.shape[1] ** 0.5
     near = distance.topk(min(max(k, 1), m), largest=False).values
     density = (-(near**2).mean(1)).exp()
     order = ranked(density)
@@ -50,6 +50,15 @@ def dpc_knn(x: Tensor, count: int, k: int = 5) -> Clusters:
     assign = distance[:, centres].argmin(1)
     assign[centres] = torch.arange(count, device=x.device)
     return Clusters(centres, assign, density, delta)
+
+
+def distances(x: Tensor) -> Tensor:
+    """[M, M] float32 Euclidean distances of rows x [M, C]; by one float64 product, so that copies are at distance 0."""
+    wide = x.double()
+    square = (wide * wide).sum(1)
+    total = square[:, None] + square
+    apart = torch.addmm(total, wide, wide.T, alpha=-2.0)
+    return apart.masked_fill_(apart <= 1e-12 * total, 0.0).sqrt_().float()
 
 
 def nearest_kept(x: Tensor, keep: Tensor, block: int = 1024) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Methods that reduce tokens inside the vision encoder."""

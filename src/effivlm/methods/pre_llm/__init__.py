@@ -1,0 +1,1 @@
+"""Methods that choose and merge visual tokens between encoder and LLM."""
