@@ -9,8 +9,10 @@ from tiny import FAMILIES, batch, build, generate, prompt
 from twin import STEPS, Watched, close, kept_masks
 
 from effivlm import registry
+from effivlm.budget import BudgetError
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, PreLLM
-from effivlm.runtime.attach import Session, Unsupported, check_supported
+from effivlm.runtime.attach import Session
+from effivlm.runtime.support import Unsupported, check_supported
 from effivlm.runtime.plan import Plan
 from effivlm.setting import parse_setting
 
@@ -169,8 +171,11 @@ def test_image_last_text_only_and_one_token(name):
             generate(model, prompt(family, 0, after=9), 2)
             assert session.accounts[0].visual_tokens == 0
         if registry.methods()[name].budget != "none":
-            with Session(model, parse_setting(text_of(name, 0.01))) as session:
-                generate(model, prompt(family, 2), 2)
+            try:
+                with Session(model, parse_setting(text_of(name, 0.01))):
+                    generate(model, prompt(family, 2), 2)
+            except BudgetError as error:
+                assert "smallest feasible" in str(error)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,29 +1,24 @@
 """The context manager: installs generic hooks around unchanged `model.generate`, applies decisions, always restores."""
 
 import functools
-import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
-from effivlm.families.base import Family
 from effivlm.families.loading import family_of
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, PreLLM
 from effivlm.methods.signals import Signal
-from effivlm.runtime.attention import AttentionCall, Tap
-from effivlm.runtime.audit import Account, AuditError, Promise, audit_prompt
+from effivlm.runtime.attention import Tap
+from effivlm.runtime.audit import Account, AuditError, audit_prompt
 from effivlm.runtime.cache import SlotLayer, slotted
 from effivlm.runtime.decode import decode_mask, repacked, shifted
-from effivlm.runtime.encoder import ENCODER_SIGNALS, VisionStage, vision_blocks
+from effivlm.runtime.encoder import VisionStage, vision_blocks
 from effivlm.runtime.reduce import BlockReduction
 from effivlm.runtime.signals import ATTENTION, LayerSource
 from effivlm.runtime.stages import (
-    Notes,
-    Scored,
     allocate,
     at_layer,
     before_llm,
@@ -32,54 +27,10 @@ from effivlm.runtime.stages import (
     plan_cuts,
     score_layer,
 )
+from effivlm.runtime.state import State, prompt_keys, side_rows
+from effivlm.runtime.support import check_supported
 from effivlm.runtime.tokens import Prompt, everything, find_images, find_visual, hide, take, take_mask
-from effivlm.setting import Part, Setting, SettingError, parse_setting
-
-
-class Unsupported(SettingError):
-    """A method cannot work with a family; the message says why."""
-
-
-def check_supported(setting: Setting, family: Family) -> None:
-    """Refuse methods that cannot apply to a family.
-
-    Raises:
-        Unsupported: naming the method, the family and the reason.
-    """
-    traits = set(family.traits) | ({"no_resize"} if family.resize is None else set())
-    for part in setting.parts:
-        reasons = dict(part.method.unsupported)
-        if any(isinstance(s, ENCODER_SIGNALS) for s in part.method.signals):
-            reasons.setdefault("no_encoder_signals", "its visual tokens are not patches, so encoder signals cannot be mapped to them")
-        if part.at(EncoderReducer):
-            reasons.setdefault("no_encoder_signals", "its visual tokens are not patches that could be merged one to one")
-        if part.at(PreEncoder):
-            reasons["no_resize"] = "its encoder takes images of one size only"
-        for trait in sorted(traits & set(reasons)):
-            raise Unsupported(f"{part.method.name} cannot be used with {family.name}: {reasons[trait]}")
-
-
-@dataclass
-class State:
-    """Everything that belongs to one prefill.
-
-    Attributes:
-        prompt: tokens in play. promise: counts by budget. notes: scratch of hybrid methods.
-        scores: what cache methods read, layer by layer. inputs: recorded layer inputs (sharing).
-        position: [B, 1] or [axes, B, 1], position of the first generated token in the model's own numbering.
-        delta: what decode positions are reduced by under repacking, or None.
-        memo: signals by place, dropped as layers pass. special_mask: attention is not plainly causal.
-    """
-
-    prompt: Prompt
-    position: Tensor
-    special_mask: bool
-    promise: Promise = field(default_factory=lambda: Promise([]))
-    notes: Notes = field(default_factory=dict)
-    scores: dict[Part, list[Scored]] = field(default_factory=dict)
-    inputs: dict[int, tuple[Tensor | None, dict[str, Any], AttentionCall | None]] = field(default_factory=dict)
-    delta: Tensor | None = None
-    memo: dict[Any, dict[Any, Tensor]] = field(default_factory=dict)
+from effivlm.setting import Part, Setting, parse_setting
 
 
 class Session:
@@ -383,26 +334,10 @@ class Session:
         return inner(hidden, visual, features)
 
 
-def side_rows(side: dict[str, Any], index: Tensor) -> dict[str, Any]:
-    """Deep-stack inputs of the tokens at ``index`` [B, M]: their visual mask, and the feature rows that are left."""
-    visual = side["visual_pos_masks"]
-    rank = (visual.flatten().long().cumsum(0) - 1).view_as(visual)
-    mask = visual.gather(1, index)
-    rows = rank.gather(1, index)[mask]
-    return {"visual_pos_masks": mask, "deepstack_visual_embeds": [f[rows] for f in side["deepstack_visual_embeds"]]}
-
-
 def needs_all_layers(part: Part) -> bool:
     """Whether a cache method must see every layer before it can compress the first."""
     allocator = part.method.allocator if isinstance(part.method, KVCache) else None
     return allocator is not None and allocator.needs_statistics
 
 
-def prompt_keys(ids: Tensor | None, embeds: Tensor, real: Tensor) -> list[int]:
-    """Per row, an integer that identifies the prompt whatever batch it is in."""
-    out = []
-    for row in range(len(real)):
-        content = ids[row][real[row].to(ids.device)] if ids is not None else embeds[row][real[row]].float().sum(-1)
-        digest = hashlib.sha256(content.cpu().numpy().tobytes()).digest()
-        out.append(int.from_bytes(digest[:7], "little"))
-    return out
+compress = Session

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from effivlm.methods.base import IntraLLM
-from effivlm.runtime.attach import Session, State, side_rows
+from effivlm.runtime.attach import Session
 from effivlm.runtime.audit import Account, audit_prompt
 from effivlm.runtime.cache import SlotLayer, fork, stack
 from effivlm.runtime.encoder import Encoded, call_of
 from effivlm.runtime.stages import plan_cuts
+from effivlm.runtime.state import State, side_rows
 from effivlm.runtime.tokens import Prompt
 from effivlm.setting import Part, Setting
 

@@ -131,7 +131,8 @@ class BlockReduction:
         for piece in pieces:
             source = torch.where(torch.isin(piece.source.cpu(), alive), piece.source.cpu(), -1)
             keep = first_of_each(source)
-            limit = self.part.budget.count(len(source)) if self.part.budget else len(source)
+            assert isinstance(self.part.method, EncoderReducer)
+            limit = self.part.method.encoder_budget(len(source), self.part.budget)
             slots = keep.nonzero()[:, 0]
             if len(slots) > limit:  # padding was cut away: what is left exceeds the budget of what is left
                 order = torch.argsort(sizes[source[slots]], descending=True, stable=True)[limit:]

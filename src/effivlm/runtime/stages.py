@@ -1,14 +1,24 @@
 """Applies decisions: what happens to a prompt before the LLM, before a decoder layer, and to a layer's cache."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from effivlm.budget import BudgetError, split
-from effivlm.methods.base import Entries, ImageTokens, IntraLLM, KVCache, LayerCache, LayerTokens, PreLLM, Selection
+from effivlm.budget import Budget, BudgetError, split
+from effivlm.methods.base import (
+    EncoderReducer,
+    Entries,
+    ImageTokens,
+    IntraLLM,
+    KVCache,
+    LayerCache,
+    LayerTokens,
+    PreLLM,
+    Selection,
+)
 from effivlm.methods.signals import TextEmbeds
 from effivlm.runtime.audit import PlannedCut, Promise, check_entries, check_selection
 from effivlm.runtime.cache import SlotLayer, apply_entries
@@ -54,6 +64,7 @@ def _reduce_image(prompt: Prompt, encoded: Encoded | None, image: Image, offsets
     method = part.method
     assert isinstance(method, PreLLM)
     n = len(offsets)
+    image.entered[method.name] = len(image.slots) if part.at(EncoderReducer) else n
     k = method.image_budget(layers, n, part.budget)
     content = offsets[~image.newline[offsets]]
     units = [content[image.unit[content] == u] for u in image.unit[content].unique().tolist()]
@@ -118,13 +129,21 @@ def plan_cuts(prompt: Prompt, kept: list[Tensor], parts: Sequence[Part], layers:
         assert isinstance(part.method, IntraLLM)
         for number, n in enumerate(list(now)):
             previous = n
-            for cut in part.method.schedule(layers, n, part.budget):
+            for cut in part.method.schedule(layers, n, _left_over(part, prompt.images[number])):
                 if not 0 <= cut.layer < layers or cut.keep > previous or cut.keep < 0:
                     raise BudgetError(f"{part.method.name}: cut {cut} does not fit {layers} layers and {previous} tokens in play")
                 promise.cuts.setdefault(cut.layer, []).append(PlannedCut(part.method, number, cut.keep))
                 previous = cut.keep
             now[number] = previous
     return promise
+
+
+def _left_over(part: Part, image: Image) -> Budget | None:
+    """The budget a schedule is asked to meet: for methods that cut earlier too, in tokens of what their first stage was given."""
+    if part.budget is None or not (part.at(PreLLM) or part.at(EncoderReducer)):
+        return part.budget
+    n = image.entered.get(part.method.name, len(image.slots))
+    return replace(part.budget, share=None, tokens=part.budget.count(n))
 
 
 def at_layer(prompt: Prompt, cuts: Sequence[PlannedCut], hidden: Tensor, layer: int, source: Any, notes: Notes,
@@ -165,7 +184,7 @@ def at_layer(prompt: Prompt, cuts: Sequence[PlannedCut], hidden: Tensor, layer: 
         keep[row, alive[visual[gone]]] = False
     if bool(keep.all()):
         return merged, None
-    return merged, keep
+    return merged, keep if prompt.valid is None else keep & prompt.valid  # padding of an earlier cut is not kept
 
 
 # -------------------------------------------------------------------------------------------------------- the cache

@@ -72,6 +72,7 @@ class Image:
         row: batch row. number: 0, 1, ... within the row. slots: [n] long, logical positions of its placeholders.
         source: [n] long, group in encoder order, -1 for tokens without one. place: [n, 2] row and column, NaN without.
         unit: [n] long, pruning unit (tile, base, mosaic). newline: [n] bool, extra tokens that show no part of the image.
+        entered: method -> tokens its first stage was given (methods with several stages).
     """
 
     row: int
@@ -81,6 +82,7 @@ class Image:
     place: Tensor
     unit: Tensor
     newline: Tensor
+    entered: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

@@ -125,6 +125,26 @@ def naming_loss(features: Tensor, embeddings: Tensor, targets: list[Tensor]) -> 
     return sum((nn.functional.cross_entropy(logits, t, ignore_index=-100) for t in targets), torch.zeros(()))
 
 
+def train_naming(model: Any, minutes: float, batch: int, start: int, log: Any) -> None:
+    """Between the stages: encoder, projector and word embeddings learn to name patches, without running the LLM."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    tokenizer = make_tokenizer()
+    kind_words, colour_words = words_of(KINDS, tokenizer), words_of(["", *COLOURS], tokenizer)
+    began, step = time.time(), 0
+    for images, kinds, colours in torch.utils.data.DataLoader(Scenes(start, batch, 1), batch_size=None, num_workers=1):
+        if time.time() - began >= 60 * minutes:
+            return
+        features = model.model.get_image_features(pixel_values=images).pooler_output
+        names = [kind_words[kinds.flatten()], colour_words[colours.flatten()]]
+        loss = naming_loss(torch.cat(list(features)), model.get_input_embeddings().weight, names)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        if step % 50 == 0:
+            log(f"naming step {step} loss {loss.item():.3f}")
+        step += 1
+
+
 def train_all(model: Any, minutes: float, batch: int, start: int, peak: float, log: Any, out: Path) -> None:
     """Stage 2: answers, everything trained; a checkpoint every five minutes."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.98))
@@ -159,6 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="working folder; the checkpoint is written to OUT/checkpoint")
     parser.add_argument("--encoder-minutes", type=float, default=10.0)
+    parser.add_argument("--naming-minutes", type=float, default=4.0)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0, help="first training scene; change it when resuming")
@@ -174,6 +195,7 @@ def main() -> None:
     else:
         train_encoder(model, args.encoder_minutes, 2 * args.batch, args.seed, print)
         torch.save(model.state_dict(), state)
+    train_naming(model, args.naming_minutes, 2 * args.batch, args.seed + 250_000_000, print)
     train_all(model, args.minutes, args.batch, args.seed + 500_000_000, args.lr, print, args.out)
     save(model, args.out / "checkpoint")
 
