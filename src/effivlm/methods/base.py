@@ -256,6 +256,10 @@ class EncoderReducer(Method):
         """Cuts ``Cut(block, groups kept)`` for a unit of ``n`` groups; a cut happens before ``block`` >= 1."""
         raise NotImplementedError
 
+    def encoder_budget(self, n: int, budget: Budget | None) -> int:
+        """Groups of an image of ``n`` that may leave the encoder; hybrid methods override it to leave work for later."""
+        return n if budget is None else budget.count(n)
+
     def reduce_block(self, tokens: BlockTokens, k: int) -> Selection:
         """Keep ``k`` of the groups in play; every dropped group should be a merge source (else it is discarded)."""
         raise NotImplementedError

@@ -73,6 +73,11 @@ def published(name: str, at: Sequence[int], counts: Sequence[int], layers: int, 
     return _falling(at, scaled, n)
 
 
+def most_entering(mean: int, first: int, layers: int) -> int:
+    """Tokens that may enter the LLM at most, if the first cut before layer ``first`` leaves one, for an average of ``mean``."""
+    return (mean * layers - (layers - first)) // first
+
+
 def mean_share(cuts: Sequence[Cut], layers: int, n: int) -> float:
     """Average share of ``n`` tokens that the layers of a model process under these cuts: what a preset truly costs."""
     at, counts = [0, *(c.layer for c in cuts)], [n, *(c.keep for c in cuts)]

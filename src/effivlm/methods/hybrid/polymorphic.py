@@ -8,7 +8,7 @@ from torch import Tensor
 
 from effivlm.budget import Budget
 from effivlm.methods.base import Cut, ImageTokens, IntraLLM, LayerTokens, Merge, Paper, PreLLM, Selection
-from effivlm.methods.schedules import geometric, scaled_layers
+from effivlm.methods.schedules import geometric, most_entering, scaled_layers
 from effivlm.methods.signals import Saliency, Signal
 from effivlm.ops.recycle import cluster_means
 from effivlm.ops.select import others, top_k
@@ -58,9 +58,13 @@ class Polymorphic(PreLLM, IntraLLM):
         return frozenset({Saliency()})
 
     def image_budget(self, layers: int, n: int, budget: Budget | None) -> int:
-        """``multiple`` times the budget."""
+        """``multiple`` times the budget, less where the first cut would come too late for it."""
         assert budget is not None
-        return min(n, int(self.multiple * budget.count(n) + 1e-9))
+        k = budget.count(n)
+        entering = int(self.multiple * k + 1e-9)
+        if budget.unit == "visual_mean":
+            entering = min(entering, most_entering(k, scaled_layers(AT, layers, self.layers)[0], layers))
+        return min(n, max(k, entering))
 
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
         """Dominant tokens by saliency, the others as clusters."""

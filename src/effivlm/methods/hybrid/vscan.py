@@ -8,7 +8,7 @@ from torch import Tensor
 
 from effivlm.budget import Budget, split
 from effivlm.methods.base import Cut, ImageTokens, IntraLLM, LayerTokens, Merge, Paper, PreLLM, Selection
-from effivlm.methods.schedules import scaled_layers, single_cut
+from effivlm.methods.schedules import most_entering, scaled_layers, single_cut
 from effivlm.methods.signals import LastRow, Saliency, Signal
 from effivlm.ops.cluster import nearest_kept
 from effivlm.ops.merge import mean_into
@@ -65,7 +65,8 @@ class VScan(PreLLM, IntraLLM):
         k = budget.count(n)
         if budget.unit == "visual_mean":
             at = self._at(layers)
-            return min(n, max(k, int(k * layers / (at + (layers - at) / self.ratio) + 1e-9)))
+            entering = int(k * layers / (at + (layers - at) / self.ratio) + 1e-9)
+            return min(n, max(k, min(entering, most_entering(k, at, layers))))
         return min(n, max(k, int(self.ratio * k + 1e-9)))
 
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:

@@ -78,4 +78,4 @@ def text_weighted(text: Tensor, visual: Tensor) -> Tensor:
     """
     text, visual = text.float(), visual.float()
     weight = text.sum(1) + text.sum(2) - text.diagonal(dim1=1, dim2=2)
-    return (weight[:, None] @ visual)[:, 0].sum(0)
+    return (weight[..., None] * visual).sum((0, 1))
