@@ -66,6 +66,6 @@ def thin_out(features: Tensor, rest: Tensor, k: int, step: int) -> Tensor:
     while len(rest) > k:
         even, odd = rest[::2], rest[1::2]
         drop = min(step, len(rest) - k, max(1, len(even) - 1))
-        closest = similarity[even[:, None], odd].amax(1)
+        closest = similarity.index_select(0, odd).amax(0)[even]  # whole rows: several times faster than a gather
         rest = torch.cat([even[ranked(closest)[drop:]], odd])
     return rest
