@@ -70,6 +70,8 @@ def parse_budget(text: str, unit: str) -> Budget:
         if raw.lstrip("+-").isdigit():
             return _tokens(int(raw), unit, raw)
         share = float(Fraction(raw[:-1]) / 100) if raw.endswith("%") else float(Fraction(raw))
+    except BudgetError:
+        raise
     except (ValueError, ZeroDivisionError):
         raise BudgetError(f"budget {text!r} is not a number: expected {expected}") from None
     if not 0 < share <= 1:
