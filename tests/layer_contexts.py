@@ -31,7 +31,9 @@ def layer_tokens(method, kind="random", n=40, before=5, after=6, width=16, heads
     total = before + n + after
     visual = torch.arange(before, before + n)
     text = torch.arange(before + n, total) if after else torch.tensor([total - 1])
-    x = torch.cat([features("random", before, width, seed + 3), features(kind, n, width, seed), features("random", after, width, seed + 4)]).to(dtype)
+    x = torch.cat(
+        [features("random", before, width, seed + 3), features(kind, n, width, seed), features("random", after, width, seed + 4)]
+    ).to(dtype)
     probabilities, keys = attention(heads, total, seed=seed)
     if kind in ("duplicated", "constant"):  # tokens of equal features receive equal attention, exactly
         groups = torch.arange(n) % 7 if kind == "duplicated" else torch.zeros(n, dtype=torch.long)

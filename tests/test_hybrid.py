@@ -1,5 +1,6 @@
 """Hybrid methods, stage by stage, against naive transcriptions; and through a tiny model, all stages under one budget."""
 
+import itertools
 import math
 
 import pytest
@@ -35,7 +36,9 @@ def test_mustdrop_merges_the_most_uniform_windows(kind, dtype, k):
         cells.setdefault((int(r) // 3, int(c) // 3), []).append(i)
     groups = [cells[c] for c in sorted(cells)]
     similarity = [average([cos(tokens.states[a], tokens.states[b]) for a in g for b in g if a != b]) for g in groups]
-    torch.testing.assert_close(uniformity(tokens.states, windows(tokens.place, 3)).double(), torch.tensor(similarity).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        uniformity(tokens.states, windows(tokens.place, 3)).double(), torch.tensor(similarity).double(), atol=1e-5, rtol=0
+    )
     want, gone = torch.eye(72, dtype=torch.float64), []
     for w in order(similarity):
         middle = groups[w][len(groups[w]) // 2]
@@ -124,7 +127,7 @@ def test_illava_splits_the_published_reduction():
     budget = parse_budget("253", "visual")
     cuts = ILLaVA().encoder_schedule(26, 729, budget)
     assert [c.layer for c in cuts] == [5, 6, 7, 8] and abs(cuts[-1].keep - 361) <= 3
-    steps = [729 - cuts[0].keep, *(a.keep - b.keep for a, b in zip(cuts, cuts[1:], strict=False))]
+    steps = [729 - cuts[0].keep, *(a.keep - b.keep for a, b in itertools.pairwise(cuts))]
     assert max(steps) - min(steps) <= 1
     assert [c.layer for c in ILLaVA().encoder_schedule(3, 729, budget)] == [2]
 

@@ -67,5 +67,3 @@ def test_vscan(case):
     assert heir.tolist() == keep[t["assign"].long()].tolist()
     rows = merge.apply(t["y"], merge.mean_into(heir, dropped))
     torch.testing.assert_close(rows[keep], t["output"], rtol=1e-4, atol=1e-5)
-
-

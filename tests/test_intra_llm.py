@@ -110,7 +110,9 @@ def test_fastv_sinks(kind, k, sinks):
 def test_pyramiddrop(kind, dtype, k):
     tokens = layer_tokens(PyramidDrop(), kind, dtype=dtype)
     row = tokens[LastRow(of="next")].double()
-    assert PyramidDrop().select_layer(tokens, k).keep.tolist() == best([average(list(row[:, j])) for j in tokens.visual.tolist()], k)
+    assert PyramidDrop().select_layer(tokens, k).keep.tolist() == best(
+        [average(list(row[:, j])) for j in tokens.visual.tolist()], k
+    )
 
 
 @KINDS
@@ -240,7 +242,10 @@ def test_sparsevlm_plus(k, heads):
         value = sum(2 * math.cos(distance * 10000.0 ** (-2 * f / width)) for f in range(width // 2)) / width**0.5
         return max(value, 1e-3)
 
-    freed = [[[float(rows[h, t, j]) / pull(at[tokens.text[t]] - at[j]) for j in tokens.visual.tolist()] for t in chosen] for h in range(4)]
+    freed = [
+        [[float(rows[h, t, j]) / pull(at[tokens.text[t]] - at[j]) for j in tokens.visual.tolist()] for t in chosen]
+        for h in range(4)
+    ]
     strongest = order([sum(map(sum, f)) for f in freed])[:heads]
     score = [sum(sum(r[j] for r in freed[h]) for h in strongest) for j in range(40)]
     assert method.select_layer(tokens, k).keep.tolist() == best(score, k)

@@ -15,7 +15,7 @@ from effivlm.methods.intra_llm.fastv import FastV
 from effivlm.methods.intra_llm.fitprune import FitPrune
 from effivlm.methods.intra_llm.pyramiddrop import PyramidDrop
 from effivlm.methods.intra_llm.sparsevlm import SparseVLM, kept_of, raters
-from effivlm.methods.signals import HeadMaxSums, InputEmbeds, Keys, LastRow, NormedHidden, TextRows
+from effivlm.methods.signals import HeadMaxSums, Keys, LastRow, NormedHidden, TextRows
 from effivlm.ops import merge, statistics
 from effivlm.ops.recycle import cluster_means
 from effivlm.ops.select import others, ranked
@@ -30,7 +30,7 @@ def cases(method):
 
 def read(method, case):
     with safe_open(ROOT / method / f"{case}.safetensors", "pt") as f:
-        return json.loads(f.metadata()["params"]), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+        return json.loads(f.metadata()["params"]), {k: f.get_tensor(k) for k in f.keys()}
 
 
 @cases("fastv")

@@ -103,7 +103,7 @@ def test_single_cut_arithmetic():
     assert cuts == (Cut(2, 1000),) and mean_share(cuts, 28, 10000) == pytest.approx(0.1643, abs=1e-4)
     (cut,) = FastV().schedule(28, 10000, parse_budget("0.2", "visual_mean"))
     assert cut.keep == int(10000 * (0.2 * 28 - 2) / 26)
-    with pytest.raises(BudgetError, match="smallest feasible share is 0.07"):
+    with pytest.raises(BudgetError, match=r"smallest feasible share is 0\.07"):
         FastV().schedule(28, 10000, parse_budget("0.05", "visual_mean"))
 
 
@@ -167,7 +167,7 @@ def test_vtw():
     assert VTW().schedule(32, 576, None) == VTW().schedule(32, 576, budget) == (Cut(16, 0),)
     assert VTW().schedule(28, 10, parse_budget("0.2", "visual_mean")) == (Cut(5, 0),)
     assert VTW().schedule(32, 0, budget) == ()
-    with pytest.raises(BudgetError, match="smallest feasible share is 0.0312"):
+    with pytest.raises(BudgetError, match=r"smallest feasible share is 0\.0312"):
         VTW().schedule(32, 576, parse_budget("0.02", "visual_mean"))
     with pytest.raises(BudgetError, match="does not exist"):
         VTW(layer=40).schedule(32, 576, None)

@@ -31,7 +31,8 @@ def withdrawal_divergence(full: Tensor, withdrawn: Tensor) -> float:
     """KL(withdrawn || full) of next-token distributions in nats; the withdrawn one is the reference, as in the official code.
 
     Args:
-        full, withdrawn: [V] logits at the last prompt token.
+        full: [V] logits at the last prompt token.
+        withdrawn: [V] logits of the prompt with visual tokens withdrawn.
     """
     p, q = withdrawn.double().log_softmax(-1), full.double().log_softmax(-1)
     return float((p.exp() * (p - q)).sum())
@@ -89,7 +90,8 @@ def fit_deletions(samples: Sequence[Sequence[Statistics]], reduction: float, sha
 
     Args:
         samples: per prompt, per layer, the two statistics (`HeadMaxSums`) of the unpruned model; N may differ by prompt.
-        reduction: share of the cost to save, in (0, 1). shape: the decoder's widths.
+        reduction: share of the cost to save, in (0, 1).
+        shape: the decoder's widths.
 
     Raises:
         ValueError: without samples, or for a reduction outside (0, 1).

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 from effivlm.budget import Budget, BudgetError, solve_mean
 from effivlm.methods.base import Cut
+
+T = TypeVar("T")
 
 DEPTH = 32  # decoder layers of the models that published cut layers and token counts are for
 TOKENS = 576
@@ -93,7 +96,7 @@ def scaled_layers(at: Sequence[int], layers: int, given: Sequence[int] = ()) -> 
     return tuple(sorted({min(layers - 1, max(1, round(a * layers / DEPTH))) for a in at}))
 
 
-def resample(values: Sequence[float], count: int) -> tuple[float, ...]:
+def resample(values: Sequence[T], count: int) -> tuple[T, ...]:
     """The last ``count`` of the values of a schedule whose first cuts fell on the layer of a later one."""
     return tuple(values[-count:])
 
@@ -106,14 +109,18 @@ def preset_or_budget(name: str, preset: str, known: Sequence[str], budget: Budge
     """
     if bool(preset) == (budget is not None):
         got = "both" if preset else "neither"
-        raise BudgetError(f"{name} takes either a budget ({name}@0.2) or a published list ({name}:preset={known[0]}), got {got}; "
-                          f"lists: {', '.join(known)}")  # fmt: skip
+        raise BudgetError(
+            f"{name} takes either a budget ({name}@0.2) or a published list ({name}:preset={known[0]}), got {got}; "
+            f"lists: {', '.join(known)}"
+        )
     return bool(preset)
 
 
 def _check_layers(name: str, at: Sequence[int], layers: int) -> None:
     if not all(0 <= a < b for a, b in zip(at, [*at[1:], layers], strict=True)):
-        raise BudgetError(f"{name} cuts before layers {list(at)}, which do not fit a model of {layers} decoder layers: choose others")
+        raise BudgetError(
+            f"{name} cuts before layers {list(at)}, which do not fit a model of {layers} decoder layers: choose others"
+        )
 
 
 def _checked(name: str, at: Sequence[int], layers: int, n: int, budget: Budget | None) -> Budget | None:
@@ -123,9 +130,12 @@ def _checked(name: str, at: Sequence[int], layers: int, n: int, budget: Budget |
     if n == 0 or budget.as_share(n) >= 1.0:
         return None
     floor = (at[0] * n + (layers - at[0])) / (layers * n)  # everything before the first cut, then one token
-    if budget.unit == "visual_mean" and budget.as_share(n) < floor - 1e-12:
-        raise BudgetError(f"{name}: visual_mean budget {budget.as_share(n):g} is infeasible with the first cut before layer {at[0]} of "
-                          f"{layers} and {n} tokens: the smallest feasible share is {floor:.4f}; cut earlier or ask for more")  # fmt: skip
+    share = budget.as_share(n)
+    if budget.unit == "visual_mean" and share < floor - 1e-12:
+        raise BudgetError(
+            f"{name}: visual_mean budget {share:g} is infeasible with the first cut before layer {at[0]} of {layers} and "
+            f"{n} tokens: the smallest feasible share is {floor:.4f}; cut earlier or ask for more"
+        )
     return budget
 
 

@@ -22,7 +22,7 @@ class ILLaVA(EncoderReducer, IntraLLM):
     """Two stages under one budget, the share of visual tokens after the LLM's cut.
 
     Attributes:
-        encoder: part of the reduction (of its logarithm) that the encoder does; the published 729 -> 361 and 0.70 give 0.66.
+        encoder: part of the reduction (of its logarithm) that the encoder does; 729 -> 361 and 0.70, as published, give 0.66.
         layer: the LLM's cut happens before it; -1: 8, moved in proportion for models with 8 layers or fewer.
         variant: ``official`` weighs the collapsed tokens in reverse, the least attended most; else by their attention.
     """
@@ -34,7 +34,7 @@ class ILLaVA(EncoderReducer, IntraLLM):
         "https://github.com/hulianyuyy/iLLaVA @ 4068149",
         (
             "the collapsed token weighs its members by attention; the official weights run the other way (variant=official)",
-            "where 2x2 patches become one LLM token whole groups are collapsed; the official merger groups four consecutive survivors",
+            "where 2x2 patches become one LLM token whole groups collapse; the official merger groups four consecutive survivors",
             "reduces between blocks, with the attention of the block before, instead of inside a block",
             "the encoder's 4 cuts are equal; they follow the budget, fewer where the encoder is shallow",
             "survivors keep their places; the official code treats them as a smaller square image",
@@ -78,7 +78,8 @@ class ILLaVA(EncoderReducer, IntraLLM):
 
     def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
         """One cut."""
-        return single_cut(self.name, scaled_layers(AT, layers, () if self.layer == -1 else (self.layer,))[0], layers, n, budget)
+        (at,) = scaled_layers(AT, layers, () if self.layer == -1 else (self.layer,))
+        return single_cut(self.name, at, layers, n, budget)
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """As in the encoder, by the last prompt token's attention."""
@@ -89,11 +90,14 @@ def collapse(score: Tensor, k: int, reverse: bool) -> Selection:
     """Keep the ``k`` highest; the lowest of them becomes the weighted mean of itself and all that are dropped.
 
     Args:
-        score: [N], not negative. reverse: weights 1, 2, ... by descending score, instead of the scores.
+        score: [N], not negative.
+        k: tokens to keep, the collapsed one among them.
+        reverse: weights 1, 2, ... by descending score, instead of the scores.
     """
     order = ranked(score)
     if k == 0:
         return Selection(order[:0])
     members = order[k - 1 :]
-    weight = torch.arange(1, len(members) + 1, device=score.device).float() if reverse else score[members].float().clamp(min=1e-12)
+    ranks = torch.arange(1, len(members) + 1, device=score.device).float()
+    weight = ranks if reverse else score[members].float().clamp(min=1e-12)
     return Selection(order[:k].sort().values, Merge(members[:1].expand(len(members)), members, weight / weight.sum()))

@@ -39,7 +39,7 @@ class FinalSet:
     layers: tuple[int, ...]
     needs_statistics: bool = True  # the final set is known only after the last cut
 
-    def __call__(self, lengths: list[int], share: float, statistics: list[float] | None) -> list[int]:
+    def __call__(self, lengths: list[int], share: float | None, statistics: list[float] | None) -> list[int]:
         """Entries per layer."""
         first = scaled_layers(AT, len(lengths), self.layers)[0] - 1
         return [held if i < first else lengths[-1] for i, held in enumerate(lengths)]
@@ -63,8 +63,8 @@ class MustDrop(EncoderReducer, PreLLM, IntraLLM, KVCache):
         "2411.10803",
         "https://github.com/liuting20/MustDrop @ 909afa5",
         (
-            "a budget replaces the thresholds: the most uniform windows merge until `spatial` is reached, and tokens are ranked by "
-            "max(global / (threshold * sum), individual / threshold), equal factors per cut",
+            "a budget replaces the thresholds: the most uniform windows merge until `spatial` is reached, and tokens are ranked "
+            "by max(global / (threshold * sum), individual / threshold), equal factors per cut",
             "without enough budget for the key set its most salient tokens are kept",
             "merged windows stand in their middle, in raster order; the official code puts them first",
             "the last window merged may merge partly, to hit the count",
@@ -84,9 +84,8 @@ class MustDrop(EncoderReducer, PreLLM, IntraLLM, KVCache):
         """Validate."""
         if self.window < 2:
             raise ValueError(f"mustdrop: window={self.window} must be at least 2")
-        least = 1 / 2
-        if not least <= self.spatial <= 1:
-            raise ValueError(f"mustdrop: spatial={self.spatial} must lie between {least} (smallest windows hold two tokens) and 1")
+        if not 0.5 <= self.spatial <= 1:
+            raise ValueError(f"mustdrop: spatial={self.spatial} must lie between 0.5 (windows may hold two tokens) and 1")
         if not 0 <= self.key_share < 1 or self.global_threshold <= 0 or self.individual_threshold <= 0:
             raise ValueError("mustdrop: key_share must lie in [0, 1) and thresholds must be positive")
 
@@ -146,7 +145,8 @@ class MustDrop(EncoderReducer, PreLLM, IntraLLM, KVCache):
         if tokens.image not in protected:
             count = math.ceil(self.key_share * tokens.original - 1e-9)
             protected[tokens.image] = place[top_k(saliency, count)]
-        keep = dual_filter(attention, torch.isin(place, protected[tokens.image]), saliency, k, self.global_threshold, self.individual_threshold)
+        keys = torch.isin(place, protected[tokens.image])
+        keep = dual_filter(attention, keys, saliency, k, self.global_threshold, self.individual_threshold)
         tokens.notes.setdefault("final", {})[tokens.image] = place[keep]
         return Selection(keep)
 
@@ -181,6 +181,7 @@ def windows(place: Tensor, side: int) -> Tensor:
 
     Args:
         place: [N, 2] rows and columns.
+        side: of a window.
     """
     at = (place.double() - place.double().amin(0)).div(side).floor().long()
     return (at[:, 0] * (at[:, 1].max() + 1) + at[:, 1]).unique(return_inverse=True)[1]
@@ -190,7 +191,8 @@ def uniformity(states: Tensor, number: Tensor) -> Tensor:
     """[W] mean pairwise cosine within each window, a token with itself excluded; -inf for windows of one token.
 
     Args:
-        states: [N, C]. number: [N] window of every token.
+        states: [N, C].
+        number: [N] window of every token.
     """
     x = unit(states)
     size = torch.bincount(number).float()
@@ -204,8 +206,12 @@ def dual_filter(attention: Tensor, protected: Tensor, saliency: Tensor, k: int, 
     """[k] ascending: protected tokens (by saliency, if they are too many), then by the larger of two relative criteria.
 
     Args:
-        attention: [T, N] head mean. protected: [N] bool. saliency: [N].
-        share: threshold on a token's share of all attention. single: threshold on its largest entry.
+        attention: [T, N] head mean.
+        protected: [N] bool.
+        saliency: [N].
+        k: tokens to keep.
+        share: threshold on a token's share of all attention.
+        single: threshold on its largest entry.
     """
     total = attention.float().sum(0)
     score = torch.maximum(total / (share * total.sum()).clamp(min=1e-30), attention.float().amax(0) / single)

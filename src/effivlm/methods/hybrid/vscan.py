@@ -91,7 +91,11 @@ def scans(deep: Tensor, shallow: Tensor, place: Tensor, k: int, side: int) -> Te
     """[k] ascending: ``k // 2`` by shallow saliency [N], spread over windows, the others by deep saliency [N].
 
     Args:
-        place: [N, 2] rows and columns, NaN without a grid. side: of a window.
+        deep: [N] saliency.
+        shallow: [N] saliency.
+        place: [N, 2] rows and columns, NaN without a grid.
+        k: tokens to keep.
+        side: of a window.
     """
     count = 0 if bool(place.isnan().any()) else k // 2
     chosen = torch.empty(0, dtype=torch.long, device=deep.device)

@@ -1,0 +1,1 @@
+"""Methods that cut visual tokens between decoder layers."""

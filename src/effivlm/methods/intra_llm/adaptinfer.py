@@ -50,7 +50,7 @@ class AdaptInfer(IntraLLM):
         if self.preset and self.preset not in COUNTS:
             raise ValueError(f"adaptinfer: preset={self.preset!r}: expected one of {', '.join(COUNTS)}")
         if any(k < 1 for k in self.layers):
-            raise ValueError(f"adaptinfer: layers={self.layers} must be at least 1: it ranks by the attention of the layer before")
+            raise ValueError(f"adaptinfer: layers={self.layers} must be 1 or more: it reads the attention of the layer before")
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -74,7 +74,8 @@ def text_weighted(text: Tensor, visual: Tensor) -> Tensor:
     """[N] attention from text, each row weighted per head by its row and column mass in text-to-text attention.
 
     Args:
-        text: [H, T, T] attention text x text. visual: [H, T, N] attention text x visual.
+        text: [H, T, T] attention text x text.
+        visual: [H, T, N] attention text x visual.
     """
     text, visual = text.float(), visual.float()
     weight = text.sum(1) + text.sum(2) - text.diagonal(dim1=1, dim2=2)

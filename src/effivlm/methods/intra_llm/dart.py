@@ -43,7 +43,7 @@ class DART(IntraLLM):
         if self.layer < 1:
             raise ValueError(f"dart: layer={self.layer} must be at least 1: it reads the keys of the layer before")
         if self.pivots < 0 or self.text_pivots < 0 or self.pivots + self.text_pivots == 0:
-            raise ValueError(f"dart: pivots={self.pivots}, text_pivots={self.text_pivots}: at least one pivot is needed, none negative")
+            raise ValueError(f"dart: pivots={self.pivots}, text_pivots={self.text_pivots}: expected at least one pivot in all")
 
     @property
     def signals(self) -> frozenset[Signal]:

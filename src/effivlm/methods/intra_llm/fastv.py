@@ -43,7 +43,7 @@ class FastV(IntraLLM):
     def __post_init__(self) -> None:
         """Validate."""
         if self.layer < 1:
-            raise ValueError(f"{self.name}: layer={self.layer} must be at least 1: it ranks by the attention of the layer before")
+            raise ValueError(f"{self.name}: layer={self.layer} must be at least 1: it reads the attention of the layer before")
         if self.rows not in _SIGNALS:
             raise ValueError(f"{self.name}: rows={self.rows!r}: expected one of {', '.join(_SIGNALS)}")
 
@@ -81,7 +81,7 @@ class FastVSink(FastV, PreLLM):
         "2506.00479",
         "EffiVLM-Bench @ ab3ee18 (the ablations are not released)",
         (
-            "section 5.3 does not say how sinks are found: here, the tokens with the highest attention in the encoder's feature block",
+            "section 5.3 does not say how sinks are found: here, by the highest attention in the encoder's feature block",
             "where A1 leaves fewer than k tokens, sinks fill up by FastV's score",
             "tokens that are no patches (row ends) are never sinks",
         ),
@@ -118,7 +118,8 @@ class FastVSink(FastV, PreLLM):
         known = tokens.notes.get("saliency", {})
         place = tokens.position[tokens.visual].tolist()
         saliency = torch.tensor([known.get(p, -1.0) for p in place], device=tokens.visual.device)
-        return Selection(with_sinks(self.scores(tokens), saliency, k, math.ceil(self.share * len(place) - 1e-9), self.sinks == "keep"))
+        count = math.ceil(self.share * len(place) - 1e-9)
+        return Selection(with_sinks(self.scores(tokens), saliency, k, count, self.sinks == "keep"))
 
 
 def with_sinks(scores: Tensor, saliency: Tensor, k: int, count: int, keep: bool) -> Tensor:

@@ -49,8 +49,9 @@ class FitPrune(IntraLLM):
         """Validate."""
         if self.preset and self.preset not in LEFT:
             raise ValueError(f"fitprune: preset={self.preset!r}: expected one of {', '.join(LEFT)}")
-        if self.left and (self.preset or list(self.left) != sorted(self.left, reverse=True) or not 0 < self.left[-1] <= self.left[0] <= TOKENS):
-            raise ValueError(f"fitprune: left={self.left}: expected falling counts between {TOKENS} and 1, and no preset beside it")
+        falling = list(self.left) == sorted(self.left, reverse=True)
+        if self.left and (self.preset or not falling or self.left[-1] < 1 or self.left[0] > TOKENS):
+            raise ValueError(f"fitprune: left={self.left}: expected falling counts between {TOKENS} and 1, and no preset")
 
     @property
     def signals(self) -> frozenset[Signal]:

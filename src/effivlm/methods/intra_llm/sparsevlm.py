@@ -64,7 +64,9 @@ class SparseVLM(IntraLLM):
         if self.preset and self.preset not in COUNTS[self.variant]:
             raise ValueError(f"sparsevlm: preset={self.preset!r}: expected one of {', '.join(COUNTS[self.variant])}")
         if self.heads < 1 or self.rope_theta <= 0 or any(k < 1 for k in self.layers):
-            raise ValueError(f"sparsevlm: heads={self.heads}, layers={self.layers}, rope_theta={self.rope_theta} must be positive")
+            raise ValueError(
+                f"sparsevlm: heads={self.heads}, layers={self.layers}, rope_theta={self.rope_theta}: expected positive"
+            )
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -114,7 +116,8 @@ def raters(visual: Tensor, text: Tensor) -> Tensor:
     """[R] indices into text [T, D] whose mean match (softmax over text of dot products) exceeds the mean; all if none does.
 
     Args:
-        visual: [N, D], text: [T, D] input embeddings.
+        visual: [N, D] input embeddings.
+        text: [T, D] input embeddings.
     """
     match = (visual.float() @ text.float().T).softmax(1).mean(0)
     chosen = (match > match.mean()).nonzero()[:, 0]

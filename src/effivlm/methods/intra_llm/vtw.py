@@ -50,8 +50,10 @@ class VTW(IntraLLM):
         if budget is not None:
             layer = math.floor(budget.as_share(n) * layers + 1e-9)
         if layer < 1:
-            raise BudgetError(f"vtw: the mean share of {layers} layers cannot be {budget.as_share(n) if budget else 0:g}: visual tokens must "
-                              f"enter at least one, so the smallest feasible share is {1 / layers:.4f}")  # fmt: skip
+            raise BudgetError(
+                f"vtw@{budget.text if budget else ''}: visual tokens must enter at least one of {layers} layers, "
+                f"so the smallest feasible share is {1 / layers:.4f}"
+            )
         if budget is None and layer >= layers:
             raise BudgetError(f"vtw: layer={layer} does not exist in a model of {layers} decoder layers")
         return (Cut(layer, 0),) if layer < layers else ()
