@@ -1,11 +1,12 @@
 """Attention statistics of one prompt from post-RoPE queries and keys, never as an L x L matrix.
 
 Shapes: q [H, R, d] chosen query rows, k [KV, L, d], H a multiple of KV (query head h reads KV head h // (H // KV)).
-``positions`` [R] says at which key each row stands: a row sees keys up to its own. ``mask``, where attention is not
-plainly causal, is a function from rows to [R, L] bool. Probabilities are float32, every visible key in the denominator.
+``positions`` [R] ascending says at which key each row stands: a row sees keys up to its own, so rows of one chunk of a
+prompt can be given against the longer prefix of keys and chunks add up exactly. ``mask``, where attention is not plainly
+causal, is a function from rows to [R, L] bool. Probabilities are float32, every visible key in the denominator.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -23,6 +24,36 @@ def _logits(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMa
     return out.masked_fill(torch.arange(keys, device=k.device) > positions[:, None], -torch.inf)
 
 
+def _blocks(
+    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask, block: int
+) -> Iterator[tuple[int, int, Tensor]]:
+    """(KV head, first row, [G, r, keys] logits) block by block; what a block of rows cannot see is never computed.
+
+    One KV head at a time keeps a block in the processor's cache; the G query heads of its group are stacked as rows.
+    """
+    groups, (heads, rows, width) = k.shape[0], q.shape
+    ends = positions.tolist()
+    q = q.view(groups, heads // groups, rows, width)
+    for h in range(groups):
+        keys_t = k[h].float().T
+        for start in range(0, rows, block):
+            at = positions[start : start + block]
+            part = q[h, :, start : start + block].reshape(-1, width).float() * scaling
+            keys = k.shape[1] if mask is not None else ends[min(start + block, rows) - 1] + 1
+            logits = (part @ keys_t[:, :keys]).view(heads // groups, -1, keys)
+            if mask is not None:
+                logits.masked_fill_(~mask(at), -torch.inf)
+            else:  # columns up to the first row's own are visible to every row of the block
+                edge = ends[start] + 1
+                logits[..., edge:].masked_fill_(torch.arange(edge, keys, device=k.device) > at[:, None], -torch.inf)
+            yield h, start, logits
+
+
+def _per_head(x: Tensor, groups: int) -> Tensor:
+    """[H, ...] seen as [KV, G, ...]."""
+    return x.view(groups, -1, *x.shape[1:])
+
+
 def row_probabilities(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None) -> Tensor:
     """[H, R, L] attention probabilities of chosen rows."""
     return _logits(q, k, positions, scaling, mask, k.shape[1]).softmax(-1).nan_to_num()
@@ -31,18 +62,30 @@ def row_probabilities(q: Tensor, k: Tensor, positions: Tensor, scaling: float, m
 def row_sums(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 128) -> Tensor:
     """[H, L] attention received from chosen rows, summed over them; one block of rows at a time, causal half skipped.
 
-    ``positions`` ascend. Exact: every row's softmax is complete within its block, so blocks and prompt chunks add up.
+    Exact: every row's softmax is complete within its block, so blocks and prompt chunks add up.
     """
     out = torch.zeros(q.shape[0], k.shape[1], dtype=torch.float32, device=q.device)
-    for rows, at in zip(q.split(block, 1), positions.split(block), strict=True):
-        keys = k.shape[1] if mask is not None else int(at[-1]) + 1
-        out[:, :keys] += _logits(rows, k, at, scaling, mask, keys).softmax(-1).nan_to_num().sum(1)
+    by_group = _per_head(out, k.shape[0])
+    for h, _, logits in _blocks(q, k, positions, scaling, mask, block):
+        weights = torch.softmax(logits, -1)
+        if mask is not None:
+            weights = weights.nan_to_num_()  # rows that see nothing
+        by_group[h, :, : weights.shape[-1]] += weights.sum(1)
     return out
 
 
 def column_sums(q: Tensor, k: Tensor, scaling: float, mask: RowMask = None, block: int = 128) -> Tensor:
-    """[H, L] attention each key receives from all rows of its prompt (q [H, L, d])."""
+    """[H, L] attention each key receives from all rows of its prompt (q [H, L, d]); each head's sums total L."""
     return row_sums(q, k, torch.arange(k.shape[1], device=k.device), scaling, mask, block)
+
+
+def log_sum_exp(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 128) -> Tensor:
+    """[H, R] log of every chosen row's softmax denominator; -inf for a row that sees nothing."""
+    out = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    by_group = _per_head(out, k.shape[0])
+    for h, start, logits in _blocks(q, k, positions, scaling, mask, block):
+        by_group[h, :, start : start + logits.shape[1]] = logits.logsumexp(-1)
+    return out
 
 
 def head_max_sums(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 128) -> Tensor:
@@ -53,17 +96,22 @@ def head_max_sums(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask:
     return out
 
 
-def threshold_share(q: Tensor, k: Tensor, positions: Tensor, scaling: float, p: float, mask: RowMask = None, block: int = 128) -> Tensor:
-    """[H] share of the visible entries of chosen rows whose probability lies below ``p`` times their row's largest."""
-    below = torch.zeros(q.shape[0], device=q.device)
+def threshold_share(
+    q: Tensor, k: Tensor, positions: Tensor, scaling: float, p: float, mask: RowMask = None, block: int = 128
+) -> Tensor:
+    """[H] share of the visible entries of chosen rows whose probability lies below ``p`` times their row's largest.
+
+    Compared as logits, which is the same comparison without the softmax.
+    """
+    below = torch.zeros(q.shape[0], dtype=torch.float64, device=q.device)
+    by_group = _per_head(below, k.shape[0])
     visible = 0
-    edge = torch.log(torch.tensor(p, dtype=torch.float32))
-    for rows, at in zip(q.split(block, 1), positions.split(block), strict=True):
-        logits = _logits(rows, k, at, scaling, mask, k.shape[1])
+    edge = float(torch.log(torch.tensor(p, dtype=torch.float32)))
+    for h, _, logits in _blocks(q, k, positions, scaling, mask, block):
         seen = logits > -torch.inf
-        below += (seen & (logits - logits.amax(-1, keepdim=True) < edge)).sum((1, 2))
-        visible += int(seen[0].sum())
-    return below / max(visible, 1)
+        by_group[h] += (seen & (logits - logits.amax(-1, keepdim=True) < edge)).sum((1, 2))
+        visible += int(seen[0].sum()) if h == 0 else 0
+    return (below / max(visible, 1)).float()
 
 
 def fold(scores: Tensor, heads: int, how: str = "mean") -> Tensor:
@@ -76,7 +124,7 @@ def fold(scores: Tensor, heads: int, how: str = "mean") -> Tensor:
 
 def pool(scores: Tensor, size: int, how: str = "avg") -> Tensor:
     """1-D pooling along the last axis, stride 1, same length; averages count zeros at the edges, as published codes do."""
-    if size <= 1 or how == "none":
+    if size <= 1 or how == "none" or scores.shape[-1] == 0:
         return scores
     if how == "max":
         return torch.nn.functional.max_pool1d(scores, size, stride=1, padding=size // 2)

@@ -172,9 +172,12 @@ def _value_output(s: LayerSource, signal: Any) -> Tensor:
 def _future_queries(s: LayerSource, signal: Any) -> Tensor:
     cos, sin = (_pick(x[s.row % len(x)][None], s.alive)[0] for x in s.place["kwargs"]["position_embeddings"])
     rotary: nn.Module = s.session.text.rotary_emb
+    kinds = getattr(s.session.text.config, "layer_types", None)  # Gemma 3 has one rotary table per kind of layer
     frequencies = getattr(rotary, "inv_freq", None)
+    if frequencies is None and kinds:
+        frequencies = getattr(rotary, f"{kinds[s.layer - 1]}_inv_freq", None)
     if not isinstance(frequencies, Tensor):
-        raise NotImplementedError(f"{type(rotary).__name__} has one rotary table per layer type: queries cannot be moved to coming positions")
+        raise NotImplementedError(f"{type(rotary).__name__} shows no frequencies: queries cannot be moved to coming positions")
     start = s.session.current.position[..., s.row, 0].max()
     return statistics.future_queries(s.query(), cos, sin, frequencies, start, signal.sinks, signal.future)
 

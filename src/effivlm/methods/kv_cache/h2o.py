@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from effivlm.methods.base import LayerCache, Paper
-from effivlm.methods.kv_cache.scoring import WindowedKV
+from effivlm.methods.kv_cache.scoring import WindowedKV, protect_recent, recent
 from effivlm.methods.signals import ColumnSums, Signal
 
 
@@ -33,4 +33,4 @@ class H2O(WindowedKV):
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Attention received from every row."""
-        return self.folded(cache[ColumnSums()], cache)
+        return protect_recent(self.folded(cache[ColumnSums()], cache), recent(k, self.window))

@@ -1,4 +1,7 @@
-"""What cache methods share: the recent window, folds over query heads, and shared or head-adaptive selection."""
+"""What cache methods share: the recent window, folds over query heads, and shared or head-adaptive selection.
+
+Entries that must stay carry the score +inf, so a choice is always the best ``k`` and wrappers need not know why.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +10,7 @@ import torch
 from torch import Tensor
 
 from effivlm.methods.base import Entries, KVCache, LayerCache
-from effivlm.ops.select import ranked
+from effivlm.ops.select import top_k_mask
 from effivlm.ops.statistics import fold
 
 
@@ -16,16 +19,27 @@ def recent(k: int, share: float) -> int:
     return min(k, max(1, int(share * k + 1e-9)))
 
 
+def protect_recent(scores: Tensor, window: int) -> Tensor:
+    """Scores [KV, M] with the last ``window`` entries at +inf."""
+    return torch.cat([scores[:, : scores.shape[1] - window], torch.full_like(scores[:, scores.shape[1] - window :], torch.inf)], 1)
+
+
 def window_and_top(scores: Tensor, k: int, window: int) -> Entries:
     """The last ``window`` entries and the best of the rest by scores [KV, M], ``k`` per head."""
-    length, window = scores.shape[1], min(window, k)
-    keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-    keep[:, length - window :] = True
-    return Entries(keep.scatter_(1, ranked(scores[:, : length - window])[:, : k - window], True))
+    return Entries(top_k_mask(protect_recent(scores, min(window, k)), k))
 
 
 @dataclass(frozen=True)
-class WindowedKV(KVCache):
+class ScoredKV(KVCache):
+    """Base of methods that keep the ``k`` best-scored entries of every KV head."""
+
+    def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
+        """The highest scores; equal scores by lower index."""
+        return Entries(top_k_mask(scores, k))
+
+
+@dataclass(frozen=True)
+class WindowedKV(ScoredKV):
     """Base of methods that keep a recent window and the best-scored rest.
 
     Attributes:
@@ -46,7 +60,3 @@ class WindowedKV(KVCache):
     def folded(self, per_query_head: Tensor, cache: LayerCache) -> Tensor:
         """[H, M] -> [KV, M]."""
         return fold(per_query_head, cache.keys.shape[0], "shared" if self.shared else self.fold)
-
-    def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
-        """Recent window and the highest scores."""
-        return window_and_top(scores, k, recent(k, self.window))

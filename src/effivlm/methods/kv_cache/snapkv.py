@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from effivlm.methods.base import LayerCache, Paper
-from effivlm.methods.kv_cache.scoring import WindowedKV, recent
+from effivlm.methods.kv_cache.scoring import WindowedKV, protect_recent, recent
 from effivlm.methods.signals import Signal, WindowRows
 from effivlm.ops.statistics import pool
 
@@ -35,6 +34,12 @@ class SnapKV(WindowedKV):
     kernel: int = 5
     pooling: Literal["avg", "max", "none"] = "avg"
 
+    def __post_init__(self) -> None:
+        """Validate."""
+        super().__post_init__()
+        if self.rows < 0 or self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"{self.name}: rows={self.rows} must be >= 0 and kernel={self.kernel} odd")
+
     @property
     def signals(self) -> frozenset[Signal]:
         """The last rows."""
@@ -43,6 +48,7 @@ class SnapKV(WindowedKV):
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Attention from the observing rows; pooled over the entries before the kept window."""
         window = recent(k, self.window)
-        seen = self.folded(cache[WindowRows(self.rows or window)], cache)
+        seen = self.folded(cache[WindowRows(self.rows or window)], cache).clone()
         past = cache.length - window
-        return torch.cat([pool(seen[:, :past], self.kernel, self.pooling), seen[:, past:]], 1)
+        seen[:, :past] = pool(seen[:, :past], self.kernel, self.pooling)
+        return protect_recent(seen, window)

@@ -1,0 +1,67 @@
+"""ExpectedAttention: the attention that coming queries, taken as Gaussian, would pay to each key."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from effivlm.methods.base import LayerCache, Paper
+from effivlm.methods.kv_cache.scoring import ScoredKV
+from effivlm.methods.signals import FutureQueries, Signal
+from effivlm.ops.statistics import fold
+
+
+def expected_scores(future: Tensor, keys: Tensor, sinks: int) -> Tensor:
+    """[KV, M] expected attention; the first ``sinks`` keys take no part and get 0.
+
+    Args:
+        future: [H, d, d + 1] covariance and, last column, mean of coming queries. keys: [KV, M, d].
+    """
+    heads, (groups, length, width) = future.shape[0], keys.shape
+    x = keys.float()[:, sinks:].repeat_interleave(heads // groups, 0)  # [H, M - sinks, d]
+    mean, cov = future[..., -1:], future[..., :-1]
+    logits = (x @ mean)[..., 0] * width**-0.5 + ((x @ cov) * x).sum(-1) / (2 * width)
+    out = x.new_zeros(groups, length)
+    out[:, sinks:] = fold(logits.softmax(-1), groups)
+    return out
+
+
+@dataclass(frozen=True)
+class ExpectedAttention(ScoredKV):
+    """Mean and covariance of the prompt's queries, moved to the coming positions, give each key's expected weight.
+
+    Attributes:
+        sinks: first entries, always kept and left out of the statistics. future: positions looked ahead.
+        epsilon: added to the expected attention. value_norms: weigh by the norm of each value.
+    """
+
+    name: ClassVar[str] = "expected_attention"
+    paper: ClassVar[Paper] = Paper(
+        "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries Distribution",
+        "2510.00636",
+        "https://github.com/NVIDIA/kvpress @ 8bb29b9",
+        ("logits are scaled by 1 / sqrt(d), also for models that scale otherwise", "queries are read as they pass, not recomputed"),
+    )
+    sinks: int = 4
+    future: int = 512
+    epsilon: float = 0.0
+    value_norms: bool = True
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.sinks < 0 or self.future < 1:
+            raise ValueError(f"expected_attention: sinks={self.sinks} must be >= 0 and future={self.future} >= 1")
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """Queries to come."""
+        return frozenset({FutureQueries(self.sinks, self.future)})
+
+    def score(self, cache: LayerCache, k: int) -> Tensor:
+        """Expected attention, times value norms."""
+        sinks = min(self.sinks, cache.length - 1)
+        scores = expected_scores(cache[FutureQueries(self.sinks, self.future)], cache.keys, sinks)
+        if self.value_norms:
+            scores = (scores + self.epsilon) * cache.values.float().norm(dim=-1)
+        return torch.cat([torch.full_like(scores[:, :sinks], torch.inf), scores[:, sinks:]], 1)

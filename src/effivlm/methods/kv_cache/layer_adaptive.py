@@ -1,0 +1,58 @@
+"""Layer budgets by attention density, mixed with even ones, for any scorer (EffiVLM-Bench 5.1: U-40, U-80)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from effivlm.methods.base import LayerCache, Paper
+from effivlm.methods.kv_cache.allocators import Density
+from effivlm.methods.kv_cache.scorers import scorer
+from effivlm.methods.kv_cache.scoring import ScoredKV
+from effivlm.methods.signals import Signal, ThresholdCounts
+
+
+@dataclass(frozen=True)
+class LayerAdaptive(ScoredKV):
+    """A wrapper around any scorer that gives layers with denser attention more entries.
+
+    Attributes:
+        base: the scorer. uniform: part of the budget spread evenly: 0, 0.4 (U-40), 0.8 (U-80).
+        window: share of the mean budget every layer keeps whatever its density. p: as in vl_cache.
+    """
+
+    name: ClassVar[str] = "layer_adaptive"
+    paper: ClassVar[Paper] = Paper(
+        "EffiVLM-Bench: A Comprehensive Benchmark for Evaluating Training-Free Acceleration in Large Vision-Language Models",
+        "2506.00479",
+        "",
+        ("not in the released code: shares are mixed first, then bounded and made to meet the total",),
+    )
+    base: str = "snapkv"
+    uniform: float = 0.8
+    window: float = 0.1
+    p: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        scorer(self.name, self.base)
+        if not (0 < self.p < 1 and 0 <= self.uniform <= 1 and 0 <= self.window <= 1):
+            raise ValueError(f"layer_adaptive: uniform={self.uniform}, window={self.window} must be in [0, 1] and p={self.p} in (0, 1)")
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """Those of the scorer, and the density."""
+        return scorer(self.name, self.base).signals | {ThresholdCounts(self.p)}
+
+    @property
+    def allocator(self) -> Density:
+        """By density, partly even."""
+        return Density(self.window, self.uniform)
+
+    def statistic(self, cache: LayerCache) -> float:
+        """Density: the share of entries that count, mean over heads."""
+        return 1 - float(cache[ThresholdCounts(self.p)].mean())
+
+    def score(self, cache: LayerCache, k: int) -> Tensor:
+        """The scorer's."""
+        return scorer(self.name, self.base).score(cache, k)

@@ -1,0 +1,77 @@
+"""LOOK-M: text first, then the most attended visual entries; what is evicted is merged into what stays."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from effivlm.methods.base import Entries, KVMerge, LayerCache, Paper
+from effivlm.methods.kv_cache.scoring import WindowedKV, protect_recent, recent
+from effivlm.methods.signals import ColumnSums, Signal
+from effivlm.ops.kv_merge import merge_entries
+from effivlm.ops.select import ranked, top_k_mask
+
+
+def text_first(scores: Tensor, text: Tensor) -> Tensor:
+    """[KV, M] places from the end of the order (text before visual, then by score); ``text`` [M] bool.
+
+    Two sort keys rather than an added constant, which would cost the visual scores their resolution.
+    """
+    by_score = ranked(scores)
+    order = by_score.gather(1, ranked(text.float()[by_score]))
+    length = scores.shape[1]
+    places = torch.arange(length, 0, -1, device=scores.device, dtype=torch.float32).expand_as(scores)
+    return torch.empty_like(places).scatter_(1, order, places)
+
+
+@dataclass(frozen=True)
+class LookM(WindowedKV):
+    """Column sums with a text prior; evicted keys and values join their most similar kept key.
+
+    Attributes:
+        merge: how: ``averaged``, ``pivotal``, ``weighted``, or ``none`` to drop evicted entries.
+        modality: visual entries merge into visual ones only and text into text (EffiVLM-Bench 5.4); others are dropped.
+    """
+
+    name: ClassVar[str] = "look_m"
+    paper: ClassVar[Paper] = Paper(
+        "LOOK-M: Look-Once Optimization in KV Cache for Efficient Multimodal Long-Context Inference",
+        "2406.18139",
+        "https://github.com/SUSTechBruce/LOOK-M @ ecf0f51",
+        (
+            "the budget holds for text too: the official code keeps all text, whatever was asked, and its half-precision penalty "
+            "makes all visual scores equal",
+            "every evicted entry takes part in a merge; the official averaged merge filters entries and misaligns their targets",
+            "cosine 0 for zero keys, merges in float32",
+        ),
+    )
+    merge: Literal["none", "averaged", "pivotal", "weighted"] = "pivotal"
+    modality: bool = False
+
+    @property
+    def merges_cache(self) -> bool:
+        """Whether kept entries change their values."""
+        return self.merge != "none"
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """All rows."""
+        return frozenset({ColumnSums()})
+
+    def score(self, cache: LayerCache, k: int) -> Tensor:
+        """Order by modality and attention received."""
+        order = text_first(self.folded(cache[ColumnSums()], cache), cache.image < 0)
+        return protect_recent(order, recent(k, self.window))
+
+    def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
+        """The best, and where the others go."""
+        keep = top_k_mask(scores, k)
+        if self.merge == "none":
+            return Entries(keep)
+        kind = (cache.image < 0) if self.modality else None
+        parts = [merge_entries(cache.keys[h], keep[h], self.merge, kind) for h in range(len(keep))]
+        target, source, weight = (torch.cat(x) for x in zip(*parts, strict=True))
+        sizes = torch.tensor([len(p[0]) for p in parts], device=keep.device)
+        head = torch.arange(len(keep), device=keep.device).repeat_interleave(sizes)
+        return Entries(keep, KVMerge(head, target, source, weight))

@@ -1,0 +1,96 @@
+"""PLPHP: every layer keeps a share of each image that depends on how much the last token looks at images there."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from effivlm.methods.base import LayerCache, Paper
+from effivlm.methods.kv_cache.allocators import Proportional
+from effivlm.methods.kv_cache.scoring import ScoredKV
+from effivlm.methods.signals import LastRow, Signal
+from effivlm.ops.select import ranked
+from effivlm.ops.statistics import fold
+
+
+def by_image(scores: Tensor, image: Tensor) -> Tensor:
+    """[KV, M] order in which entries are kept: text, each image's best entry, then images evenly by rank over size.
+
+    The best ``text + sum_j max(1, floor(r * S_j))`` entries are then exactly the best ``max(1, floor(r * S_j))`` of every
+    image, whatever r; a smaller count takes from all images alike. ``image`` [M], -1 for text.
+    """
+    out = 3 + scores.float().nan_to_num().clamp(0, 1)
+    for number in image[image >= 0].unique().tolist():
+        members = (image == number).nonzero()[:, 0]
+        order = ranked(scores[:, members])
+        place = torch.empty_like(order).scatter_(1, order, torch.arange(1, len(members) + 1, device=order.device).expand_as(order))
+        out[:, members] = 1 - place / len(members) + (place == 1)
+    return out
+
+
+@dataclass(frozen=True)
+class PLPHP(ScoredKV):
+    """Three classes of layers by attention to images: attentive ones keep ``r + dr`` of each image, indifferent ones ``r - dr``.
+
+    Text is always kept, and so are the first two layers and the last. A budget scales what the rule keeps in each layer to
+    the asked total, protected layers and text included.
+
+    Attributes:
+        r: share kept in balanced layers. dr: step between classes.
+        alpha: attention to visual tokens from which a layer is attentive. beta: attention below which it is indifferent.
+    """
+
+    name: ClassVar[str] = "plphp"
+    budget: ClassVar[str] = "optional"
+    paper: ClassVar[Paper] = Paper(
+        "PLPHP: Per-Layer Per-Head Vision Token Pruning for Efficient Large Vision-Language Models",
+        "2502.14504",
+        "",
+        (
+            "heads are KV heads (group mean), since a cache holds one entry per KV head",
+            "max(1, floor(share * size)) entries of each image; the paper does not say how it rounds",
+            "the form with a budget is ours",
+        ),
+    )
+    r: float = 0.4
+    dr: float = 0.3
+    alpha: float = 0.25
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if not (0 <= self.dr <= self.r <= 1 - self.dr and self.beta <= self.alpha):
+            raise ValueError(f"plphp: r={self.r}, dr={self.dr} must satisfy dr <= r <= 1 - dr, and beta={self.beta} <= alpha={self.alpha}")
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """The last row."""
+        return frozenset({LastRow()})
+
+    @property
+    def allocator(self) -> Proportional:
+        """In proportion to what the rule keeps."""
+        return Proportional()
+
+    def retention(self, attention: float) -> float:
+        """Share of each image kept in a layer whose last token pays this much attention to visual tokens."""
+        return self.r + (self.dr if attention >= self.alpha else -self.dr if attention < self.beta else 0.0)
+
+    def statistic(self, cache: LayerCache) -> float:
+        """Share of all entries that the rule keeps."""
+        if not 2 <= cache.layer < cache.layers - 1:
+            return 1.0
+        seen = cache.image >= 0
+        share = self.retention(float(cache[LastRow()].mean(0)[seen].sum()))
+        sizes = cache.image[seen].unique(return_counts=True)[1].tolist()
+        return (int((~seen).sum()) + sum(max(1, math.floor(share * s + 1e-9)) for s in sizes)) / cache.length
+
+    def layer_budget(self, cache: LayerCache, budget: object) -> int:
+        """Not used: the allocator decides, once every layer is known."""
+        return cache.length
+
+    def score(self, cache: LayerCache, k: int) -> Tensor:
+        """Text, then every image's entries by attention of the last token."""
+        return by_image(fold(cache[LastRow()], cache.keys.shape[0]), cache.image)

@@ -1,0 +1,69 @@
+"""Merging evicted cache entries into kept ones: who goes where, with what weights. One KV head at a time; M entries."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from effivlm.ops.select import unit
+
+Weights = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def nearest_kept(keys: Tensor, keep: Tensor, kind: Tensor | None = None, block: int = 1024) -> tuple[Tensor, Tensor, Tensor]:
+    """Every evicted entry's most similar kept key, by cosine, ties by lower index.
+
+    Args:
+        keys: [M, d]. keep: [M] bool. kind: [M]; an entry only goes to one of its own kind, or nowhere.
+
+    Returns:
+        source [E], target [E] long, indices into M, and their cosine [E]; entries with nowhere to go are left out.
+    """
+    x = unit(keys)
+    kept, evicted = keep.nonzero()[:, 0], (~keep).nonzero()[:, 0]
+    if not len(kept):
+        return evicted[:0], evicted[:0], x.new_zeros(0)
+    target, cosine = [kept[:0]], [x.new_zeros(0)]
+    for rows in evicted.split(block):
+        similar = x[rows] @ x[kept].T
+        if kind is not None:
+            similar = similar.masked_fill(kind[rows][:, None] != kind[kept], -torch.inf)
+        best = similar.max(1).values
+        first = (similar == best[:, None]).int().argmax(1)
+        target.append(kept[first])
+        cosine.append(best)
+    to, cos = torch.cat(target), torch.cat(cosine)
+    found = cos > -torch.inf
+    return evicted[found], to[found], cos[found]
+
+
+def averaged(members: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (own, member) of ``(x_c + sum x_e) / (n + 1)``; ``members`` n of each entry's target, [E]."""
+    return 1 / (members + 1), 1 / (members + 1)
+
+
+def pivotal(members: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of ``(x_c + sum (x_e + x_c) / 2) / (n + 1)``."""
+    return (1 + members / 2) / (members + 1), 0.5 / (members + 1)
+
+
+def weighted(members: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of ``(x_c + sum cos * x_e) / (n + 1)``."""
+    return 1 / (members + 1), cosine / (members + 1)
+
+
+MERGERS: dict[str, Weights] = {"averaged": averaged, "pivotal": pivotal, "weighted": weighted}
+
+
+def merge_entries(keys: Tensor, keep: Tensor, how: str, kind: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(target, source, weight) of one head's linear merge, each target's own contribution included.
+
+    Args:
+        keys: [M, d]. keep: [M] bool. how: a name in ``MERGERS``. kind: [M], see `nearest_kept`.
+    """
+    source, target, cosine = nearest_kept(keys, keep, kind)
+    count = torch.zeros(len(keep), device=keys.device).index_add_(0, target, torch.ones_like(cosine))
+    own, member = MERGERS[how](count[target], cosine)
+    used = count.nonzero()[:, 0]
+    share = torch.zeros_like(count).index_put_((target,), own)[used]  # equal for all members of a target
+    return torch.cat([used, target]), torch.cat([used, source]), torch.cat([share, member])
