@@ -1,7 +1,6 @@
 """The whole run on one screen: load, plan, answer every document under every setting, record, report."""
 
 import hashlib
-import json
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +14,11 @@ from effivlm import __version__, zoo
 from effivlm.config import Experiment, ModelSpec, TaskSpec, dump_experiment
 from effivlm.families.loading import Loaded, load
 from effivlm.measure.roofline import TextShape
-from effivlm.records import DocumentRecord, RunStore, content_hash, environment
+from effivlm.provenance import environment
+from effivlm.records import DocumentRecord, content_hash
 from effivlm.runtime.plan import Outcome, Plan
 from effivlm.setting import Setting, parse_setting
+from effivlm.store import RunStore
 from effivlm.tasks.builtin import Document, Task, load_suite, load_task, media_digest
 
 log = logging.getLogger("effivlm")
@@ -45,7 +46,7 @@ def run(experiment: Experiment, root: Path = Path("runs"), progress: Progress = 
     with RunStore(root / experiment.name, dump_experiment(experiment), experiment.model_dump(mode="json")) as store:
         for spec in experiment.models:
             loaded = load_model(spec)
-            (store.folder / "environment.json").write_text(json.dumps(environment(str(loaded.model.device), "pil"), indent=1))
+            store.note_environment(environment(str(loaded.model.device), "pil"))
             runner = Runner(store, spec, loaded, settings, experiment.width)
             work = [(task, d) for t, task in tasks for d in sample(task, t, experiment.seed)]
             for done, (task, document) in enumerate(work):
@@ -114,10 +115,8 @@ class Runner:
         return counts
 
     def _before(self, path: Path) -> dict[str, bool]:
-        from effivlm.records import read_records
-
         if path not in self.done:
-            self.done[path] = {r.document: r.failed for r in read_records(path)}
+            self.done[path] = self.store.done(path)
         return self.done[path]
 
     def _outcomes(self, task: Task, document: Document, todo: tuple[Setting, ...]) -> Iterator[tuple[Outcome, str]]:

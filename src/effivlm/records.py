@@ -1,31 +1,42 @@
-"""Typed records, provenance, and an append-only store that survives being killed.
+"""Typed records and how they are read back; `store` writes them.
 
-    runs/NAME/experiment.yaml      the experiment as resolved, with its hash
-    runs/NAME/environment.json     commit, versions, device
-    runs/NAME/records/MODEL/SETTING-HASH/TASK.jsonl      one line per document
-
-One line is one `write`; a torn last line is cut off before anything is added; a finished line is never lost, repeated or
-mixed with another setting, for a setting's folder is named by a hash of all that can change its answers.
+One line of a JSONL file is one record. A last line that was torn when its writer was killed is left out; any other bad
+line is an error that names file and line.
 """
 
-import contextlib
-import errno
-import fcntl
 import hashlib
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
+import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 
 class StoreError(RuntimeError):
     """A run folder that cannot be used; the message says why and what is intact."""
+
+
+class CostAccount(TypedDict, total=False):
+    """What one answer cost, counted in the tensors (`runtime.audit.Account`) and derived from shapes (`measure.roofline`).
+
+    Keys:
+        prompt_tokens: logical prompt length. visual_tokens: visual tokens of the uncompressed prompt.
+        visual_per_layer, tokens_per_layer: entering each decoder layer. kv_per_layer: prompt entries held after prefill,
+        mean over KV heads. kv_bytes: their bytes. prefill_flops: multiply-adds counted twice.
+        decode_bytes_per_token: bytes one decode step must read.
+        realised: retained share by unit (visual, visual_mean, prompt_kv).
+    """
+
+    prompt_tokens: int
+    visual_tokens: int
+    visual_per_layer: list[int]
+    tokens_per_layer: list[int]
+    kv_per_layer: list[float]
+    kv_bytes: int
+    prefill_flops: int
+    decode_bytes_per_token: int
+    realised: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,10 @@ class DocumentRecord:
         answer: the text, or None where the document failed. score: the task's own, in [0, 1], or None.
         metric: the score's name. references: accepted answers. new_tokens: generated. finish: ``stop`` or ``length``.
         error: None, or ``{"type", "message"}``. digest: of prompt and media.
-        cost: see `runtime.audit.Account.as_dict`; None where the document failed.
+        cost: see `CostAccount`; None where the document failed.
+
+    Raises:
+        ValueError: if it has both an answer and an error, or neither, or a score that is no finite number.
     """
 
     model: str
@@ -52,12 +66,52 @@ class DocumentRecord:
     finish: str
     error: dict[str, str] | None
     digest: str
-    cost: dict[str, Any] | None = field(repr=False, default=None)
+    cost: CostAccount | dict[str, Any] | None = field(repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        if (self.answer is None) == (self.error is None):
+            got = f"answer={self.answer!r}, error={self.error!r}"
+            raise ValueError(f"{self.task} {self.document}: expected either an answer or an error, got {got}")
+        if self.score is not None and not math.isfinite(self.score):
+            raise ValueError(f"{self.task} {self.document}: the score is {self.score!r}; expected a finite number, or None")
 
     @property
     def failed(self) -> bool:
         """Whether the document has no answer."""
         return self.error is not None
+
+
+@dataclass(frozen=True)
+class TimingRecord:
+    """One timed sample of one setting: the same prompt run once; baseline and settings alternate sample by sample.
+
+    Attributes:
+        model, setting, workload: what was timed (text forms). sample: number of the sample; samples of ``none`` and of a
+            setting with the same number were run one after the other and form a pair.
+        seconds: by stage: media, vision, method, prefill, ttft, decode_per_token, total.
+        memory: bytes by kind: allocated, reserved, resident, kv, weights. new_tokens: decoded.
+        busy: what else used the device meanwhile, or empty. correct: whether the setting's correctness check passed.
+
+    Raises:
+        ValueError: for a time that is negative or no finite number.
+    """
+
+    model: str
+    setting: str
+    workload: str
+    sample: int
+    seconds: dict[str, float]
+    memory: dict[str, int] = field(default_factory=dict)
+    new_tokens: int = 0
+    busy: str = ""
+    correct: bool = True
+
+    def __post_init__(self) -> None:
+        for stage, value in self.seconds.items():
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(
+                    f"{self.workload} sample {self.sample}: {stage} took {value!r} s; expected a finite number, 0 or more"
+                )
 
 
 def content_hash(content: Any, length: int = 16) -> str:
@@ -66,145 +120,71 @@ def content_hash(content: Any, length: int = 16) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def environment(device: str, image_backend: str) -> dict[str, Any]:
-    """Commit, dirty flag, versions, device, image back end, date."""
-    versions = {}
-    for name in ("effivlm", "torch", "transformers", "tokenizers", "pillow", "numpy"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    commit, dirty = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "commit": commit, "dirty": None if commit is None else bool(dirty), "versions": versions, "python": platform.python_version(),
-        "machine": platform.machine(), "system": platform.platform(), "device": device, "image_backend": image_backend,
-        "cores": os.cpu_count(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
-
-
-def _git(*args: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), *args]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-class RunStore:
-    """One run's folder, open for writing by one process.
-
-    Args:
-        folder: ``runs/NAME``. experiment: the resolved YAML. identity: plain data that two runs of one folder must share.
+def read_records(path: Path) -> list[DocumentRecord]:
+    """Finished lines of one file, one per document; a torn last line is left out, a later answer replaces a failure.
 
     Raises:
-        StoreError: if the folder holds another experiment, or another process writes to it.
+        StoreError: for a line that is not a record, or answers a document again; names file and line.
     """
-
-    def __init__(self, folder: Path, experiment: str, identity: Any) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self.lock = self._locked()
-        self.files: dict[Path, int] = {}
-        stamp = content_hash(identity)
-        marker = folder / "identity"
-        if marker.exists() and marker.read_text().strip() != stamp:
-            self.close()
-            raise StoreError(f"{folder} holds another experiment (its experiment.yaml differs): choose another name, or delete the folder")
-        (folder / "experiment.yaml").write_text(experiment)
-        marker.write_text(stamp + "\n")
-
-    def _locked(self) -> int:
-        path = self.folder / "lock"
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    found: dict[str, DocumentRecord] = {}
+    for number, data in _lines(path):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = path.read_text().strip() or "unknown"
-            os.close(lock)
-            raise StoreError(f"{self.folder} is in use by process {owner}: wait for it, or choose another name") from None
-        os.ftruncate(lock, 0)
-        os.write(lock, str(os.getpid()).encode())
-        return lock
-
-    def close(self) -> None:
-        """Flush everything and release the folder."""
-        for handle in self.files.values():
-            os.fsync(handle)
-            os.close(handle)
-        self.files = {}
-        os.close(self.lock)  # releases the lock; a killed process releases it too
-
-    def __enter__(self) -> "RunStore":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def path(self, model: str, setting_hash: str, task: str) -> Path:
-        """Where a setting's answers to a task are."""
-        return self.folder / "records" / model / setting_hash / f"{task}.jsonl"
-
-    def done(self, model: str, setting_hash: str, task: str) -> set[str]:
-        """Documents that need not be answered again; failures count as done, for they are recorded."""
-        return {r.document for r in read_records(self.path(model, setting_hash, task))}
-
-    def append(self, path: Path, record: DocumentRecord) -> None:
-        """Add one finished line.
-
-        Raises:
-            StoreError: if the disk is full; what was finished before is intact.
-        """
-        handle = self.files.get(path)
-        if handle is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cut_torn_line(path)
-            handle = self.files[path] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        line = (json.dumps(asdict(record), ensure_ascii=False) + "\n").encode()
-        end = os.fstat(handle).st_size
-        try:
-            written = os.write(handle, line)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            written = -1
-        if written != len(line):
-            os.ftruncate(handle, end)
-            raise StoreError(f"no space left on the disk of {path}: every finished line is intact; free space and run the same command again")
-
-
-def cut_torn_line(path: Path) -> None:
-    """Remove a last line that was not finished when its writer was killed."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        with path.open("r+b") as handle:
-            handle.truncate(data.rfind(b"\n") + 1)
-
-
-def read_records(path: Path) -> Iterator[DocumentRecord]:
-    """Finished lines of one file; a torn last line is left out.
-
-    Raises:
-        StoreError: for any other line that is not a record; names file and line.
-    """
-    if not path.exists():
-        return
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            data = json.loads(line)
-            data["references"] = tuple(data["references"])
-            yield DocumentRecord(**data)
+            record = DocumentRecord(**{**data, "references": tuple(data["references"])})
         except (ValueError, TypeError, KeyError) as error:
-            raise StoreError(f"{path}, line {number} is not a record ({error}): move the file away and run the same command again") from None
+            raise _unreadable(path, number, error) from None
+        before = found.get(record.document)
+        if before is not None and not before.failed:
+            raise StoreError(f"{path}, line {number} answers document {record.document!r} again: the file is damaged; "
+                             "move it away and run the same command again")  # fmt: skip
+        found[record.document] = record
+    return list(found.values())
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    if not path.exists():
+        return
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            yield number, json.loads(line)
+        except ValueError as error:
+            raise _unreadable(path, number, error) from None
+
+
+def _unreadable(path: Path, number: int, error: Exception) -> StoreError:
+    return StoreError(f"{path}, line {number} is not a record ({error}): move the file away and run the same command again")
 
 
 def read_run(folder: Path) -> list[DocumentRecord]:
     """All records of a run.
 
     Raises:
-        StoreError: if the folder holds none.
+        StoreError: if the folder holds none, or two versions of one setting's answers.
     """
-    found = [r for path in sorted((folder / "records").rglob("*.jsonl")) for r in read_records(path)]
+    homes: dict[tuple[str, str, str], Path] = {}
+    found: list[DocumentRecord] = []
+    for path in sorted((folder / "records").rglob("*.jsonl")):
+        for r in read_records(path):
+            home = homes.setdefault((r.model, r.setting, r.task), path)
+            if home != path:
+                raise StoreError(f"{home} and {path} both hold {r.task} under {r.setting}, answered under different conditions "
+                                 "(task or model specification changed): delete the one that is out of date")  # fmt: skip
+            found.append(r)
     if not found:
         raise StoreError(f"{folder} holds no records: expected the folder of a run, such as runs/default")
+    return found
+
+
+def read_timings(folder: Path) -> list[TimingRecord]:
+    """All timed samples of a run; none if it was never measured.
+
+    Raises:
+        StoreError: for a line that is not a timed sample; names file and line.
+    """
+    found = []
+    for path in sorted((folder / "timings").glob("*.jsonl")):
+        for number, data in _lines(path):
+            try:
+                found.append(TimingRecord(**data))
+            except (ValueError, TypeError) as error:
+                raise _unreadable(path, number, error) from None
     return found
