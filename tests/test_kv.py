@@ -1,0 +1,339 @@
+"""Cache methods against naive loops over dense attention, allocators' totals, mergers, and properties of every scorer."""
+
+import math
+
+import pytest
+import torch
+from kv_contexts import kept, layer_cache, spans
+
+from effivlm.methods.base import KVCache
+from effivlm.methods.kv_cache import allocators, scorers
+from effivlm.methods.kv_cache.adakv import AdaKV
+from effivlm.methods.kv_cache.criticalkv import CriticalKV
+from effivlm.methods.kv_cache.h2o import H2O
+from effivlm.methods.kv_cache.keydiff import KeyDiff
+from effivlm.methods.kv_cache.layer_adaptive import LayerAdaptive
+from effivlm.methods.kv_cache.look_m import LookM
+from effivlm.methods.kv_cache.plphp import PLPHP
+from effivlm.methods.kv_cache.pyramidkv import PyramidKV
+from effivlm.methods.kv_cache.snapkv import SnapKV
+from effivlm.methods.kv_cache.streaming_llm import StreamingLLM
+from effivlm.methods.kv_cache.tova import Tova
+from effivlm.methods.kv_cache.vl_cache import VLCache
+from effivlm.ops.allocate import bounded, head_counts
+from effivlm.ops.kv_merge import MERGERS, merge_entries, nearest_kept
+from effivlm.registry import methods
+
+torch.set_num_threads(1)
+EVERY = [cls for cls in methods().values() if issubclass(cls, KVCache) and cls.units[0] == "prompt_kv"]
+WRAPPED = [w(base=b) for w in (AdaKV, CriticalKV, LayerAdaptive) for b in scorers.SCORERS]
+ALL = [cls() for cls in EVERY] + WRAPPED
+SHARED = [SnapKV, H2O, LookM, VLCache, Tova]
+
+
+def name_of(method):
+    return f"{method.name}-{getattr(method, 'base', '')}".rstrip("-")
+
+
+def best(scores, k):
+    """Indices of the k highest, ties by lower index."""
+    return sorted(sorted(range(len(scores)), key=lambda j: (-scores[j], j))[:k])
+
+
+def windowed(scores, k, window):
+    past = len(scores) - window
+    return best(scores[:past], k - window) + list(range(past, len(scores)))
+
+
+def heads_of(entries):
+    return [row.nonzero()[:, 0].tolist() for row in entries.keep]
+
+
+# ------------------------------------------------------------------------------------------------------ naive twins
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("length", "k"), [(80, 20), (80, 1), (41, 40), (33, 7)])
+def test_window_methods_are_their_formulas(length, k, dtype):
+    w = max(1, int(0.1 * k))
+    got, a = kept(H2O(), length, k, dtype=dtype)
+    for h, row in enumerate(heads_of(got)):
+        column = [float(a[2 * h : 2 * h + 2, :, j].sum()) for j in range(length)]
+        assert row == windowed(column, k, w)
+    got, a = kept(SnapKV(kernel=3), length, k, dtype=dtype)
+    for h, row in enumerate(heads_of(got)):
+        seen = [float(a[2 * h : 2 * h + 2, length - w :, j].sum()) for j in range(length - w)]
+        pooled = [sum(seen[max(0, j - 1) : j + 2]) / 3 for j in range(length - w)]
+        assert row == windowed(pooled + [0] * w, k, w)
+    got, a = kept(SnapKV(rows=16, pooling="none", fold="max"), length, k, dtype=dtype)
+    for h, row in enumerate(heads_of(got)):
+        seen = [max(float(a[i, -16:, j].sum()) for i in (2 * h, 2 * h + 1)) for j in range(length)]
+        assert row == windowed(seen, k, w)
+    got, a = kept(VLCache(), length, k, dtype=dtype, image=spans(length, ((3, 25),)))
+    for h, row in enumerate(heads_of(got)):
+        assert row == windowed([float(a[2 * h : 2 * h + 2, 25:, j].sum()) for j in range(length)], k, w)
+    got, a = kept(Tova(), length, k, dtype=dtype)
+    assert all(row == best([float(a[:, -1, j].sum()) for j in range(length)], k) for row in heads_of(got))
+
+
+@pytest.mark.parametrize("k", [3, 20, 45])
+def test_look_m_keeps_text_first(k):
+    image = spans(80)
+    got, a = kept(LookM(), 80, k)
+    w, text = max(1, int(0.1 * k)), (image < 0).tolist()
+    for h, row in enumerate(heads_of(got)):
+        column = [float(a[2 * h : 2 * h + 2, :, j].sum()) + 1e6 * text[j] for j in range(80)]
+        assert row == windowed(column, k, w)
+
+
+def test_streaming_llm_positions():
+    for k in (1, 3, 4, 5, 20):
+        first = min(4, k - 1)
+        assert heads_of(kept(StreamingLLM(), 80, k)[0]) == [[*range(first), *range(80 - (k - first), 80)]] * 2
+    assert heads_of(kept(StreamingLLM(variant="effivlm"), 80, 20)[0]) == [[*range(18), 78, 79]] * 2
+
+
+def test_h2o_with_nothing_but_a_window():
+    assert heads_of(kept(H2O(window=1.0), 80, 9)[0]) == [list(range(71, 80))] * 2
+
+
+def test_keydiff_formula():
+    got, _ = kept(KeyDiff(), 60, 12)
+    cache, _ = layer_cache(KeyDiff(), 60)
+    for h, row in enumerate(heads_of(got)):
+        units = cache.keys[h].double() / cache.keys[h].double().norm(dim=-1, keepdim=True)
+        anchor = units.mean(0)
+        assert row == best([-float(u @ anchor / anchor.norm()) for u in units], 12)
+
+
+def test_criticalkv_formula():
+    method = CriticalKV(base="snapkv")
+    cache, _ = layer_cache(method, 80)
+    scores, norms = SnapKV().score(cache, 21), cache.values.double().abs().sum(-1) * 3
+    got = heads_of(method.choose(cache, method.score(cache, 21), 21))
+    for h, row in enumerate(got):
+        first = best(scores[h].tolist(), 10)
+        rest = [-math.inf if j in first else (float(scores[h, j]) + 1e-4) * float(norms[h, j]) for j in range(80)]
+        assert row == sorted(first + best(rest, 11))
+
+
+def test_adakv_formula():
+    method = AdaKV(base="snapkv", floor=0.2)
+    cache, _ = layer_cache(method, 80, heads=6, groups=3)
+    scores, k, w = method.score(cache, 20), 20, 2
+    pairs = [(-float(scores[h, j]), h, j) for h in range(3) for j in range(78)]
+    counts = [0, 0, 0]
+    for _, h, _ in sorted(pairs)[: 3 * (k - w)]:
+        counts[h] += 1
+    entries = heads_of(method.choose(cache, scores, k))
+    assert sum(map(len, entries)) == 3 * k and len(set(map(len, entries))) > 1
+    for h, row in enumerate(entries):
+        assert abs(len(row) - w - (0.8 * counts[h] + 0.2 * (k - w))) < 1
+        assert row == windowed(scores[h].tolist(), len(row), w)
+
+
+# ----------------------------------------------------------------------------------------------- every method, edges
+@pytest.mark.parametrize("method", ALL, ids=name_of)
+@pytest.mark.parametrize(("length", "k"), [(64, 6), (64, 63), (40, 1), (12, 5), (2, 1)])
+@pytest.mark.parametrize("images", [((5, 30), (33, 60)), (), ((1, 10**6),)])
+def test_counts_are_exact(method, length, k, images):
+    """Short prompts, one entry, no image, image to the end: ``KV * k`` entries, none twice, window where there is one."""
+    entries = kept(method, length, k, image=spans(length, images))[0]
+    per_head = entries.keep.sum(1)
+    assert int(per_head.sum()) == 2 * k
+    if method.name != "adakv":
+        assert per_head.tolist() == [k, k]
+    if (window := getattr(method, "window", None)) is not None and method.name not in ("layer_adaptive", "random_kv"):
+        assert bool(entries.keep[:, length - max(1, int(window * k)) :].all())
+
+
+@pytest.mark.parametrize("method", ALL, ids=name_of)
+def test_grouped_and_ungrouped_heads(method):
+    """Four query heads that are two pairs of twins over two KV heads choose as two heads over two (MHA)."""
+    g = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2, 70, 8, generator=g) for _ in range(3))
+    one = kept(method, 70, 15, q=q, k=k, v=v)[0].keep
+    two = kept(method, 70, 15, q=q.repeat_interleave(2, 0), k=k, v=v)[0].keep
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("cls", SHARED)
+def test_shared_and_head_adaptive(cls):
+    """Shared: one set for all heads. Identical heads: both choose the same."""
+    shared, apart = cls(shared=True), cls(shared=False)
+    keep = kept(shared, 80, 20)[0].keep
+    assert torch.equal(keep[0], keep[1])
+    assert not torch.equal(*kept(apart, 80, 20)[0].keep)
+    g = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(1, 80, 8, generator=g) for _ in range(3))
+    same = {"q": q.repeat(4, 1, 1), "k": k.repeat(2, 1, 1), "v": v.repeat(2, 1, 1)}
+    assert torch.equal(kept(shared, 80, 20, **same)[0].keep, kept(apart, 80, 20, **same)[0].keep)
+
+
+def test_constant_scores_keep_the_lowest_positions():
+    flat = torch.full((4, 30, 30), 1 / 30)
+    assert heads_of(kept(H2O(), 30, 10, attention=flat)[0]) == [[*range(9), 29]] * 2
+    assert heads_of(kept(Tova(), 30, 10, attention=flat)[0]) == [list(range(10))] * 2
+
+
+# -------------------------------------------------------------------------------------------------------- allocators
+SHARES = (0.01, 0.05, 0.1, 0.2, 0.4)
+ALLOCATORS = [allocators.Pyramid(20, 0.1), allocators.Density(0.1), allocators.Density(0.1, 0.4), allocators.Density(0.1, 0.8),
+              allocators.Proportional()]  # fmt: skip
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS, ids=repr)
+@pytest.mark.parametrize("length", [1, 2, 7, 40, 75, 640, 8000])
+@pytest.mark.parametrize("layers", [1, 2, 28])
+def test_totals_are_exact(allocator, length, layers):
+    g = torch.Generator().manual_seed(layers)
+    densities = [[0.5] * layers, [1.0] + [1e-6] * (layers - 1), torch.rand(layers, generator=g).tolist(), [0.0] * layers]
+    for share in SHARES:
+        for density in densities:
+            counts = allocator([length] * layers, share, density)
+            assert sum(counts) == layers * max(1, math.floor(length * share + 1e-9)), (share, density)
+            assert all(1 <= c <= length for c in counts)
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS, ids=repr)
+def test_layers_of_unequal_length(allocator):
+    lengths = [400] * 4 + [150] * 4
+    counts = allocator(lengths, 0.3, [0.9, 0.1] * 4)
+    assert sum(counts) == 4 * 120 + 4 * 45 and all(1 <= c <= n for c, n in zip(counts, lengths, strict=True))
+
+
+def test_pyramid_falls_and_density_follows():
+    counts = allocators.Pyramid(20, 0.1)([1000] * 28, 0.1, None)
+    assert counts == sorted(counts, reverse=True) and counts[0] > 180 and counts[-1] < 20
+    even = allocators.Density(0.1)([1000] * 6, 0.2, [0.3] * 6)
+    assert even == [200] * 6
+    steep = allocators.Density(0.1)([1000] * 6, 0.1, [1.0, 0, 0, 0, 0, 0])
+    assert steep == [10 + 495] + [10 + 9] * 5
+    mixed = allocators.Density(0.1, 0.8)([1000] * 6, 0.1, [1.0, 0, 0, 0, 0, 0])
+    assert steep[0] > mixed[0] > 100 > mixed[1] > steep[1]
+    assert allocators.Density(0.1)([1000] * 6, 0.4, [1.0, 0.1, 0.1, 0.1, 0.1, 0.1])[0] == 1000
+
+
+def test_vl_cache_one_hot_layer_is_sparse_and_flat_is_dense():
+    hot, flat = torch.zeros(4, 60, 60), torch.ones(4, 60, 60).tril()
+    hot[..., 0] = 1
+    assert VLCache().statistic(layer_cache(VLCache(), 60, attention=hot)[0]) < 0.03
+    assert VLCache().statistic(layer_cache(VLCache(), 60, attention=flat)[0]) == 1
+
+
+def test_bounded_keeps_bounds_and_total():
+    assert bounded(10, [1, 0, 0], [0, 2, 2], [10, 10, 10]) == [6, 2, 2]
+    assert bounded(10, [1, 0, 0], [0, 0, 0], [4, 10, 10]) == [4, 3, 3]
+    assert sum(bounded(2, [1, 1, 1], [1, 1, 1], [5, 5, 5])) == 2
+
+
+def test_head_counts_sum():
+    scores = torch.rand(5, 37) ** torch.tensor([1.0, 2, 4, 8, 30])[:, None]
+    for floor in (0, 0.2, 1):
+        counts = head_counts(scores, 7, floor)
+        assert sum(counts) == 35 and all(c >= int(floor * 7) for c in counts)
+    assert head_counts(scores, 7, 1.0) == [7] * 5
+
+
+# ------------------------------------------------------------------------------------------------------------- plphp
+def attention_to_images(share, length=80):
+    """[H, L, L] whose last row pays ``share`` to the images of `spans`, unevenly, in sums that float32 holds exactly."""
+    image = spans(length)
+    row = torch.rand(4, length, generator=torch.Generator().manual_seed(2)) + 0.1
+    row[:, image >= 0] *= share / row[:, image >= 0].sum(1, keepdim=True)
+    row[:, image < 0] *= (1 - share) / row[:, image < 0].sum(1, keepdim=True)
+    full = torch.zeros(4, length, length)
+    full[:, -1] = row
+    return full
+
+
+@pytest.mark.parametrize(("attention", "r"), [(0.9, 0.7), (0.2, 0.4), (0.05, 0.1)])
+def test_plphp_keeps_its_share_of_every_image(attention, r):
+    method, image = PLPHP(), spans(80)
+    cache, a = layer_cache(method, 80, attention=attention_to_images(attention))
+    count = method.allocator([80], None, [method.statistic(cache)])[0]
+    keep = method.choose(cache, method.score(cache, 80), count).keep
+    for h in range(2):
+        assert bool(keep[h, image < 0].all())
+        for number, size in ((0, 25), (1, 27)):
+            members = (image == number).nonzero()[:, 0]
+            scores = [float(a[2 * h : 2 * h + 2, -1, j].sum()) for j in members]
+            want = best(scores, max(1, math.floor(r * size + 1e-9)))
+            assert keep[h, members].nonzero()[:, 0].tolist() == want
+
+
+def test_plphp_thresholds_layers_and_errors():
+    method = PLPHP()
+    assert (method.retention(0.25), method.retention(0.1)) == (0.7, 0.4)
+    assert method.retention(0.0999) == pytest.approx(0.1)
+    statistics = [method.statistic(layer_cache(method, 80, layer=i, layers=6)[0]) for i in range(6)]
+    assert [s == 1 for s in statistics] == [True, True, False, False, False, True]
+    assert method.statistic(layer_cache(method, 80, image=torch.full((80,), -1))[0]) == 1
+    with pytest.raises(ValueError, match="dr <= r <= 1 - dr"):
+        PLPHP(r=0.2)
+
+
+# ------------------------------------------------------------------------------------------------------------ merging
+def apply(x, how, keep, kind=None):
+    target, source, weight = merge_entries(x, keep, how, kind)
+    out = x.clone()
+    out[target] = 0
+    return out.index_add(0, target, weight[:, None] * x[source])
+
+
+@pytest.mark.parametrize("how", MERGERS)
+@pytest.mark.parametrize("kind", ["random", "duplicated", "constant", "zero"])
+def test_merge_is_its_formula(how, kind):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 6, generator=g)
+    x = {"random": x, "duplicated": x[torch.arange(30) // 3], "constant": x[:1].repeat(30, 1), "zero": x * (torch.arange(30) % 4 > 0)[:, None]}[kind]
+    keep = torch.rand(30, generator=g) < 0.3
+    kept_index = keep.nonzero()[:, 0].tolist()
+    source, target, cosine = nearest_kept(x, keep, block=7)
+    want = x.double().clone()
+    for c in kept_index:
+        members = [(e, cos) for e, t, cos in zip(source.tolist(), target.tolist(), cosine.tolist(), strict=True) if t == c]
+        total = x[c].double().clone()
+        for e, cos in members:
+            add = {"averaged": x[e], "pivotal": (x[e] + x[c]) / 2, "weighted": cos * x[e]}[how]
+            total += add.double()
+        want[c] = total / (len(members) + 1)
+    torch.testing.assert_close(apply(x, how, keep).double(), want, rtol=1e-5, atol=1e-6)
+    if kind == "random":
+        for e, t in zip(source.tolist(), target.tolist(), strict=True):
+            cosines = [float(torch.cosine_similarity(x[e], x[c], 0)) for c in kept_index]
+            assert t == kept_index[max(range(len(cosines)), key=lambda i: cosines[i])]
+    if kind == "constant":
+        assert set(target.tolist()) == {kept_index[0]}
+
+
+@pytest.mark.parametrize("how", MERGERS)
+def test_nothing_evicted_is_the_identity(how):
+    x = torch.randn(9, 4)
+    assert torch.equal(apply(x, how, torch.ones(9, dtype=torch.bool)), x)
+
+
+def test_modality_merge_never_mixes():
+    """Changing an evicted visual value changes no text entry; a kind without a kept entry is dropped."""
+    cache, _ = layer_cache(LookM(modality=True), 80)
+    entries = LookM(modality=True).choose(cache, LookM(modality=True).score(cache, 45), 45)
+    m, image = entries.merged, cache.image
+    assert bool(((image[m.source] < 0) == (image[m.target] < 0)).all())
+    assert bool(entries.keep[m.head, m.target].all())
+    mixed = LookM().choose(cache, LookM().score(cache, 45), 45).merged
+    assert not bool(((image[mixed.source] < 0) == (image[mixed.target] < 0)).all()), "the plain merge mixes: the test can fail"
+    few = LookM(modality=True).choose(cache, LookM(modality=True).score(cache, 10), 10).merged
+    assert bool((image[few.source] < 0).all())
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: AdaKV(base="snapkw"), "not a scorer: expected one of"),
+    (lambda: CriticalKV(first=2), "must be in"),
+    (lambda: LayerAdaptive(uniform=-1), "must be in"),
+    (lambda: H2O(window=1.5), "share of the budget"),
+    (lambda: SnapKV(kernel=4), "odd"),
+    (lambda: PyramidKV(beta=0), "at least 1"),
+    (lambda: VLCache(p=0), "must be in"),
+])  # fmt: skip
+def test_bad_values(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
