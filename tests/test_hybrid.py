@@ -210,6 +210,11 @@ def test_vscan_inside_the_llm(kind, k):
 # -------------------------------------------------------------------------------------------------- through tiny models
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "internvl"])
 @pytest.mark.parametrize("text", ["polymorphic@0.45", "vscan@0.6:unit=visual_mean", "mustdrop@0.85:unit=visual_mean", "illava@0.8:unit=visual_mean",
+        "vscan@0.2",
+        "polymorphic@0.25:unit=visual",
+        "mustdrop@0.3",
+        "illava@0.3",
+        "random_pre@0.8 + vscan@0.2",
                                   "random_pre@0.8 + vscan@0.5", "random_pre@0.8 + polymorphic@0.5", "visionzip@0.8 + fastv_sink@0.5"])  # fmt: skip
 def test_one_budget_over_all_stages(family, text):
     """The tensors hold at most the share asked for, counted over all layers; a part after another one starts from what that left."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from layer_contexts import layer_tokens
 from method_contexts import image_tokens
+from tiny import batch, build, generate, prompt
 
 from effivlm.methods.base import IntraLLM, UndeclaredSignal
 from effivlm.methods.hybrid.illava import ILLaVA
@@ -17,9 +18,10 @@ from effivlm.methods.intra_llm.dart import DART
 from effivlm.methods.intra_llm.fastv import FastV, FastVSink
 from effivlm.methods.intra_llm.fitprune import FitPrune
 from effivlm.methods.intra_llm.pyramiddrop import PyramidDrop
-from effivlm.methods.intra_llm.sparsevlm import SparseVLM, gravity, raters
+from effivlm.methods.intra_llm.sparsevlm import SparseVLM, SparseVLMRank, gravity, raters
 from effivlm.methods.intra_llm.vtw import VTW
 from effivlm.methods.signals import ColumnSums, HeadMaxSums, InputEmbeds, Keys, LastRow, NormedHidden, Saliency, TextRows
+from effivlm.runtime.attach import Session
 from effivlm.runtime.audit import check_selection
 
 torch.set_num_threads(1)
@@ -251,6 +253,27 @@ def test_sparsevlm_plus(k, heads):
     assert method.select_layer(tokens, k).keep.tolist() == best(score, k)
 
 
+@pytest.mark.parametrize("scale", [0.3, 1.0, 2.5, 50.0])
+def test_sparsevlm_rank(scale):
+    """The rank of raters x visual attention sets the count; the budget caps it."""
+    method = SparseVLMRank(scale=scale)
+    tokens = layer_tokens(method, seed=1)
+    x = tokens[InputEmbeds()]
+    chosen = raters_twin(x[tokens.visual], x[tokens.text])
+    p = tokens[TextRows()][:, chosen][..., tokens.visual].mean(0)
+    assert int(torch.linalg.matrix_rank(p)) == len(chosen)
+    kept = max(1, min(int(scale * len(chosen)), 39))
+    clusters = (int(0.3 * (40 - kept)) + 1) // 10 + 1
+    for k in (3, 10, 30):
+        got = method.select_layer(tokens, k)
+        check_selection(method, got.keep, got.merged, k, 40)
+        assert len(got.keep) == min(k, kept + clusters)
+        if kept + clusters < k:
+            assert set(order(p.mean(0))[:kept]) <= set(got.keep.tolist())
+        else:
+            assert torch.equal(got.keep, SparseVLM().select_layer(layer_tokens(SparseVLM(), seed=1), k).keep)
+
+
 def test_gravity_is_the_logit_of_ones_and_positive():
     d, at = 16, torch.arange(0, 300, 7)
     angle = at[:, None] * 10000.0 ** (-torch.arange(0, d, 2) / d)
@@ -319,3 +342,24 @@ def test_bad_hyper_parameters_are_refused(build):
 
 def test_all_are_intra_llm():
     assert all(isinstance(m, IntraLLM) and m.paper.deviations for m in ALL)
+
+
+@pytest.mark.parametrize(
+    "text", ["sparsevlm_rank@0.9:scale=0.7", "sparsevlm_rank:scale=1.1", "sparsevlm_rank@0.9:scale=0.7 + fastv@0.9:layer=3"]
+)
+def test_fewer_than_promised_through_a_model(text):
+    """Counts that depend on content are audited as they are, single and in a batch with other counts."""
+    model = build("llava")
+    one, other = prompt("llava", 2, seed=5, before=4, after=3), prompt("llava", 1, after=12)
+    accounts, logits = [], []
+    for x in (one, other):
+        with Session(model, text) as session:
+            logits.append(generate(model, x, 4)[1])
+            accounts.append(session.accounts[0])
+    account = accounts[0]
+    assert account.visual_per_layer[-1] < 0.6 * account.visual_tokens, "the rank capped nothing: the test could not fail"
+    with Session(model, text) as session:
+        both = generate(model, batch("llava", one, other), 4)[1]
+    assert session.accounts == accounts
+    for i, want in enumerate(logits):
+        torch.testing.assert_close(both[i : i + 1], want, atol=2e-4, rtol=1e-3)

@@ -15,11 +15,11 @@ from effivlm.methods.intra_llm.dart import DART
 from effivlm.methods.intra_llm.fastv import FastV, FastVSink
 from effivlm.methods.intra_llm.fitprune import FitPrune, curve_of
 from effivlm.methods.intra_llm.pyramiddrop import PyramidDrop
-from effivlm.methods.intra_llm.sparsevlm import SparseVLM
+from effivlm.methods.intra_llm.sparsevlm import SparseVLM, SparseVLMRank
 from effivlm.methods.intra_llm.vtw import VTW
 from effivlm.methods.schedules import equal_factor, geometric, mean_share, most_entering, scaled_layers, stages
 
-SCHEDULED = [FastV(), FastV(layer=3), FastVSink(), DART(), SparseVLM(), SparseVLM(variant="plus"), PyramidDrop(), PyramidDrop(ratio=0.7),
+SCHEDULED = [FastV(), FastV(layer=3), FastVSink(), DART(), SparseVLM(), SparseVLM(variant="plus"), SparseVLMRank(), PyramidDrop(), PyramidDrop(ratio=0.7),
              AdaptInfer(), FitPrune(), MustDrop(), Polymorphic(), ILLaVA(), VScan()]  # fmt: skip
 NAMES = [f"{type(m).__name__}{i}" for i, m in enumerate(SCHEDULED)]
 LAYERS, TOKENS, SHARES = (4, 12, 28, 32, 40, 64), (1, 2, 7, 64, 576, 2880), (0.02, 0.07, 0.1, 0.2, 0.333, 0.4, 0.5, 0.77, 0.95)
@@ -132,6 +132,8 @@ def test_vscan_reproduces_its_example():
     budget = Budget(None, 64, "visual_mean", "64")
     assert VScan().image_budget(32, 576, budget) == 96
     assert VScan().schedule(32, 96, budget) == (Cut(16, 32),)
+    assert VScan().image_budget(32, 576, parse_budget("32", "visual")) == 96
+    assert Polymorphic().image_budget(32, 576, parse_budget("0.1", "visual_mean")) == 2 * 57
 
 
 def test_shallow_models_move_the_layers():

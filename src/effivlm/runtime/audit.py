@@ -77,7 +77,7 @@ class Promise:
             if image.row == row:
                 counts = [self.before[number]]
                 counts += [c.keep for at in sorted(self.cuts) if at <= layer for c in self.cuts[at] if c.image == number]
-                total += counts[-1]
+                total += min(counts)
         return total
 
     def tokens(self, prompt: Prompt, row: int, layer: int) -> int:

@@ -146,7 +146,7 @@ def _left_over(part: Part, image: Image) -> Budget | None:
     return replace(part.budget, share=None, tokens=part.budget.count(n))
 
 
-def at_layer(prompt: Prompt, cuts: Sequence[PlannedCut], hidden: Tensor, layer: int, source: Any, notes: Notes,
+def at_layer(prompt: Prompt, cuts: list[PlannedCut], hidden: Tensor, layer: int, source: Any, notes: Notes,
              before: list[int]) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Apply the cuts of one layer.
 
@@ -158,7 +158,7 @@ def at_layer(prompt: Prompt, cuts: Sequence[PlannedCut], hidden: Tensor, layer: 
     """
     keep = torch.ones_like(prompt.index, dtype=torch.bool)
     merged = hidden
-    for cut in cuts:
+    for number, cut in enumerate(cuts):
         image = prompt.images[cut.image]
         row, alive = image.row, prompt.alive(image.row)
         index = prompt.index[row, alive]
@@ -176,6 +176,7 @@ def at_layer(prompt: Prompt, cuts: Sequence[PlannedCut], hidden: Tensor, layer: 
                              before[cut.image], image.number)  # fmt: skip
         selection = method.select_layer(tokens, cut.keep)
         check_selection(method, selection.keep, selection.merged, cut.keep, len(visual))
+        cuts[number] = replace(cut, keep=len(selection.keep))  # methods that are not exact may keep fewer than promised
         if selection.merged is not None and len(selection.merged.target):
             merged = merged.clone()
             merged[row] = merge_rows(merged[row], alive[visual], selection.merged)
@@ -239,7 +240,7 @@ def allocate(part: Part, scored: list[Scored], lengths: list[list[int]]) -> list
     columns = []
     for row in range(len(lengths[0])):
         held = [layer[row] for layer in lengths]
-        share = part.budget.as_share(held[0]) if part.budget is not None else 1.0
+        share = part.budget.as_share(held[0]) if part.budget is not None else None
         statistics = [s.statistics[row] for s in scored] if method.allocator.needs_statistics else None
         columns.append(method.allocator(held, share, statistics))
     return [list(layer) for layer in zip(*columns, strict=True)]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from effivlm.budget import Budget
 from effivlm.methods.base import Cut, IntraLLM, LayerTokens, Merge, Paper, Selection
-from effivlm.methods.schedules import preset_or_budget, published, resample, scaled_layers, stages
+from effivlm.methods.schedules import geometric, preset_or_budget, published, resample, scaled_layers, stages
 from effivlm.methods.signals import InputEmbeds, Keys, Signal, TextRows
 from effivlm.ops.recycle import cluster_means
 from effivlm.ops.select import others, ranked, top_k
@@ -45,7 +45,6 @@ class SparseVLM(IntraLLM):
             "the count asked for includes the clusters, of which there are at most k / 4",
             "equal densities are ordered by index instead of by noise",
             "with no text token above the mean (a single one), all text rates; with no text, the last token",
-            "the rank rule of the first release is left out: it sets a count per prompt, here the budget sets it",
             "plus: gravity is clamped above zero, and distances are logical positions, also for multi-axis rotary models",
             "budgets scale the shape of the 192 list",
         ),
@@ -85,15 +84,7 @@ class SparseVLM(IntraLLM):
         rows = tokens[TextRows()][:, self._raters(tokens)]
         if self.variant == "plus":
             return Selection(top_k(self._plus(tokens, rows), k))
-        scores = rows[..., tokens.visual].mean((0, 1))
-        n = len(scores)
-        kept = top_k(scores, kept_of(n, k))
-        if len(kept) == k:
-            return Selection(kept)
-        rest = others(kept, n)
-        best = rest[ranked(scores[rest])[: int(0.3 * len(rest)) + 1]]
-        centres, merge = cluster_means(tokens.hidden[tokens.visual], best, k - len(kept))
-        return Selection(torch.cat([kept, centres]).sort().values, Merge(*merge))
+        return recycle(tokens, rows[..., tokens.visual].mean((0, 1)), kept_of(len(tokens.visual), k), k)
 
     def _raters(self, tokens: LayerTokens) -> Tensor:
         """[R] indices into ``tokens.text``, chosen at the first stage."""
@@ -110,6 +101,67 @@ class SparseVLM(IntraLLM):
         pull = gravity(at[:, None] - tokens.position[tokens.visual], width, self.rope_theta)
         freed = rows[..., tokens.visual] / pull
         return freed[ranked(freed.sum((1, 2)))[: self.heads]].mean((0, 1))
+
+
+@dataclass(frozen=True)
+class SparseVLMRank(SparseVLM):
+    """The first release: the rank of the raters' attention sets the count of every stage, a budget only caps it.
+
+    Attributes:
+        layers: cuts happen before these; empty: 3-7-16-20, moved in proportion for models with 20 layers or fewer.
+        scale: tokens kept per unit of rank. bias: added to them.
+    """
+
+    name: ClassVar[str] = "sparsevlm_rank"
+    exact: ClassVar[bool] = False
+    paper: ClassVar[Paper] = Paper(
+        SparseVLM.paper.title,
+        SparseVLM.paper.arxiv,
+        "https://github.com/Gumpest/SparseVLMs @ 91fb6d9 (first release)",
+        (
+            "keeps scale * rank + bias tokens as that code does; the paper deletes a multiple of (tokens - rank)",
+            "clusters are capped by the budget; the official code adds them to what the rank keeps",
+            *SparseVLM.paper.deviations[:2],
+        ),
+    )
+    scale: float = 13.5
+    bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        super().__post_init__()
+        if self.variant != "recycle" or self.preset:
+            raise ValueError("sparsevlm_rank: it has no variants and no published lists")
+        if self.scale <= 0:
+            raise ValueError(f"sparsevlm_rank: scale={self.scale} must be positive")
+
+    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+        """Four stages that follow the budget, or without one only drop at least a token each."""
+        at = scaled_layers((*AT, 20), layers, self.layers)
+        if budget is not None:
+            return geometric(self.name, at, layers, n, budget)
+        return tuple(Cut(a, n - 1 - i) for i, a in enumerate(at) if n - 1 - i > 0)
+
+    def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
+        """As version 1.5, with the count of the rank where that is less."""
+        rows = tokens[TextRows()][:, self._raters(tokens)][..., tokens.visual].mean(0)
+        rank = int(torch.linalg.matrix_rank(rows.float()))
+        kept = max(1, min(int(self.scale * rank + self.bias), len(tokens.visual) - 1))
+        clusters = (int(0.3 * (len(tokens.visual) - kept)) + 1) // 10 + 1
+        if kept + clusters >= k:
+            return recycle(tokens, rows.mean(0), kept_of(len(tokens.visual), k), k)
+        return recycle(tokens, rows.mean(0), kept, kept + clusters)
+
+
+def recycle(tokens: LayerTokens, scores: Tensor, kept: int, k: int) -> Selection:
+    """Keep the ``kept`` best by score [N]; of the others, the best 30 % become ``k - kept`` cluster means."""
+    best = top_k(scores, kept)
+    if kept == k:
+        return Selection(best)
+    rest = others(best, len(scores))
+    members = rest[ranked(scores[rest])[: int(0.3 * len(rest)) + 1]]
+    centres, merge = cluster_means(tokens.hidden[tokens.visual], members, k - kept)
+    return Selection(torch.cat([best, centres]).sort().values, Merge(*merge))
 
 
 def raters(visual: Tensor, text: Tensor) -> Tensor:
@@ -131,7 +183,7 @@ def kept_of(n: int, k: int) -> int:
     k / 4. The largest number that fits is returned.
     """
     most = k // 4
-    for kept in range(k, k - most - 1, -1):
+    for kept in range(k - 1, k - most - 1, -1):
         if kept + (int(0.3 * (n - kept)) + 1) // 10 + 1 <= k:
             return kept
     return k - most
