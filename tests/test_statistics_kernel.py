@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="Triton is not installed (Linux with CUDA i
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1, set before Triton is imported", allow_module_level=True)
 
-from effivlm.ops.kernels.column_sums import column_sums  # noqa: E402
+from effivlm.ops.kernels.column_sums import column_sums
 
 
 @pytest.mark.parametrize(("heads", "groups", "length", "d"), [(4, 2, 150, 16), (2, 2, 64, 20), (3, 1, 300, 8), (2, 1, 1, 16)])

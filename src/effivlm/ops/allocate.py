@@ -58,7 +58,7 @@ def bounded(total: int, weights: Sequence[float], floors: Sequence[int], caps: S
 
 
 def density_shares(density: Sequence[float], share: float, low: float) -> list[float]:
-    """Layer shares ``density / sum * share * layers`` clipped to [low, 1]: VL-Cache as published; spends more or less than asked."""
+    """Layer shares ``density / sum * share * layers`` clipped to [low, 1]: VL-Cache as published, which misses its total."""
     mass = sum(density)
     wish = [d / mass if mass > 0 else 1 / len(density) for d in density]
     return [min(1.0, max(low, w * share * len(density))) for w in wish]

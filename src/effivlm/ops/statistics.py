@@ -29,18 +29,21 @@ def _blocks(
 ) -> Iterator[tuple[int, int, Tensor]]:
     """(KV head, first row, [G, r, keys] logits) block by block; what a block of rows cannot see is never computed.
 
-    One KV head at a time keeps a block in the processor's cache; the G query heads of its group are stacked as rows.
+    One KV head at a time, the G query heads of its group stacked as rows: few wide products. The logits live in one
+    buffer that the next block overwrites.
     """
     groups, (heads, rows, width) = k.shape[0], q.shape
     ends = positions.tolist()
-    q = q.view(groups, heads // groups, rows, width)
+    q, k = q.detach().view(groups, heads // groups, rows, width), k.detach()
+    buffer = torch.empty(heads // groups * min(block, rows) * k.shape[1], dtype=torch.float32, device=q.device)
     for h in range(groups):
         keys_t = k[h].float().T
         for start in range(0, rows, block):
             at = positions[start : start + block]
             part = q[h, :, start : start + block].reshape(-1, width).float() * scaling
             keys = k.shape[1] if mask is not None else ends[min(start + block, rows) - 1] + 1
-            logits = (part @ keys_t[:, :keys]).view(heads // groups, -1, keys)
+            flat = buffer[: len(part) * keys].view(len(part), keys)
+            logits = torch.mm(part, keys_t[:, :keys], out=flat).view(-1, len(at), keys)
             if mask is not None:
                 logits.masked_fill_(~mask(at), -torch.inf)
             else:  # columns up to the first row's own are visible to every row of the block
@@ -59,7 +62,7 @@ def row_probabilities(q: Tensor, k: Tensor, positions: Tensor, scaling: float, m
     return _logits(q, k, positions, scaling, mask, k.shape[1]).softmax(-1).nan_to_num()
 
 
-def row_sums(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 128) -> Tensor:
+def row_sums(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 256) -> Tensor:
     """[H, L] attention received from chosen rows, summed over them; one block of rows at a time, causal half skipped.
 
     Exact: every row's softmax is complete within its block, so blocks and prompt chunks add up.
@@ -67,19 +70,20 @@ def row_sums(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowM
     out = torch.zeros(q.shape[0], k.shape[1], dtype=torch.float32, device=q.device)
     by_group = _per_head(out, k.shape[0])
     for h, _, logits in _blocks(q, k, positions, scaling, mask, block):
-        weights = torch.softmax(logits, -1)
+        weights = torch.softmax(logits, -1, out=logits)
         if mask is not None:
-            weights = weights.nan_to_num_()  # rows that see nothing
-        by_group[h, :, : weights.shape[-1]] += weights.sum(1)
+            weights.nan_to_num_()  # rows that see nothing
+        ones = weights.new_ones(len(weights), 1, weights.shape[1])  # a product sums over rows faster than sum does on CPUs
+        by_group[h, :, : weights.shape[-1]] += torch.bmm(ones, weights)[:, 0]
     return out
 
 
-def column_sums(q: Tensor, k: Tensor, scaling: float, mask: RowMask = None, block: int = 128) -> Tensor:
+def column_sums(q: Tensor, k: Tensor, scaling: float, mask: RowMask = None, block: int = 256) -> Tensor:
     """[H, L] attention each key receives from all rows of its prompt (q [H, L, d]); each head's sums total L."""
     return row_sums(q, k, torch.arange(k.shape[1], device=k.device), scaling, mask, block)
 
 
-def log_sum_exp(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 128) -> Tensor:
+def log_sum_exp(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 256) -> Tensor:
     """[H, R] log of every chosen row's softmax denominator; -inf for a row that sees nothing."""
     out = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     by_group = _per_head(out, k.shape[0])
@@ -88,7 +92,7 @@ def log_sum_exp(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: R
     return out
 
 
-def head_max_sums(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 128) -> Tensor:
+def head_max_sums(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 256) -> Tensor:
     """[L] sum over chosen rows of the largest probability over heads."""
     out = torch.zeros(k.shape[1], dtype=torch.float32, device=q.device)
     for rows, at in zip(q.split(block, 1), positions.split(block), strict=True):
@@ -97,7 +101,7 @@ def head_max_sums(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask:
 
 
 def threshold_share(
-    q: Tensor, k: Tensor, positions: Tensor, scaling: float, p: float, mask: RowMask = None, block: int = 128
+    q: Tensor, k: Tensor, positions: Tensor, scaling: float, p: float, mask: RowMask = None, block: int = 256
 ) -> Tensor:
     """[H] share of the visible entries of chosen rows whose probability lies below ``p`` times their row's largest.
 

@@ -41,7 +41,10 @@ class ExpectedAttention(ScoredKV):
         "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries Distribution",
         "2510.00636",
         "https://github.com/NVIDIA/kvpress @ 8bb29b9",
-        ("logits are scaled by 1 / sqrt(d), also for models that scale otherwise", "queries are read as they pass, not recomputed"),
+        (
+            "logits are scaled by 1 / sqrt(d), also for models that scale otherwise",
+            "queries are read as they pass, not recomputed",
+        ),
     )
     sinks: int = 4
     future: int = 512

@@ -37,7 +37,8 @@ class LayerAdaptive(ScoredKV):
         """Validate."""
         scorer(self.name, self.base)
         if not (0 < self.p < 1 and 0 <= self.uniform <= 1 and 0 <= self.window <= 1):
-            raise ValueError(f"layer_adaptive: uniform={self.uniform}, window={self.window} must be in [0, 1] and p={self.p} in (0, 1)")
+            got = f"uniform={self.uniform}, window={self.window}, p={self.p}"
+            raise ValueError(f"layer_adaptive: {got}: uniform and window must be in [0, 1] and p in (0, 1)")
 
     @property
     def signals(self) -> frozenset[Signal]:

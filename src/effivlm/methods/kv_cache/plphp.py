@@ -25,7 +25,8 @@ def by_image(scores: Tensor, image: Tensor) -> Tensor:
     for number in image[image >= 0].unique().tolist():
         members = (image == number).nonzero()[:, 0]
         order = ranked(scores[:, members])
-        place = torch.empty_like(order).scatter_(1, order, torch.arange(1, len(members) + 1, device=order.device).expand_as(order))
+        places = torch.arange(1, len(members) + 1, device=order.device).expand_as(order)
+        place = torch.empty_like(order).scatter_(1, order, places)
         out[:, members] = 1 - place / len(members) + (place == 1)
     return out
 
@@ -62,7 +63,8 @@ class PLPHP(ScoredKV):
     def __post_init__(self) -> None:
         """Validate."""
         if not (0 <= self.dr <= self.r <= 1 - self.dr and self.beta <= self.alpha):
-            raise ValueError(f"plphp: r={self.r}, dr={self.dr} must satisfy dr <= r <= 1 - dr, and beta={self.beta} <= alpha={self.alpha}")
+            got = f"r={self.r}, dr={self.dr}, alpha={self.alpha}, beta={self.beta}"
+            raise ValueError(f"plphp: {got} must satisfy 0 <= dr <= r <= 1 - dr and beta <= alpha")
 
     @property
     def signals(self) -> frozenset[Signal]:

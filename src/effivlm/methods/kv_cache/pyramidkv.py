@@ -23,7 +23,7 @@ class PyramidKV(SnapKV):
         "2406.02069",
         "https://github.com/Zefan-Cai/KVCache-Factory @ c97f9d7",
         (
-            "a real-valued schedule, rounded by largest remainder; the integer step of published codes keeps up to 1.9 times the budget",
+            "a real-valued schedule, rounded by largest remainder; the published integer step keeps up to 1.9 times the budget",
             "scores as in snapkv here: one choice per KV head, observing rows follow the window",
         ),
     )

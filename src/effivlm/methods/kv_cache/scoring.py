@@ -21,7 +21,8 @@ def recent(k: int, share: float) -> int:
 
 def protect_recent(scores: Tensor, window: int) -> Tensor:
     """Scores [KV, M] with the last ``window`` entries at +inf."""
-    return torch.cat([scores[:, : scores.shape[1] - window], torch.full_like(scores[:, scores.shape[1] - window :], torch.inf)], 1)
+    last = torch.arange(scores.shape[1], device=scores.device) >= scores.shape[1] - window
+    return scores.masked_fill(last, torch.inf)
 
 
 def window_and_top(scores: Tensor, k: int, window: int) -> Entries:

@@ -73,10 +73,11 @@ def column_sums(q: Tensor, k: Tensor, scaling: float, offset: int = 0, lse: Tens
     strides = (q.stride(0), q.stride(1), k.stride(0), k.stride(1))
     scale = scaling * 1.4426950408889634  # exp2 and log2 are what the hardware has
     if lse is None:
-        base2 = torch.empty(heads, rows, dtype=torch.float32, device=q.device)
-        _lse_kernel[(triton.cdiv(rows, 128), heads)](q, k, base2, rows, offset, keys, scale, *strides, **sizes, ROWS=128, COLS=64)
+        base2, grid = torch.empty(heads, rows, dtype=torch.float32, device=q.device), (triton.cdiv(rows, 128), heads)
+        _lse_kernel[grid](q, k, base2, rows, offset, keys, scale, *strides, **sizes, ROWS=128, COLS=64)
     else:
         base2 = (lse.float() * 1.4426950408889634).contiguous()
     out = torch.empty(heads, keys, dtype=torch.float32, device=q.device)
-    _sum_kernel[(triton.cdiv(keys, 128), heads)](q, k, base2, out, rows, offset, keys, scale, *strides, **sizes, ROWS=64, COLS=128)
+    grid = (triton.cdiv(keys, 128), heads)
+    _sum_kernel[grid](q, k, base2, out, rows, offset, keys, scale, *strides, **sizes, ROWS=64, COLS=128)
     return out
