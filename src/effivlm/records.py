@@ -17,7 +17,7 @@ class StoreError(RuntimeError):
     """A run folder that cannot be used; the message says why and what is intact."""
 
 
-class CostAccount(TypedDict, total=False):
+class CostAccount(TypedDict):
     """What one answer cost, counted in the tensors (`runtime.audit.Account`) and derived from shapes (`measure.roofline`).
 
     Keys:

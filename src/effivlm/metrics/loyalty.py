@@ -1,9 +1,14 @@
 """Loyalty (OL): how often a compressed model says what the original model says, right or wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
+from effivlm.metrics.performance import Array, Pair
 from effivlm.records import DocumentRecord
 from effivlm.tasks.scoring import SCORERS, normalise
+
+Agreement = Callable[[DocumentRecord, DocumentRecord], float]
 
 
 def agreement(record: DocumentRecord, original: DocumentRecord) -> float:
@@ -15,12 +20,16 @@ def agreement(record: DocumentRecord, original: DocumentRecord) -> float:
     return float(normalise(record.answer) == normalise(original.answer))
 
 
-def loyalty(records: Sequence[DocumentRecord], originals: Sequence[DocumentRecord]) -> float:
-    """OL in percent: mean over tasks of the mean agreement, over documents both answered."""
-    by_document = {(r.task, r.document): r for r in originals}
-    tasks: dict[str, list[float]] = {}
-    for r in records:
-        if (r.task, r.document) in by_document:
-            tasks.setdefault(r.task, []).append(agreement(r, by_document[r.task, r.document]))
-    means = [sum(v) / len(v) for v in tasks.values()]
-    return 100 * sum(means) / len(means) if means else float("nan")
+def agreements(pairs: Mapping[str, Sequence[Pair]], agree: Agreement = agreement) -> dict[str, Array]:
+    """[n] agreement per document, by task.
+
+    A failure of the setting agrees with nothing (0); a document on which the original itself failed has no answer to be
+    loyal to and is left out.
+    """
+    found = {t: [agree(mine, base) for mine, base in p if not base.failed] for t, p in pairs.items()}
+    return {t: np.array(a, dtype=np.float64) for t, a in found.items() if a}
+
+
+def loyalty(agreed: Mapping[str, Array]) -> float:
+    """OL in percent: mean over tasks of the mean agreement; NaN without documents."""
+    return float(100 * np.mean([a.mean() for a in agreed.values()])) if agreed else float("nan")

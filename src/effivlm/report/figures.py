@@ -2,64 +2,95 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from effivlm.metrics.intervals import pareto
-from effivlm.report.tables import Row
+from effivlm.report.rows import AXES, Row
+from effivlm.report.tables import check_axis
 
+# Okabe-Ito and Tol palettes: told apart under the common colour blindnesses; the marks tell them apart without colour
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933", "#882255", "#44AA99")
-MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
-AXES = {
-    "visual_mean": "visual tokens retained, mean over layers (%)",
-    "visual": "visual tokens retained at the last layer (%)",
-    "prompt_kv": "prompt KV entries retained (%)",
-}
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+STROKES = ("-", "--", ":", "-.")
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+DECADE = 8  # spread of shares from which the axis is logarithmic
 
 
 def trade_off(rows: Sequence[Row], path: Path, axis: str = "prompt_kv") -> None:
-    """Write a PNG of OP with intervals against a realised share; ringed points are on the Pareto front.
+    """Write a PNG of OP with intervals against a share of the uncompressed model; ringed points are on the Pareto front.
+
+    Settings without a number on the axis (``asked`` of a combination, say) are named in the panel.
 
     Raises:
         ImportError: naming the extra to install. KeyError: for an unknown axis.
     """
+    check_axis(axis)
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("figures need matplotlib: pip install 'effivlm[plot]'") from None
     models = list(dict.fromkeys(r.model for r in rows))
-    figure = Figure(figsize=(7.2 * len(models), 5.2), layout="constrained")
-    panels = figure.subplots(1, len(models), squeeze=False)[0]
     methods = list(dict.fromkeys(method_of(r.setting) for r in rows if r.setting != "none"))
+    figure = Figure(figsize=(6.4 * len(models) + 2.4, max(5.2, 0.24 * len(methods) + 1)), layout="constrained")
+    panels = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
     for panel, model in zip(panels, models, strict=True):
-        mine = [r for r in rows if r.model == model]
+        mine = [r for r in rows if r.model == model and r.setting != "none"]
+        points = [r for r in mine if r.shares[axis] == r.shares[axis] and r.op == r.op]
+        spread = _spread(points, axis)
         for i, method in enumerate(methods):
-            _line(panel, sorted((r for r in mine if method_of(r.setting) == method), key=lambda r: getattr(r, axis)), method, i, axis)
-        _frame(panel, mine, model, axis)
-    panels[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-    figure.savefig(path, dpi=120)
+            line = sorted((r for r in points if method_of(r.setting) == method), key=lambda r: r.shares[axis])
+            _line(panel, line, method, i, axis, 1 + 0.006 * (i - len(methods) / 2) * (spread > 1))
+        _front(panel, points, axis)
+        _frame(panel, model, axis, points, [r.setting for r in mine if r not in points])
+    panels[0].set_ylabel("OP (% of the uncompressed model)")
+    handles = {label: handle for p in panels for handle, label in zip(*p.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=9)
+    figure.savefig(path, dpi=130)
 
 
 def method_of(setting: str) -> str:
     """A setting without its budgets: what one line of the figure joins."""
     parts = [p.strip() for p in setting.split("+")]
-    return " + ".join(p.partition("@")[0] + (":" + p.partition(":")[2] if ":" in p else "") for p in parts)
+    return " + ".join(p.partition(":")[0].partition("@")[0] + (":" + p.partition(":")[2] if ":" in p else "") for p in parts)
 
 
-def _line(panel: object, rows: Sequence[Row], method: str, i: int, axis: str) -> None:
-    x = [100 * getattr(r, axis) for r in rows]
-    y = [r.op for r in rows]
+def _spread(points: Sequence[Row], axis: str) -> float:
+    shares = [r.shares[axis] for r in points if r.shares[axis] > 0]
+    return max(shares) / min(shares) if shares else 1.0
+
+
+def _line(panel: Any, rows: Sequence[Row], method: str, i: int, axis: str, nudge: float) -> None:
+    """``nudge`` moves a line's marks by well under a mark's width, so that intervals at one share stay readable."""
+    x = [100 * r.shares[axis] * nudge for r in rows]
     error = [[max(0.0, r.op - r.low) for r in rows], [max(0.0, r.high - r.op) for r in rows]]
-    panel.errorbar(x, y, yerr=error, label=method, color=COLOURS[i % len(COLOURS)], marker=MARKS[i % len(MARKS)],  # type: ignore[attr-defined]
-                   linestyle="-" if i < len(COLOURS) else "--", markersize=5, linewidth=1.4, elinewidth=0.7, capsize=2)  # fmt: skip
+    look = {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKS[i % len(MARKS)],
+        "linestyle": STROKES[i // len(COLOURS) % len(STROKES)],
+    }
+    panel.errorbar(
+        x, [r.op for r in rows], yerr=error, label=method, markersize=5, linewidth=1.4, elinewidth=0.7, capsize=2, **look
+    )
 
 
-def _frame(panel: object, rows: Sequence[Row], model: str, axis: str) -> None:
-    points = [r for r in rows if r.setting != "none"]
-    front = pareto([getattr(r, axis) for r in points], [r.op for r in points])
+def _front(panel: Any, points: Sequence[Row], axis: str) -> None:
+    front = pareto([r.shares[axis] for r in points], [r.op for r in points])
     chosen = [r for r, on in zip(points, front, strict=True) if on]
-    panel.scatter([100 * getattr(r, axis) for r in chosen], [r.op for r in chosen], s=110, facecolors="none",  # type: ignore[attr-defined]
-                  edgecolors="#444444", linewidths=1.0, zorder=5, label="Pareto front")  # fmt: skip
-    panel.axhline(100, color="#888888", linewidth=0.8, linestyle=":")  # type: ignore[attr-defined]
-    panel.set_title(model)  # type: ignore[attr-defined]
-    panel.set_xlabel(AXES[axis])  # type: ignore[attr-defined]
-    panel.set_ylabel("OP (% of the uncompressed model)")  # type: ignore[attr-defined]
-    panel.grid(alpha=0.25)  # type: ignore[attr-defined]
+    panel.scatter([100 * r.shares[axis] for r in chosen], [r.op for r in chosen], s=120, facecolors="none", edgecolors="#333333",
+                  linewidths=1.1, zorder=5, label="Pareto front")  # fmt: skip
+
+
+def _frame(panel: Any, model: str, axis: str, points: Sequence[Row], left_out: Sequence[str]) -> None:
+    panel.axhline(100, color="#777777", linewidth=0.9, linestyle=(0, (1, 2)))
+    panel.set_title(model, fontsize=11)
+    panel.set_xlabel(f"{AXES[axis]} (% of the uncompressed model)")
+    panel.grid(alpha=0.25)
+    if _spread(points, axis) >= DECADE:
+        shares = [100 * r.shares[axis] for r in points]
+        panel.set_xscale("log")
+        ticks = [t for t in TICKS if 0.7 * min(shares) <= t <= 1.4 * max(shares)]
+        panel.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        panel.set_xticks([], minor=True)
+    if left_out:
+        text = f"not on this axis: {', '.join(left_out[:3])}" + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
+        panel.text(0.01, 0.01, text, transform=panel.transAxes, fontsize=8, color="#555555")

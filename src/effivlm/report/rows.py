@@ -1,0 +1,194 @@
+"""Rows from records: one per model and setting, with every number that tables and figures show."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from effivlm.budget import BudgetError, parse_budget
+from effivlm.metrics.efficiency import Speedup, speedup
+from effivlm.metrics.generalization import generalization
+from effivlm.metrics.intervals import bootstrap_mean, bootstrap_overall, holm, paired_test
+from effivlm.metrics.loyalty import agreements, loyalty
+from effivlm.metrics.performance import Failures, MetricError, Pair, aggregate_of, overall, pairs_of, ratios, task_score, values
+from effivlm.records import DocumentRecord, TimingRecord
+
+AXES = {
+    "asked": "asked for",
+    "visual": "visual tokens at the last layer",
+    "visual_mean": "visual tokens, mean over layers",
+    "prompt_kv": "prompt KV entries",
+    "kv_bytes": "KV bytes",
+    "prefill_flops": "prefill FLOPs",
+    "decode_bytes_per_token": "bytes read per decoded token",
+}
+REALISED = ("visual", "visual_mean", "prompt_kv")
+COUNTED = ("kv_bytes", "prefill_flops", "decode_bytes_per_token")
+STAGES = ("ttft", "total")
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model under one setting.
+
+    Attributes:
+        asked: the budgets as written, joined by +. scores: task -> score in percent. ratios: task -> score / original.
+        op, low, high: OP and its 95 % interval. ol, ol_low, ol_high: loyalty. og: spread over tasks. All percent, NaN where
+            undefined.
+        shares: axis (see `AXES`) -> share of the uncompressed model in [0, 1], mean over documents; ``asked`` is NaN unless
+            the setting is one method with a share.
+        costs: kv_bytes, prefill_flops, decode_bytes_per_token, mean over documents.
+        p: paired test against ``none`` over all documents, Holm-corrected per model.
+        documents: compared. failures: of them, without answer.
+        speed: "WORKLOAD STAGE" -> measured speed-up, where the run was measured. notes: what could not be computed, and why.
+    """
+
+    model: str
+    setting: str
+    asked: str
+    scores: dict[str, float]
+    ratios: dict[str, float]
+    op: float
+    low: float
+    high: float
+    ol: float
+    ol_low: float
+    ol_high: float
+    og: float
+    shares: dict[str, float]
+    costs: dict[str, float]
+    p: float
+    documents: int
+    failures: int
+    speed: dict[str, Speedup]
+    notes: tuple[str, ...] = ()
+
+
+def rows_of(records: Sequence[DocumentRecord], timings: Sequence[TimingRecord] = (), failures: Failures = "zero",
+            seed: int = 0) -> list[Row]:  # fmt: skip
+    """Rows in order of appearance, ``none`` first; only documents that the original was asked too are compared.
+
+    Raises:
+        MetricError: if a model has no records under ``none``, or a setting shares no document with it.
+    """
+    groups: dict[str, dict[str, list[DocumentRecord]]] = {}
+    for r in records:
+        groups.setdefault(r.model, {}).setdefault(r.setting, []).append(r)
+    out: list[Row] = []
+    for model, settings in groups.items():
+        if "none" not in settings:
+            raise MetricError(f"{model} has no records under 'none': nothing to compare with")
+        base = settings.pop("none")
+        rows = [_row(pairs_of(mine, base, failures), s, model, seed) for s, mine in [("none", base), *settings.items()]]
+        rows = [_timed(row, [t for t in timings if t.model == model], seed) for row in rows]
+        adjusted = holm([r.p for r in rows[1:]])
+        out += [rows[0], *(replace(r, p=p) for r, p in zip(rows[1:], adjusted, strict=True))]
+    return out
+
+
+def _row(pairs: Mapping[str, Sequence[Pair]], setting: str, model: str, seed: int) -> Row:
+    if not pairs:
+        raise MetricError(f"{model} under {setting} has no document in common with 'none': run both on the same tasks")
+    scores = {t: task_score([x for x, _ in p]) for t, p in pairs.items()}
+    original = {t: task_score([y for _, y in p]) for t, p in pairs.items()}
+    unrated = [t for t in pairs if original[t] == 0]
+    rated = {t: p for t, p in pairs.items() if t not in unrated}
+    op, low, high, og, ratio = _quality(rated, scores, original, seed)
+    differences = {t: np.array([(x.score or 0.0) - (y.score or 0.0) for x, y in p]) for t, p in pairs.items()}
+    agreed = agreements(pairs)
+    flat = [pair for p in pairs.values() for pair in p]
+    note = (f"{model}, {setting}: OP, OG without {', '.join(unrated)}: the original model scores 0 there",) if unrated else ()
+    return Row(model, setting, asked_of(setting), {t: 100 * s for t, s in scores.items()}, ratio, op, low, high, loyalty(agreed),
+               *_loyalty_interval(agreed, seed), og, _shares(flat, setting), _costs(flat), paired_test(differences, seed=seed),
+               len(flat), sum(x.failed for x, _ in flat), {}, note)  # fmt: skip
+
+
+def _quality(rated: Mapping[str, Sequence[Pair]], scores: Mapping[str, float], original: Mapping[str, float],
+             seed: int) -> tuple[float, float, float, float, dict[str, float]]:  # fmt: skip
+    if not rated:
+        return NAN, NAN, NAN, NAN, {}
+    mine, base = {t: scores[t] for t in rated}, {t: original[t] for t in rated}
+    low, high = bootstrap_overall(
+        {t: values([x for x, _ in p]) for t, p in rated.items()},
+        {t: values([y for _, y in p]) for t, p in rated.items()},
+        {t: aggregate_of(p[0][0].metric) for t, p in rated.items()},
+        seed=seed,
+    )
+    ratio = ratios(mine, base)
+    return overall(mine, base), low, high, generalization([ratio]), ratio
+
+
+def _loyalty_interval(agreed: Mapping[str, np.ndarray], seed: int) -> tuple[float, float]:
+    """Interval of loyalty, in percent."""
+    low, high = bootstrap_mean(agreed, seed=seed) if agreed else (NAN, NAN)
+    return 100 * low, 100 * high
+
+
+def asked_of(setting: str) -> str:
+    """The budgets of a setting as written, joined by +; empty without one."""
+    parts = [part.partition(":")[0] for part in setting.split("+")]
+    return " + ".join(p.partition("@")[2].strip() for p in parts if "@" in p)
+
+
+def _shares(pairs: Sequence[Pair], setting: str) -> dict[str, float]:
+    mine = [x.cost for x, y in pairs if x.cost and y.cost]
+    base = [y.cost for x, y in pairs if x.cost and y.cost]
+    out = {"asked": 1.0 if setting == "none" else _asked_share(setting)}
+    out |= {k: _mean([c["realised"][k] for c in mine if "realised" in c]) for k in REALISED}
+    for k in COUNTED:
+        whole = _mean([c[k] for c in base if k in c])
+        out[k] = _mean([c[k] for c in mine if k in c]) / whole if whole else NAN
+    return out
+
+
+def _asked_share(setting: str) -> float:
+    """NaN for counts of tokens and for several methods: their shares are of different things."""
+    try:
+        share = parse_budget(asked_of(setting), "visual").share if "+" not in setting else None
+    except BudgetError:
+        share = None
+    return NAN if share is None else share
+
+
+def _costs(pairs: Sequence[Pair]) -> dict[str, float]:
+    return {k: _mean([x.cost[k] for x, _ in pairs if x.cost and k in x.cost]) for k in COUNTED}
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers) if numbers else NAN
+
+
+def _timed(row: Row, timings: Sequence[TimingRecord], seed: int) -> Row:
+    """The row with its speed-ups; one that cannot be computed is a note that says why."""
+    speed, notes = dict(row.speed), list(row.notes)
+    for workload in dict.fromkeys(t.workload for t in timings):
+        mine = [t for t in timings if t.workload == workload and t.setting == row.setting]
+        base = [t for t in timings if t.workload == workload and t.setting == "none"]
+        for stage in STAGES if mine else ():
+            try:
+                speed[f"{workload} {stage}"] = speedup(mine, base, stage, seed)
+            except MetricError as error:
+                notes.append(f"{row.model}, {row.setting}, {workload}: no speed-up ({stage}): {error}")
+    return replace(row, speed=speed, notes=tuple(dict.fromkeys(notes)))
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A setting over all models: mean OP and the OG of model-averaged ratios, as EffiVLM-Bench defines it; percent."""
+
+    setting: str
+    models: int
+    op: float
+    og: float
+
+
+def joined(rows: Sequence[Row]) -> list[Joined]:
+    """Settings that every model was run under, on the same tasks; empty for one model."""
+    models = list(dict.fromkeys(r.model for r in rows))
+    out = []
+    for setting in dict.fromkeys(r.setting for r in rows if r.setting != "none") if len(models) > 1 else ():
+        mine = [r for r in rows if r.setting == setting]
+        if len(mine) == len(models) and all(r.ratios and set(r.ratios) == set(mine[0].ratios) for r in mine):
+            out.append(Joined(setting, len(mine), _mean([r.op for r in mine]), generalization([r.ratios for r in mine])))
+    return out

@@ -1,0 +1,257 @@
+"""The report of synthetic runs: every number traced to records, every file readable on its own."""
+
+import csv
+import io
+import re
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from record_samples import document, timing
+from rich.console import Console
+
+from effivlm.metrics.performance import MetricError
+from effivlm.records import StoreError
+from effivlm.report import figures, html, tables
+from effivlm.report.rows import asked_of, joined, rows_of
+from effivlm.report.write import write
+from effivlm.store import RunStore
+
+ERROR = {"type": "MediaError", "message": "cannot read"}
+QUALITY = {"none": 0.9, "fastv@0.1": 0.5, "fastv@0.4": 0.8, "divprune@0.1": 0.7, "divprune@0.4": 0.85, "snapkv@64tok": 0.6}
+SHARES = {"none": 1.0, "fastv@0.1": 0.1, "fastv@0.4": 0.4, "divprune@0.1": 0.1, "divprune@0.4": 0.4, "snapkv@64tok": 0.64}
+
+
+def answers(models=("tiny",), count=40, quality=QUALITY):
+    """Per model and setting, two tasks; a document is answered rightly under every setting at least as good as its difficulty."""
+    difficulty = np.random.default_rng(0).random((len(models), 2, count))
+    return [
+        document(
+            n, setting, task, model=model, share=SHARES.get(setting, 1.0), answer="red" if right else "blue", score=float(right)
+        )
+        for m, model in enumerate(models)
+        for setting, level in quality.items()
+        for k, task in enumerate(("colour", "count"))
+        for n in range(count)
+        for right in [difficulty[m, k, n] < level]
+    ]
+
+
+def row(rows, setting):
+    return next(r for r in rows if r.setting == setting)
+
+
+def test_rows_by_hand():
+    records = [document(0), document(1), document(2), document(3, answer="blue", score=0.0)]
+    mine = [document(0, "fastv@0.1", share=0.1), document(1, "fastv@0.1", share=0.3, answer="blue", score=0.0),
+            document(2, "fastv@0.1", error=ERROR), document(3, "fastv@0.1", answer="blue", score=0.0, share=0.2),
+            document(9, "fastv@0.1", answer="blue", score=0.0)]  # fmt: skip
+    base, found = rows_of([*mine, *records])
+    assert (base.setting, base.op, base.ol, base.p, base.failures, base.documents) == ("none", 100, 100, 1, 0, 4)
+    assert found.scores == {"colour": 25} and found.op == pytest.approx(100 * 0.25 / 0.75) and found.ratios == {"colour": 1 / 3}
+    assert found.ol == 50, "red and blue agree; the changed answer and the failure do not; d9 was never asked of the original"
+    assert (found.failures, found.documents) == (1, 4)
+    assert found.shares["visual"] == pytest.approx(0.2) and found.shares["asked"] == 0.1, "over documents with an account"
+    assert found.shares["kv_bytes"] == pytest.approx((140 + 20) / (140 + 100)) and found.costs["kv_bytes"] == pytest.approx(
+        64 * 160
+    )
+    assert found.p == pytest.approx(0.5), "two documents worse, none better: 2 of 4 sign patterns are as extreme"
+    excluded = rows_of([*mine, *records], failures="exclude")[1]
+    assert (excluded.documents, excluded.failures) == (3, 0) and excluded.op == pytest.approx(50)
+
+
+def test_p_values_are_corrected_per_model():
+    rows = rows_of(answers())
+    alone = rows_of([r for r in answers() if r.setting in ("none", "fastv@0.1")])
+    assert row(rows, "fastv@0.1").p == pytest.approx(5 * alone[1].p), "the smallest of five"
+
+
+def test_missing_original_or_common_documents_are_errors():
+    with pytest.raises(MetricError, match="tiny has no records under 'none': nothing to compare with"):
+        rows_of([document(0, "fastv@0.1")])
+    with pytest.raises(MetricError, match=r"tiny under fastv@0.1 has no document in common with 'none'"):
+        rows_of([document(0), document(1, "fastv@0.1")])
+
+
+def test_a_task_the_original_fails_is_named_everywhere():
+    wrong = [document(n, s, "hopeless", answer="blue", score=0.0) for s in ("none", "fastv@0.1") for n in range(3)]
+    fine = [document(n, s) for s in ("none", "fastv@0.1") for n in range(3)]
+    rows = rows_of([*wrong, *fine])
+    assert row(rows, "fastv@0.1").op == pytest.approx(100)
+    expected = "tiny, fastv@0.1: OP, OG without hopeless: the original model scores 0 there"
+    assert expected in tables.markdown(rows) and expected in html.page("x", rows, [], {})
+    only = rows_of(wrong)
+    assert np.isnan(only[1].op) and "| - | - |" in tables.markdown(only)
+
+
+@pytest.mark.parametrize(("setting", "asked", "share"), [
+    ("none", "", 1.0), ("fastv@10%", "10%", 0.1), ("fastv@1/4:k=2", "1/4", 0.25), ("snapkv@64tok", "64tok", None),
+    ("divprune@1/3 + fastv@1/3", "1/3 + 1/3", None), ("vtw:k=16", "", None),
+])  # fmt: skip
+def test_what_was_asked(setting, asked, share):
+    assert asked_of(setting) == asked
+    rows = rows_of([document(0), document(0, setting)] if setting != "none" else [document(0)])
+    found = row(rows, setting).shares["asked"]
+    assert np.isnan(found) if share is None else found == pytest.approx(share)
+
+
+def test_table_formats_agree():
+    rows = rows_of(answers())
+    parsed = list(csv.DictReader(io.StringIO(tables.as_csv(rows))))
+    assert [r["setting"] for r in parsed] == list(QUALITY) and float(parsed[1]["op"]) == row(rows, "fastv@0.1").op
+    assert all(len(r) == len(parsed[0]) and None not in r for r in parsed)
+    lines = tables.markdown(rows).splitlines()
+    assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + len(rows)
+    assert f"{row(rows, 'fastv@0.4').op:.1f}" in printed(rows, 80) and "fastv@0.4" in printed(rows, 80)
+
+
+def printed(rows, width):
+    console = Console(width=width, file=io.StringIO())
+    for table in tables.terminal(rows):
+        console.print(table)
+    return console.file.getvalue()
+
+
+def test_the_terminal_table_cuts_nothing_off():
+    assert "…" not in printed(rows_of(answers()), 80)
+    timings = [timing(i, s) for i in range(3) for s in QUALITY]
+    timed = printed(rows_of(answers(), timings), 110)
+    assert "…" not in timed and "OE ttft" in timed and "1.00x" in timed
+
+
+def test_cost_axes_can_be_chosen():
+    rows = rows_of(answers())
+    assert "| FLOPs |" in tables.markdown(rows, axes=("prefill_flops",)) and "visual mean" not in tables.markdown(
+        rows, axes=("prefill_flops",)
+    )
+    with pytest.raises(KeyError, match="unknown cost axis 'flops': expected one of asked, visual"):
+        tables.markdown(rows, axes=("flops",))
+    with pytest.raises(KeyError, match="unknown cost axis"):
+        figures.trade_off(rows, "never.png", "flops")  # type: ignore[arg-type]
+
+
+def test_speed_columns_only_where_measured_and_refusals_are_shown():
+    timings = [timing(i, s, ttft=t) for i in range(10) for s, t in (("none", 0.4), ("fastv@0.1", 0.1))]
+    timings += [timing(i, "fastv@0.4", ttft=0.1, correct=False) for i in range(10)]
+    rows = rows_of(answers(), timings)
+    text = tables.markdown(rows)
+    assert "| OE ttft | OE total |" in text and "4.00x [4.00-4.00]" in text
+    assert "fastv@0.4, effivlm-bench: no speed-up (ttft): fastv@0.4 failed its correctness check" in text
+    assert "OE" not in tables.markdown(rows_of(answers()))
+    both = rows_of(answers(), timings + [timing(i, s, workload="serving") for i in range(3) for s in ("none", "fastv@0.1")])
+    assert "| OE effivlm-bench ttft | OE effivlm-bench total | OE serving ttft | OE serving total |" in tables.markdown(both)
+
+
+def test_several_models_are_joined():
+    rows = rows_of(answers(("tiny", "small")))
+    found = next(j for j in joined(rows) if j.setting == "fastv@0.1")
+    mine = [r for r in rows if r.setting == "fastv@0.1"]
+    mean = [np.mean([r.ratios[t] for r in mine]) for t in ("colour", "count")]
+    assert (found.models, found.op) == (2, pytest.approx(np.mean([r.op for r in mine])))
+    assert found.og == pytest.approx(100 * np.std(mean) / np.mean(mean))
+    assert "OG over models" in tables.markdown(rows) and "Over all models" in html.page("x", rows, [], {})
+    assert joined(rows_of(answers())) == []
+
+
+# ---- files --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    settings = "settings: [" + ", ".join(f"'{s}'" for s in QUALITY) + "]\n"
+    with RunStore(tmp_path / "run", settings, "identity") as store:
+        store.note_environment({"commit": "abc", "device": "cpu", "versions": {"torch": "2.13"}})
+        for r in answers(count=6):
+            store.append(store.path(r.model, r.setting.replace("@", "_"), r.task), r)
+    return tmp_path / "run"
+
+
+def test_write(folder):
+    rows, paths = write(folder)
+    assert [r.setting for r in rows] == list(QUALITY), "in the order asked"
+    assert [p.name for p in paths] == ["table.md", "table.csv", "quality_prompt_kv.png", "quality_visual_mean.png", "report.html"]
+    assert all(p.stat().st_size > 500 for p in paths)
+    for path in paths[2:4]:
+        picture = np.asarray(Image.open(path).convert("RGB"))
+        assert min(picture.shape[:2]) > 400 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+    again = {p: p.read_bytes() for p in paths if p.suffix != ".png"}
+    write(folder)
+    assert all(p.read_bytes() == data for p, data in again.items() if p.suffix != ".html"), "the same records, the same tables"
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order and collects what the page loads."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.loaded, self.rows = [], [], 0
+
+    def handle_starttag(self, tag, attrs):
+        self.loaded += [v for k, v in attrs if k in ("src", "href")]
+        self.rows += tag == "tr"
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_is_whole_and_self_contained(folder):
+    page = Page()
+    text = write(folder)[1][-1].read_text()
+    page.feed(text)
+    assert page.open == [] and page.rows >= 1 + len(QUALITY)
+    assert len(page.loaded) == 2 and all(s.startswith("data:image/png;base64,") for s in page.loaded)
+    assert "torch 2.13" in text and not re.search(r"https?://", text)
+
+
+def test_page_escapes_what_it_shows():
+    evil = document(0, "fastv@0.1", task="<script>alert(1)</script>")
+    text = html.page("<b>", rows_of([document(0, task=evil.task), evil]), [], {"device": "<i>"})
+    assert "<script>" not in text and "<b>\n" not in text and "<i>" not in text
+
+
+def test_failures_stand_out_on_the_page():
+    text = html.page("x", rows_of([document(0), document(0, "fastv@0.1", error=ERROR)]), [], {})
+    assert '<td class="failed">1/1</td>' in text and '<td class="failed">0/1</td>' not in text
+
+
+def test_without_matplotlib_tables_are_written_and_the_extra_is_named(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'effivlm\[plot\]'. The tables are written: .*table.md"):
+        write(folder)
+    assert (folder / "report/table.csv").exists()
+
+
+def test_folders_that_hold_no_run(tmp_path, folder):
+    with pytest.raises(StoreError, match=r"holds no experiment.yaml: expected the folder of a run"):
+        write(tmp_path)
+    (folder / "experiment.yaml").write_text("- just a list")
+    with pytest.raises(StoreError, match=r"experiment.yaml cannot be read"):
+        write(folder)
+
+
+@pytest.mark.parametrize(("setting", "method"), [
+    ("fastv@0.1", "fastv"), ("fastv@0.1:k=2", "fastv:k=2"), ("divprune@1/3 + fastv@1/3", "divprune + fastv"), ("vtw:k=16", "vtw:k=16"),
+])  # fmt: skip
+def test_lines_join_budgets_of_one_method(setting, method):
+    assert figures.method_of(setting) == method
+
+
+def test_axis_is_logarithmic_over_a_decade_and_left_out_points_are_named(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    kept = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **more: kept.append(self))
+    rows = rows_of(answers(count=5))
+    figures.trade_off(rows, tmp_path / "a.png", "visual")
+    figures.trade_off(rows, tmp_path / "b.png", "asked")
+    wide = rows_of([*answers(count=5, quality={"none": 0.9}), *(document(n, s, t, share=x) for s, x in (("fastv@0.01", 0.01), ("fastv@0.4", 0.4))
+                                                             for t in ("colour", "count") for n in range(5))])  # fmt: skip
+    figures.trade_off(wide, tmp_path / "c.png", "visual")
+    linear, asked, decades = (f.axes[0] for f in kept)
+    assert (linear.get_xscale(), decades.get_xscale()) == ("linear", "log")
+    assert [t.get_text() for t in asked.texts] == ["not on this axis: snapkv@64tok"] and not linear.texts
+    assert [t.get_text() for t in decades.get_xticklabels()] == ["1", "2", "5", "10", "20", "50"]
