@@ -19,7 +19,7 @@ REALISED = ("visual", "visual_mean", "prompt_kv")
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title and one row's cell. ``short``: title and cell in the terminal table, which leaves it out without one."""
+    """A column: its title and one row's cell. ``short``: title and cell in the terminal, or None where it is left out."""
 
     title: str
     cell: Callable[[Row], str]
@@ -119,7 +119,7 @@ def terminal(rows: Sequence[Row], axes: Sequence[str] = REALISED) -> list[Table]
     for model in dict.fromkeys(r.model for r in rows):
         mine = [r for r in rows if r.model == model]
         table = Table(title=f"{model}: quality (OP) and shares really kept, in percent of the uncompressed model",
-                      caption="\n".join(notes(mine)) or None, header_style="bold", box=box.SIMPLE_HEAD)  # fmt: skip
+                      caption="\n".join(notes(mine)) or None, header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fmt: skip
         shown = [c.short for c in columns(mine, axes) if c.short]
         for title, _ in shown:
             table.add_column(title, justify="left" if title == "setting" else "right", no_wrap=True)
