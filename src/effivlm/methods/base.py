@@ -321,12 +321,15 @@ class IntraLLM(Method):
 
 
 class Allocator(Protocol):
-    """How a budget is spread over layers. ``needs`` says whether it must see every layer before the first choice."""
+    """How a budget is spread over layers. ``needs_statistics``: it must see every layer before the first choice."""
 
-    needs_statistics: bool
+    needs_statistics: ClassVar[bool]
 
-    def __call__(self, lengths: list[int], share: float, statistics: list[float] | None) -> list[int]:
-        """Entries per KV head and layer; ``lengths`` [layers] entries held now; sums exactly to the asked total."""
+    def __call__(self, lengths: list[int], share: float | None, statistics: list[float] | None) -> list[int]:
+        """Entries per KV head and layer; ``lengths`` [layers] entries held now; sums exactly to the asked total.
+
+        ``share`` is None for a method with a rule of its own that was given no budget.
+        """
         ...
 
 
