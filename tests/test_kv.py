@@ -209,6 +209,7 @@ def test_pyramid_falls_and_density_follows():
     assert steep == [10 + 495] + [10 + 9] * 5
     mixed = allocators.Density(0.1, 0.8)([1000] * 6, 0.1, [1.0, 0, 0, 0, 0, 0])
     assert steep[0] > mixed[0] > 100 > mixed[1] > steep[1]
+    assert allocators.Density(0.1, 0.8)([10000] * 6, 0.1, [1.0, 0, 0, 0, 0, 0]) == [100 + 1800] + [100 + 720] * 5
     assert allocators.Density(0.1)([1000] * 6, 0.4, [1.0, 0.1, 0.1, 0.1, 0.1, 0.1])[0] == 1000
 
 
@@ -258,6 +259,19 @@ def test_plphp_keeps_its_share_of_every_image(attention, r):
             scores = [float(a[2 * h : 2 * h + 2, -1, j].sum()) for j in members]
             want = best(scores, max(1, math.floor(r * size + 1e-9)))
             assert keep[h, members].nonzero()[:, 0].tolist() == want
+
+
+def test_plphp_small_images_keep_their_best_entry():
+    """A share that rounds to nothing keeps one entry of the image."""
+    image = spans(80, ((5, 8), (20, 60)))
+    method = PLPHP(alpha=0.99, beta=0.98)  # every layer is indifferent: a tenth of each image
+    cache, a = layer_cache(method, 80, attention=attention_to_images(0.01), image=image)
+    count = method.allocator([80], None, [method.statistic(cache)])[0]
+    keep = method.choose(cache, method.score(cache, 80), count).keep
+    assert count == 37 + 1 + 4
+    assert keep[:, 5:8].sum(1).tolist() == [1, 1] and keep[:, 20:60].sum(1).tolist() == [4, 4]
+    for h in range(2):
+        assert int(keep[h, 5:8].int().argmax()) == int(a[2 * h : 2 * h + 2, -1, 5:8].sum(0).argmax())
 
 
 def test_plphp_thresholds_layers_and_errors():
