@@ -36,10 +36,9 @@ def trade_off(rows: Sequence[Row], path: Path, axis: str = "prompt_kv") -> None:
     for panel, model in zip(panels, models, strict=True):
         mine = [r for r in rows if r.model == model and r.setting != "none"]
         points = [r for r in mine if r.shares[axis] == r.shares[axis] and r.op == r.op]
-        spread = _spread(points, axis)
         for i, method in enumerate(methods):
             line = sorted((r for r in points if method_of(r.setting) == method), key=lambda r: r.shares[axis])
-            _line(panel, line, method, i, axis, 1 + 0.006 * (i - len(methods) / 2) * (spread > 1))
+            _line(panel, line, method, i, axis)
         _front(panel, points, axis)
         _frame(panel, model, axis, points, [r.setting for r in mine if r not in points])
     panels[0].set_ylabel("OP (% of the uncompressed model)")
@@ -59,18 +58,16 @@ def _spread(points: Sequence[Row], axis: str) -> float:
     return max(shares) / min(shares) if shares else 1.0
 
 
-def _line(panel: Any, rows: Sequence[Row], method: str, i: int, axis: str, nudge: float) -> None:
-    """``nudge`` moves a line's marks by well under a mark's width, so that intervals at one share stay readable."""
-    x = [100 * r.shares[axis] * nudge for r in rows]
+def _line(panel: Any, rows: Sequence[Row], method: str, i: int, axis: str) -> None:
+    x, y = [100 * r.shares[axis] for r in rows], [r.op for r in rows]
     error = [[max(0.0, r.op - r.low) for r in rows], [max(0.0, r.high - r.op) for r in rows]]
+    turn = i // len(COLOURS)  # colours come round again with another stroke and another mark
     look = {
         "color": COLOURS[i % len(COLOURS)],
-        "marker": MARKS[i % len(MARKS)],
-        "linestyle": STROKES[i // len(COLOURS) % len(STROKES)],
+        "marker": MARKS[(i + turn) % len(MARKS)],
+        "linestyle": STROKES[turn % len(STROKES)],
     }
-    panel.errorbar(
-        x, [r.op for r in rows], yerr=error, label=method, markersize=5, linewidth=1.4, elinewidth=0.7, capsize=2, **look
-    )
+    panel.errorbar(x, y, yerr=error, label=method, markersize=5, linewidth=1.4, elinewidth=0.8, capsize=2, alpha=0.9, **look)
 
 
 def _front(panel: Any, points: Sequence[Row], axis: str) -> None:

@@ -118,8 +118,9 @@ def terminal(rows: Sequence[Row], axes: Sequence[str] = REALISED) -> list[Table]
     tables = []
     for model in dict.fromkeys(r.model for r in rows):
         mine = [r for r in rows if r.model == model]
-        table = Table(title=f"{model}: quality (OP) and shares really kept, in percent of the uncompressed model",
-                      caption="\n".join(notes(mine)) or None, header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fmt: skip
+        title = f"{model}: quality (OP) and shares really kept, in percent of the uncompressed model"
+        caption = "\n".join(notes(mine)) or None
+        table = Table(title=title, caption=caption, header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         shown = [c.short for c in columns(mine, axes) if c.short]
         for title, _ in shown:
             table.add_column(title, justify="left" if title == "setting" else "right", no_wrap=True)
