@@ -1,0 +1,47 @@
+"""Cache settings on tiny models that the contract's default budgets do not reach: own rules, wrappers, merges, variants."""
+
+import pytest
+import torch
+from tiny import build, generate, prompt
+from twin import Watched
+
+from effivlm.runtime.attach import Session
+from effivlm.setting import SettingError, parse_setting
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_plphp_by_its_own_rule(family):
+    """Without a budget: first two layers and the last keep everything, text always stays."""
+    model, inputs = build(family), prompt(family, 2)
+    with Watched(model, parse_setting("plphp:r=0.3,dr=0.3,alpha=0.99,beta=0.0")) as session:
+        generate(model, inputs, 3)
+        held = session.accounts[0].kv_per_layer
+    full = inputs["input_ids"].shape[1]
+    images = [len(image.slots) for image in session.seen.prompt.images]
+    assert held[0] == held[1] == held[-1] == full
+    assert len(images) == 2 and len(held) > 3
+    assert set(held[2:-1]) == {full - sum(images) + sum(max(1, int(0.3 * n + 1e-9)) for n in images)}
+
+
+@pytest.mark.parametrize("text", [
+    "adakv@0.3:base=h2o", "criticalkv@0.3:base=tova", "layer_adaptive@0.3:base=look_m,uniform=0.4", "vl_cache@0.3:uniform=0.8",
+    "look_m@0.3:merge=weighted,modality=true", "look_m@0.2:merge=averaged", "pyramidkv@0.3:variant=effivlm",
+    "vl_cache@0.3:renormalise=false", "streaming_llm@0.3:variant=effivlm", "snapkv@0.3:rows=32,pooling=max,shared=true",
+    "fastv@0.5 + layer_adaptive@0.3", "fastv@0.5 + pyramidkv@0.3",
+])  # fmt: skip
+def test_settings_run_and_hold_less(text):
+    model, inputs = build("qwen2_5_vl"), prompt("qwen2_5_vl", 2)
+    setting = parse_setting(text)
+    assert parse_setting(str(setting)) == setting
+    with Session(model, setting) as session:
+        logits = generate(model, inputs, 3)[1]
+        held = session.accounts[0].kv_per_layer
+    assert bool(logits.isfinite().all())
+    assert sum(held) < 0.75 * len(held) * inputs["input_ids"].shape[1]
+
+
+def test_unknown_scorer_is_an_error_with_the_known_ones():
+    with pytest.raises((SettingError, ValueError), match="not a scorer: expected one of"):
+        parse_setting("adakv@0.3:base=snapkw")
