@@ -80,7 +80,7 @@ def test_a_task_the_original_fails_is_named_everywhere():
     fine = [document(n, s) for s in ("none", "fastv@0.1") for n in range(3)]
     rows = rows_of([*wrong, *fine])
     assert row(rows, "fastv@0.1").op == pytest.approx(100)
-    expected = "tiny, fastv@0.1: OP, OG without hopeless: the original model scores 0 there"
+    expected = "tiny: OP and OG leave out hopeless: the original model scores 0 there"
     assert expected in tables.markdown(rows) and expected in html.page("x", rows, [], {})
     only = rows_of(wrong)
     assert np.isnan(only[1].op) and "| - | - |" in tables.markdown(only)
@@ -95,6 +95,13 @@ def test_what_was_asked(setting, asked, share):
     rows = rows_of([document(0), document(0, setting)] if setting != "none" else [document(0)])
     found = row(rows, setting).shares["asked"]
     assert np.isnan(found) if share is None else found == pytest.approx(share)
+
+
+def test_few_documents_are_said_to_be_few():
+    assert "intervals are too narrow where tasks have fewer than 20 documents (colour 5, count 5)" in tables.markdown(
+        rows_of(answers(count=5))
+    )
+    assert "too narrow" not in tables.markdown(rows_of(answers(count=20)))
 
 
 def test_table_formats_agree():

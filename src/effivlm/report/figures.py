@@ -38,7 +38,8 @@ def trade_off(rows: Sequence[Row], path: Path, axis: str = "prompt_kv") -> None:
         points = [r for r in mine if r.shares[axis] == r.shares[axis] and r.op == r.op]
         for i, method in enumerate(methods):
             line = sorted((r for r in points if method_of(r.setting) == method), key=lambda r: r.shares[axis])
-            _line(panel, line, method, i, axis)
+            if line:
+                _line(panel, line, method, i, axis)
         _front(panel, points, axis)
         _frame(panel, model, axis, points, [r.setting for r in mine if r not in points])
     panels[0].set_ylabel("OP (% of the uncompressed model)")

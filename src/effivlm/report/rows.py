@@ -14,7 +14,7 @@ from effivlm.metrics.performance import Failures, MetricError, Pair, aggregate_o
 from effivlm.records import DocumentRecord, TimingRecord
 
 AXES = {
-    "asked": "asked for",
+    "asked": "share asked for",
     "visual": "visual tokens at the last layer",
     "visual_mean": "visual tokens, mean over layers",
     "prompt_kv": "prompt KV entries",
@@ -25,6 +25,7 @@ AXES = {
 REALISED = ("visual", "visual_mean", "prompt_kv")
 COUNTED = ("kv_bytes", "prefill_flops", "decode_bytes_per_token")
 STAGES = ("ttft", "total")
+FEW = 20  # documents of a task below which percentile intervals are too narrow
 NAN = float("nan")
 
 
@@ -98,10 +99,18 @@ def _row(pairs: Mapping[str, Sequence[Pair]], setting: str, model: str, seed: in
     differences = {t: np.array([(x.score or 0.0) - (y.score or 0.0) for x, y in p]) for t, p in pairs.items()}
     agreed = agreements(pairs)
     flat = [pair for p in pairs.values() for pair in p]
-    note = (f"{model}, {setting}: OP, OG without {', '.join(unrated)}: the original model scores 0 there",) if unrated else ()
     return Row(model, setting, asked_of(setting), {t: 100 * s for t, s in scores.items()}, ratio, op, low, high, loyalty(agreed),
                *_loyalty_interval(agreed, seed), og, _shares(flat, setting), _costs(flat), paired_test(differences, seed=seed),
-               len(flat), sum(x.failed for x, _ in flat), {}, note)  # fmt: skip
+               len(flat), sum(x.failed for x, _ in flat), {}, _remarks(model, pairs, unrated))  # fmt: skip
+
+
+def _remarks(model: str, pairs: Mapping[str, Sequence[Pair]], unrated: Sequence[str]) -> tuple[str, ...]:
+    few = sorted(t for t, p in pairs.items() if len(p) < FEW)
+    out = [f"{model}: OP and OG leave out {', '.join(sorted(unrated))}: the original model scores 0 there"] if unrated else []
+    if few:
+        counts = ", ".join(f"{t} {len(pairs[t])}" for t in few)
+        out.append(f"{model}: intervals are too narrow where tasks have fewer than {FEW} documents ({counts})")
+    return tuple(out)
 
 
 def _quality(rated: Mapping[str, Sequence[Pair]], scores: Mapping[str, float], original: Mapping[str, float],
