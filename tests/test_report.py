@@ -110,6 +110,15 @@ def test_table_formats_agree():
     assert [r["setting"] for r in parsed] == list(QUALITY) and float(parsed[1]["op"]) == row(rows, "fastv@0.1").op
     assert all(len(r) == len(parsed[0]) and None not in r for r in parsed)
     lines = tables.markdown(rows).splitlines()
+    titles, _, *cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    assert titles[:5] == ["model", "setting", "asked", "visual", "visual mean"] and titles[-2:] == ["p", "failed"]
+    for r, line in zip(rows, cells, strict=True):
+        shown = dict(zip(titles, line, strict=True))
+        for task in ("colour", "count"):
+            assert shown[task] == f"{r.scores[task]:.1f}"
+        assert shown["visual"] == f"{100 * r.shares['visual']:.1f} %" and shown["KV"] == f"{100 * r.shares['prompt_kv']:.1f} %"
+        assert shown["OP"] == f"{r.op:.1f}" and shown["OL"] == f"{r.ol:.1f}" and shown["failed"] == "0/80"
+    assert row(rows, "fastv@0.1").scores["colour"] != row(rows, "fastv@0.1").scores["count"]
     assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + len(rows)
     assert f"{row(rows, 'fastv@0.4').op:.1f}" in printed(rows, 80) and "fastv@0.4" in printed(rows, 80)
 
@@ -215,9 +224,10 @@ def test_page_is_whole_and_self_contained(folder):
 
 
 def test_page_escapes_what_it_shows():
-    evil = document(0, "fastv@0.1", task="<script>alert(1)</script>")
-    text = html.page("<b>", rows_of([document(0, task=evil.task), evil]), [], {"device": "<i>"})
-    assert "<script>" not in text and "<b>\n" not in text and "<i>" not in text
+    evil = "<script>alert(1)</script>"
+    rows = rows_of([document(0, task=evil, model=evil), document(0, "fastv@0.1", task=evil, model=evil)])
+    text = html.page(evil, rows, [], {"device": evil, evil: {"torch": evil}})
+    assert "<script>" not in text and text.count("&lt;script&gt;") >= 7
 
 
 def test_failures_stand_out_on_the_page():
