@@ -16,6 +16,7 @@ from effivlm.runtime.audit import Account, AuditError, audit_prompt
 from effivlm.runtime.cache import SlotLayer, slotted
 from effivlm.runtime.decode import decode_mask, repacked, shifted
 from effivlm.runtime.encoder import VisionStage, vision_blocks
+from effivlm.runtime.hooks import Wrap, unwrapped
 from effivlm.runtime.reduce import BlockReduction
 from effivlm.runtime.signals import ATTENTION, LayerSource
 from effivlm.runtime.stages import (
@@ -43,6 +44,7 @@ class Session:
         watch: cache methods that are scored during prefill but not applied (sharing).
         branches: settings that will resume from this prefill; the layers they need are recorded (sharing).
         signals: encoder signals to gather beside the setting's own (sharing).
+        wrap: what every hook is wrapped in (measuring).
 
     Attributes:
         accounts: what the last prefill cost, one `Account` per row of the batch.
@@ -52,7 +54,7 @@ class Session:
     """
 
     def __init__(self, model: nn.Module, setting: Setting | str, trunk: bool = False, watch: Sequence[Part] = (),
-                 branches: Sequence[Setting] = (), signals: Iterable[Signal] = ()) -> None:  # fmt: skip
+                 branches: Sequence[Setting] = (), signals: Iterable[Signal] = (), wrap: Wrap = unwrapped) -> None:  # fmt: skip
         self.setting = parse_setting(setting) if isinstance(setting, str) else setting
         self.model: Any = model
         self.family = family_of(model)
@@ -67,8 +69,9 @@ class Session:
         self.tap = Tap(self.text.layers, vision_blocks(self.model), self.model)
         resizing, reducing = (next(iter(self.setting.stage(s)), None) for s in (PreEncoder, EncoderReducer))
         needed = frozenset(s for p in self.setting.parts if not p.full for s in p.method.signals) | frozenset(signals)
-        reduction = BlockReduction(self.family, self.tap, reducing)
-        self.vision = VisionStage(self.model, self.family, self.tap, needed, resizing, reduction)
+        reduction = BlockReduction(self.family, self.tap, reducing, wrap)
+        self.vision = VisionStage(self.model, self.family, self.tap, needed, resizing, reduction, wrap)
+        self.hook = functools.partial(wrap, "method")
         self.handles: list[Any] = []
         self.accounts: list[Account] = []
         self.state: State | None = None
@@ -92,11 +95,12 @@ class Session:
     def _install(self) -> None:
         self.base._effivlm_session = self
         pre = functools.partial(nn.Module.register_forward_pre_hook, with_kwargs=True)
-        self.handles = [pre(self.base, self._enter_model), pre(self.text, self._enter_text)]
+        post, hook = functools.partial(nn.Module.register_forward_hook, with_kwargs=True), self.hook
+        self.handles = [pre(self.base, hook(self._enter_model)), pre(self.text, hook(self._enter_text))]
         for i, layer in enumerate(self.text.layers):
-            self.handles.append(pre(layer, functools.partial(self._enter_layer, i)))
-            self.handles.append(layer.register_forward_hook(functools.partial(self._leave_layer, i), with_kwargs=True))
-        self.handles.append(self.text.register_forward_hook(self._leave_text, with_kwargs=True))
+            self.handles.append(pre(layer, hook(functools.partial(self._enter_layer, i))))
+            self.handles.append(post(layer, hook(functools.partial(self._leave_layer, i))))
+        self.handles.append(post(self.text, hook(self._leave_text)))
         if hasattr(self.text, "_deepstack_process"):
             self.text._deepstack_process = functools.partial(self._deepstack, self.text._deepstack_process)
         self.vision.open()

@@ -18,6 +18,7 @@ from effivlm.families.base import Family, Piece
 from effivlm.methods.base import PreEncoder
 from effivlm.methods.signals import ClsLogits, EncoderFeatures, EncoderKeys, Saliency, Signal
 from effivlm.runtime.attention import AttentionCall, Tap, first_row, received, segments_of
+from effivlm.runtime.hooks import Wrap, unwrapped
 from effivlm.runtime.reduce import BlockReduction
 from effivlm.setting import Part
 
@@ -45,9 +46,9 @@ class VisionStage:
     """Wraps `get_image_features` while a session is open."""
 
     def __init__(self, model: nn.Module, family: Family, tap: Tap, signals: frozenset[Signal],
-                 resizing: Part | None, reduction: BlockReduction) -> None:  # fmt: skip
+                 resizing: Part | None, reduction: BlockReduction, wrap: Wrap = unwrapped) -> None:  # fmt: skip
         self.model: Any = model
-        self.family, self.tap, self.reduction, self.resizing = family, tap, reduction, resizing
+        self.family, self.tap, self.reduction, self.resizing, self.wrap = family, tap, reduction, resizing, wrap
         self.base: Any = model.base_model
         self.blocks = vision_blocks(model)
         self.signals = sorted((s for s in signals if isinstance(s, ENCODER_SIGNALS)), key=repr)
@@ -68,7 +69,7 @@ class VisionStage:
             if self.preset is not None:
                 self.encoded = self.preset
                 return copy.copy(self.preset.output)
-            return self.encode(inner, call)
+            return self.wrap("method", self.encode)(self.wrap("model", inner), call)
 
         get_image_features.__signature__ = signature  # type: ignore[attr-defined]  # generate() reads it (5.18+)
         self.base.get_image_features = get_image_features

@@ -5,6 +5,7 @@ patches lie group by group; positions (rotary tables), segment boundaries and ma
 full grid, every group gets the states of the group that represents it.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from effivlm.methods.base import BlockTokens, Cut, EncoderReducer, Merge
 from effivlm.methods.signals import Signal
 from effivlm.runtime.attention import Tap, received, segments_of
 from effivlm.runtime.audit import check_selection
+from effivlm.runtime.hooks import Wrap, unwrapped
 from effivlm.setting import Part
 
 
@@ -53,8 +55,9 @@ class Unit:
 class BlockReduction:
     """Runs one setting's encoder reducer; without one it only knows how patches are grouped."""
 
-    def __init__(self, family: Family, tap: Tap, part: Part | None) -> None:
+    def __init__(self, family: Family, tap: Tap, part: Part | None, wrap: Wrap = unwrapped) -> None:
         self.family, self.tap, self.part = family, tap, part
+        self.hook = functools.partial(wrap, "method")
         self.handles: list[Any] = []
         self.units: list[Unit] = []
         self.history: dict[int, list[Tensor]] = {}  # patches per encoder sequence -> owner of every group, per unit
@@ -68,13 +71,13 @@ class BlockReduction:
         self.n_blocks = self.family.feature_block(model.config, len(blocks)) + 1  # what comes after is never used
         self.spare = frozenset(self.tap.watched)  # sites that signals read later
         for i, block in enumerate(blocks):
-            self.handles.append(block.register_forward_pre_hook(self._enter(i), with_kwargs=True))
+            self.handles.append(block.register_forward_pre_hook(self.hook(self._enter(i)), with_kwargs=True))
         encoder: Any = model.get_encoder(modality="image")  # type: ignore[operator]
         mergers = [m for n, m in encoder.named_modules() if n == "merger" or n.startswith("deepstack_merger_list.") and n.count(".") == 1]
         if self.family.packed:
-            self.handles += [m.register_forward_pre_hook(self._refill) for m in mergers]
+            self.handles += [m.register_forward_pre_hook(self.hook(self._refill)) for m in mergers]
         else:
-            self.handles.append(encoder.register_forward_hook(self._restore))
+            self.handles.append(encoder.register_forward_hook(self.hook(self._restore)))
 
     def close(self) -> None:
         """Remove the hooks."""
