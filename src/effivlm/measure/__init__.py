@@ -1,0 +1,1 @@
+"""Speed and memory: stages timed apart, baseline interleaved, beside the hardware's limit."""
