@@ -59,6 +59,50 @@ def _run(path: Path | None, root: Path) -> None:
 
 
 @app.command()
+def measure(
+    experiment: Annotated[Path, typer.Argument(help="YAML file with a section 'measure'.")],
+    root: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+) -> None:
+    """Time every setting, stage by stage, baseline interleaved; speed tables go into the run's report."""
+    _guard(lambda: _measure(experiment, root))
+
+
+def _measure(path: Path, root: Path) -> None:
+    from effivlm.config import load_experiment
+    from effivlm.measure.run import measure as measure_experiment
+    from effivlm.report.speed import write_speed
+
+    experiment = load_experiment(path)
+    with console.status("preparing") as line:
+        result = measure_experiment(experiment, root, lambda what, done, total: line.update(f"{what}: round {done} of {total}"))
+    for page in write_speed(root / experiment.name):
+        console.print(page.read_text(), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{result.recorded} samples recorded in {root / experiment.name / 'timings'}")
+    for what, why in result.failed.items():
+        console.print(f"[bold red]not timed[/] {what}: {why}", soft_wrap=True)
+    if result.failed:
+        raise typer.Exit(FAILED_DOCUMENTS)
+
+
+@app.command()
+def predict(
+    shape: Annotated[str, typer.Argument(help="A published shape: effivlm list models.")],
+    settings: Annotated[list[str], typer.Argument(help="Settings, such as visionzip@0.1.")],
+    device: Annotated[str, typer.Option(help="a100-80gb, h100-sxm, h200, l40s, or cpu or cuda to measure this machine.")] = "h200",
+    workload: Annotated[str, typer.Option(help="What is asked; see docs/measuring.md.")] = "effivlm-bench",
+) -> None:
+    """Least time and memory of settings on a device, from shapes and budgets alone; no model is run."""
+    _guard(lambda: _predict(shape, settings, device, workload))
+
+
+def _predict(shape: str, settings: list[str], device: str, workload: str) -> None:
+    from effivlm.measure.predict import table
+
+    for line in table(shape, settings, device, workload):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/default.")]) -> None:
     """Write the report of a run again, from its records."""
     _guard(lambda: _report(folder))

@@ -1,8 +1,36 @@
-"""Operations and bytes of each stage, from shape and token counts alone."""
+"""Operations and bytes of each stage, from shape and token counts alone, and the least time a device needs for them."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
+
+from effivlm.families.base import Family
+from effivlm.runtime.encoder import vision_blocks
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What a device can do. ``flops`` per second, ``bandwidth`` and ``memory`` in bytes (per second); memory 0: unknown."""
+
+    name: str
+    flops: float
+    bandwidth: float
+    memory: float = 0.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage must do at least: multiply-adds counted twice, and bytes read or written once."""
+
+    flops: float
+    bytes: float
+
+    def floor(self, peaks: Peaks) -> float:
+        """Least seconds on a device."""
+        return max(self.flops / peaks.flops, self.bytes / peaks.bandwidth)
 
 
 @dataclass(frozen=True)
@@ -31,6 +59,15 @@ class TextShape:
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return attention + 3 * self.hidden * self.inter
 
+    @property
+    def weights(self) -> int:
+        """Matrix entries that every token passes: the layers and the output head."""
+        return self.layers * self.layer_weights + self.hidden * self.vocab
+
+    def kv_entry(self, size: int) -> int:
+        """Bytes of one token's keys and values in one layer, ``size`` bytes an element."""
+        return 2 * self.kv_heads * self.head_dim * size
+
     def prefill_flops(self, tokens_per_layer: Sequence[int]) -> int:
         """Multiply-adds counted twice: every layer's matrices on its tokens, causal attention, logits of one token."""
         linear = sum(2 * n * self.layer_weights for n in tokens_per_layer)
@@ -39,5 +76,88 @@ class TextShape:
 
     def decode_bytes(self, kv_bytes: float, bytes_per_weight: int) -> int:
         """Bytes one decode step must read at batch 1: every weight once, and the cache."""
-        weights = self.layers * self.layer_weights + self.hidden * self.vocab
-        return round(weights * bytes_per_weight + kv_bytes)
+        return round(self.weights * bytes_per_weight + kv_bytes)
+
+    def prefill_work(self, tokens_per_layer: Sequence[int], size: int, batch: int = 1) -> Work:
+        """A prefill of ``batch`` equal prompts: weights read once, keys and values written once."""
+        written = batch * sum(tokens_per_layer) * self.kv_entry(size)
+        return Work(batch * self.prefill_flops(tokens_per_layer), self.weights * size + written)
+
+    def decode_work(self, kv_per_layer: Sequence[float], new_tokens: int, size: int, batch: int = 1) -> Work:
+        """One decode step, averaged over an answer of ``new_tokens``: every weight once, every row's cache once.
+
+        Args:
+            kv_per_layer: prompt entries held, mean over KV heads.
+            new_tokens: generated; the first comes from prefill.
+            size: bytes an element.
+            batch: rows decoded side by side.
+        """
+        held = sum(kv_per_layer) + self.layers * new_tokens / 2
+        attention = 4 * held * self.heads * self.head_dim
+        return Work(batch * (2 * self.weights + attention), self.weights * size + batch * held * self.kv_entry(size))
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """An image encoder's sizes, counted in its modules (which may be on the meta device).
+
+    Attributes:
+        hidden: width. block_weights: matrix entries of all blocks. patch_weights: of what embeds a patch.
+        token_weights: of what makes LLM tokens (merger, projector). full, windowed: blocks by what a patch sees.
+        window: patches of a window.
+    """
+
+    hidden: int
+    block_weights: int
+    patch_weights: int
+    token_weights: int
+    full: int
+    windowed: int
+    window: int
+
+    @classmethod
+    def of(cls, model: nn.Module, family: Family) -> "VisionShape":
+        """From a model of a family."""
+        some: Any = model
+        blocks, v = vision_blocks(model), some.config.vision_config
+        inside = {id(m) for m in blocks.modules()} | {id(m) for m in some.get_decoder().modules()}
+        outside = [m for m in some.base_model.modules() if id(m) not in inside]
+        patch = sum(_matrix(m) for m in outside if isinstance(m, nn.Conv2d | nn.Conv3d))
+        token = sum(_matrix(m) for m in outside if isinstance(m, nn.Linear))
+        full = len(family.full_blocks(some.config, len(blocks)))
+        side = getattr(v, "window_size", 0) // _side(v.patch_size)
+        width = getattr(v, "embed_dim", None) or v.hidden_size
+        return cls(width, sum(_matrix(m) for m in blocks.modules()), patch, token, full, len(blocks) - full, side * side)
+
+    def work(self, segments: Sequence[int], tokens: int, size: int) -> Work:
+        """Encoding images.
+
+        Args:
+            segments: patches (with [CLS]) of every sequence that attends to itself.
+            tokens: LLM tokens made of them.
+            size: bytes an element.
+        """
+        n = sum(segments)
+        linear = 2 * n * (self.block_weights + self.patch_weights) + 2 * tokens * self.token_weights
+        seen = self.full * sum(s * s for s in segments) + self.windowed * sum(s * min(s, self.window) for s in segments)
+        return Work(linear + 4 * seen * self.hidden, (self.block_weights + self.patch_weights + self.token_weights) * size)
+
+
+def segments_of(model: nn.Module, family: Family, inputs: Mapping[str, Any]) -> list[int]:
+    """Patches of every sequence the image encoder attends over, [CLS] included, from a model's inputs."""
+    some: Any = model
+    if family.packed:
+        return [math.prod(grid) for grid in inputs["image_grid_thw"].tolist()]
+    pixels, side = inputs["pixel_values"], _side(some.config.vision_config.patch_size)
+    patches = (pixels.shape[-2] // side) * (pixels.shape[-1] // side)
+    tiles = math.prod(pixels.shape[:-3])
+    return [patches + family.prefix(some.config)] * tiles
+
+
+def _matrix(module: nn.Module) -> int:
+    """Entries of a module's own weight, where it multiplies."""
+    return module.weight.numel() if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d) else 0
+
+
+def _side(size: Any) -> int:
+    return size if isinstance(size, int) else size[0]

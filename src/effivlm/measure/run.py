@@ -1,0 +1,182 @@
+"""The measurement on one screen: prompts, warm-up, correctness, interleaved rounds, floors; written beside the answers."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from effivlm.config import ConfigError, Experiment, MeasureSpec, TaskSpec, dump_experiment
+from effivlm.experiment import load_model, prepare, sample
+from effivlm.families.loading import Loaded
+from effivlm.measure import workloads
+from effivlm.measure.busy import Watch, gpu_note
+from effivlm.measure.peaks import measured
+from effivlm.measure.predict import Predictor
+from effivlm.measure.roofline import Peaks
+from effivlm.measure.timing import Inputs, Sample, Timer
+from effivlm.provenance import environment
+from effivlm.records import StoreError, TimingRecord, read_timings
+from effivlm.setting import Setting, parse_setting
+from effivlm.store import RunStore
+from effivlm.tasks.builtin import load_suite, load_task
+
+log = logging.getLogger("effivlm")
+TASKS = "tasks"  # the workload that is the experiment's own tasks
+Progress = Callable[[str, int, int], None]  # (what, rounds done, rounds in all)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A named set of prompts of one length of answer; ``makes`` prepare the model's inputs, one after the other."""
+
+    name: str
+    makes: Sequence[Callable[[], Inputs]]
+    new_tokens: int
+
+
+@dataclass
+class Measured:
+    """What a measurement did: samples recorded, and settings that could not be timed, with the reason."""
+
+    recorded: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def measure(experiment: Experiment, root: Path = Path("runs"), progress: Progress = lambda what, done, total: None) -> Measured:
+    """Time every setting of an experiment, baseline interleaved, into ``runs/NAME/timings``.
+
+    Raises:
+        ConfigError: without a ``measure`` section. StoreError: if the folder already holds timings of the workload.
+        LoadError, UnknownName, TaskError: for models, workloads and tasks that cannot be had.
+    """
+    spec, out = experiment.measure, Measured()
+    if spec is None:
+        raise ConfigError("the experiment has no section 'measure': add one, such as measure: {workload: effivlm-bench}")
+    if spec.workload != TASKS:
+        workloads.workload(spec.workload)  # refused before anything is loaded
+    settings = [parse_setting(text) for text in experiment.settings]
+    identity = experiment.model_dump(mode="json")
+    with RunStore(root / experiment.name, dump_experiment(experiment), identity) as store:
+        for model in experiment.models:
+            loaded = load_model(model)
+            store.note_environment(environment(str(loaded.model.device), "pil"))
+            peaks = measured(loaded.model.device, loaded.model.dtype)
+            for case in cases(spec, loaded, experiment.tasks, experiment.seed):
+                _refuse_second(store, case, loaded)
+                measure_case(store, loaded, settings, case, spec, peaks, progress, out)
+    return out
+
+
+def cases(spec: MeasureSpec, loaded: Loaded, tasks: Sequence[TaskSpec], seed: int) -> Iterator[Case]:
+    """The prompts of a workload: one case per batch size, or one per task."""
+    if spec.workload == TASKS:
+        for given in tasks:
+            for name in load_suite(given.name):
+                task = load_task(name)
+                documents = sample(task, given, seed)
+                makes = [lambda d=d: prepare(loaded, d, [o() for o in d.images]) for d in documents]
+                yield Case(task.name, makes, task.max_new_tokens)
+        return
+    work = workloads.workload(spec.workload)
+    for batch in work.batches:
+        made = workloads.prompts(work, loaded.family, loaded.model.config, batch, workloads.image_sizes(loaded.name), seed)
+        inputs = workloads.on_device(made, loaded)
+        label = work.name if work.batches == (1,) else f"{work.name}-b{batch}"
+        yield Case(label, [lambda i=inputs: i], work.new_tokens)
+
+
+def _refuse_second(store: RunStore, case: Case, loaded: Loaded) -> None:
+    if any(t.model == loaded.name and t.workload == case.name for t in read_timings(store.folder)):
+        held = f"{store.timings(case.name)} already holds timings of {loaded.name}"
+        raise StoreError(f"{held}: two measurements are not mixed; move the file away, or choose another name for the experiment")
+
+
+def measure_case(store: RunStore, loaded: Loaded, settings: Sequence[Setting], case: Case, spec: MeasureSpec, peaks: Peaks,
+                  progress: Progress, out: Measured) -> None:  # fmt: skip
+    """Time one case on a loaded model and write its samples, floors and predictions into a run's folder."""
+    timers, first = warmed(loaded, settings, case, spec.warmup, out)
+    _require_original(timers, case, out)
+    note_floors(store.timings(case.name).with_suffix(".json"), loaded, case, first, peaks)
+    what = f"{loaded.name}, {case.name}"
+    for done, rounds in enumerate(interleaved(timers, case, spec), start=1):
+        for setting, (timed, busy) in rounds.items():
+            store.append(store.timings(case.name), record_of(loaded, setting, case, done - 1, timed, busy, first[setting][1]))
+        out.recorded += len(rounds)
+        progress(what, done, spec.repeats)
+
+
+def _require_original(timers: Mapping[Setting, Timer], case: Case, out: Measured) -> None:
+    if "none" not in map(str, timers):
+        raise RuntimeError(f"{case.name}: the original itself cannot be timed: {'; '.join(out.failed.values())}")
+
+
+def warmed(loaded: Loaded, settings: Sequence[Setting], case: Case, warmup: int, out: Measured
+           ) -> tuple[dict[Setting, Timer], dict[Setting, tuple[Sample, bool]]]:  # fmt: skip
+    """Timers that have run, each with its first sample and whether that was correct; what cannot run is noted and left out."""
+    timers: dict[Setting, Timer] = {}
+    first: dict[Setting, tuple[Sample, bool]] = {}
+    for setting in settings:
+        try:
+            timer = Timer(loaded.model, setting)
+            timed = timer.once(case.makes[0], case.new_tokens)
+            right = timer.correct(case.makes[0], timed)
+            for i in range(warmup):
+                timer.once(case.makes[i % len(case.makes)], case.new_tokens)
+        except Exception as error:  # one setting that fails must not cost the others
+            log.error("%s under %s cannot be timed", case.name, setting, exc_info=error)
+            out.failed[f"{loaded.name}, {case.name}, {setting}"] = f"{type(error).__name__}: {error}"
+            continue
+        if not right:
+            log.error("%s under %s is not what model.generate computes: no speed-up will be shown", case.name, setting)
+        timers[setting], first[setting] = timer, (timed, right)
+    return timers, first
+
+
+def interleaved(timers: dict[Setting, Timer], case: Case, spec: MeasureSpec) -> Iterator[dict[Setting, tuple[Sample, str]]]:
+    """Rounds in which every setting runs once on the same prompt, in alternating order; whole rounds only.
+
+    Ends after ``spec.repeats`` rounds, or (from two rounds on) once the slowest setting was timed for ``spec.seconds``.
+    """
+    spent = dict.fromkeys(timers, 0.0)
+    for number in range(spec.repeats):
+        order = list(timers) if number % 2 == 0 else list(timers)[::-1]
+        make, found = case.makes[number % len(case.makes)], {}
+        for setting in order:
+            watch = Watch()
+            timed = timers[setting].once(make, case.new_tokens)
+            notes = (watch.note(), gpu_note(timers[setting].device))
+            found[setting] = timed, "; ".join(n for n in notes if n)
+            spent[setting] += timed.seconds["total"]
+        yield {s: found[s] for s in timers}
+        if number and max(spent.values(), default=0.0) >= spec.seconds:
+            return
+
+
+def record_of(loaded: Loaded, setting: Setting, case: Case, number: int, timed: Sample, busy: str, right: bool) -> TimingRecord:
+    """A timed sample as it is stored."""
+    return TimingRecord(loaded.name, str(setting), case.name, number, timed.seconds, timed.memory, sum(map(len, timed.tokens)),
+                        busy, right)  # fmt: skip
+
+
+def note_floors(path: Path, loaded: Loaded, case: Case, first: dict[Setting, tuple[Sample, bool]], peaks: Peaks) -> None:
+    """Write the floor of every stage, what was predicted from budgets alone, and what each layer's cache held."""
+    inputs = case.makes[0]()
+    size = torch.empty(0, dtype=loaded.model.dtype).element_size()
+    predictor = Predictor(loaded.model, loaded.family, inputs, case.new_tokens, size)
+    table: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    rows = {}
+    for setting, (timed, _) in first.items():
+        row: dict[str, Any] = {"account": timed.account.as_dict(), "kv_bytes_per_layer": timed.kv_per_layer}
+        try:
+            told = predictor.predict(setting, peaks)
+            row["predicted"] = asdict(told) | {"ttft": told.ttft, "total": told.total}
+        except ValueError as error:  # a method with a rule of its own
+            row["predicted"] = {"error": str(error)}
+        rows[str(setting)] = row | {"floor": predictor.floors(timed.account, setting, peaks)}
+    table[loaded.name] = {"peaks": asdict(peaks), "settings": rows, "new_tokens": case.new_tokens, "prompts": len(case.makes)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(table, indent=1) + "\n")

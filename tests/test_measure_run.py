@@ -1,0 +1,234 @@
+"""Interleaved rounds, records that pair, floors and predictions against what the audit counts."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from effivlm import registry
+from effivlm.cli import app
+from effivlm.config import ConfigError, MeasureSpec, build_experiment
+from effivlm.families.loading import load
+from effivlm.measure import workloads
+from effivlm.measure.busy import Watch
+from effivlm.measure.peaks import measured, stated
+from effivlm.measure.predict import Predictor, table
+from effivlm.measure.roofline import Peaks, TextShape, VisionShape, Work, segments_of
+from effivlm.measure.run import Case, interleaved, measure
+from effivlm.measure.timing import Timer
+from effivlm.metrics.efficiency import speedup
+from effivlm.records import StoreError, read_timings
+from effivlm.report.speed import write_speed
+from effivlm.setting import parse_setting
+
+torch.set_num_threads(1)
+
+
+def experiment(**measure):
+    spec = {"workload": "tasks", "repeats": 3, "warmup": 0, "seconds": 60, **measure}
+    return build_experiment({"name": "t", "models": [{"name": "zoo:scenes-llava"}], "settings": ["visionzip@0.2", "snapkv@0.2"],
+                             "tasks": [{"name": "exist", "documents": 2}], "measure": spec}, "test")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    result = measure(experiment(), root)
+    assert result.recorded == 9 and not result.failed
+    return root
+
+
+def test_records_pair_and_sum(folder):
+    timings = read_timings(folder / "t")
+    groups = {s: [t for t in timings if t.setting == s] for s in ("none", "visionzip@0.2", "snapkv@0.2")}
+    assert all([t.sample for t in g] == [0, 1, 2] for g in groups.values())
+    for t in timings:
+        assert t.correct and t.workload == "exist" and t.model == "scenes-llava"
+        assert sum(t.seconds[k] for k in ("media", "vision", "method", "prefill", "decode")) == pytest.approx(
+            t.seconds["total"], rel=0.02
+        )
+        assert set(t.memory) == {"resident", "kv", "weights"}
+    found = speedup(groups["snapkv@0.2"], groups["none"], "total")
+    assert found.pairs == 3 and found.low <= found.ratio <= found.high
+    assert groups["snapkv@0.2"][0].memory["kv"] < 0.3 * groups["none"][0].memory["kv"]
+
+
+def test_a_second_measurement_is_refused(folder):
+    with pytest.raises(StoreError, match="not mixed"):
+        measure(experiment(), folder)
+
+
+def test_tables(folder):
+    (path,) = write_speed(folder / "t")
+    text = path.read_text()
+    assert "visionzip@0.2" in text and "TTFT speed-up" in text and "share of floor" in text
+    floors = json.loads((folder / "t" / "timings" / "exist.json").read_text())["scenes-llava"]["settings"]
+    assert 0 < floors["visionzip@0.2"]["floor"]["prefill"] < floors["none"]["floor"]["prefill"]
+    assert floors["snapkv@0.2"]["floor"]["decode_per_token"] < floors["none"]["floor"]["decode_per_token"]
+    assert len(floors["snapkv@0.2"]["kv_bytes_per_layer"]) == len(floors["snapkv@0.2"]["account"]["kv_per_layer"])
+
+
+def test_no_section_and_unknown_workload(tmp_path):
+    with pytest.raises(ConfigError, match="no section 'measure'"):
+        measure(experiment().model_copy(update={"measure": None}), tmp_path)
+    with pytest.raises(registry.UnknownName, match="effivlm-bench"):
+        measure(experiment(workload="effivlm-bnch"), tmp_path)
+
+
+def test_a_setting_that_fails_is_named_and_the_others_are_timed(tmp_path, monkeypatch):
+    once = Timer.once
+
+    def broken(self, make, n):
+        if str(self.session.setting) == "snapkv@0.2":
+            raise RuntimeError("planted")
+        return once(self, make, n)
+
+    monkeypatch.setattr(Timer, "once", broken)
+    result = measure(experiment(), tmp_path)
+    assert (
+        list(result.failed) == ["scenes-llava, exist, snapkv@0.2"]
+        and "planted" in result.failed["scenes-llava, exist, snapkv@0.2"]
+    )
+    assert {t.setting for t in read_timings(tmp_path / "t")} == {"none", "visionzip@0.2"}
+
+
+def test_rounds_alternate_and_stop_in_time():
+    model, inputs, ran = tiny.build("llava"), tiny.prompt("llava"), []
+
+    class Spy(Timer):
+        def once(self, make, n):
+            ran.append(str(self.session.setting))
+            timed = super().once(make, n)
+            return dataclasses.replace(timed, seconds={**timed.seconds, "total": 1.0})
+
+    settings = [parse_setting(s) for s in ("none", "random_pre@0.5", "snapkv@0.5")]
+    timers, case = {s: Spy(model, s) for s in settings}, Case("x", [lambda: inputs], 2)
+    rounds = list(interleaved(timers, case, MeasureSpec(repeats=9, seconds=3)))
+    assert len(rounds) == 3 and all(list(r) == settings for r in rounds)
+    names = [str(s) for s in settings]
+    assert ran == names + names[::-1] + names
+    assert len(list(interleaved(timers, case, MeasureSpec(repeats=9, seconds=0.5)))) == 2  # a pair is the least
+
+
+def test_two_measurements_agree_within_their_intervals():
+    model, inputs = tiny.build("llava"), tiny.prompt("llava")
+    case = Case("x", [lambda: inputs], 2)
+    halves = []
+    for _ in range(2):
+        timer = Timer(model, parse_setting("fastv@0.5"))
+        rounds = list(interleaved({timer.session.setting: timer}, case, MeasureSpec(repeats=12)))
+        halves.append(np.percentile([s.seconds["ttft"] for r in rounds for s, _ in r.values()], [5, 95]))
+    assert halves[0][0] <= halves[1][1] and halves[1][0] <= halves[0][1]
+
+
+EXACT = ("none", "divprune@0.5", "random_pre@7", "fastv@0.5", "snapkv@0.3", "pyramidkv@0.4", "pyramiddrop@0.6", "vl_cache@0.3",
+         "divprune@0.5 + fastv@0.5", "visionzip@0.5 + pyramiddrop@0.5 + snapkv@0.5")  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ("llava", "llava_next", "qwen2_5_vl", "internvl"))
+def test_counts_from_budgets_are_the_audited_ones(family):
+    model, inputs = tiny.build(family), tiny.prompt(family)
+    predictor = Predictor(model, registry.families()[family], inputs, 3, 4)
+    for text in (*EXACT, "tome@0.5"):
+        setting = parse_setting(text)
+        told, timed = predictor.counts(setting), Timer(model, setting).once(lambda: inputs, 2)
+        if text in EXACT:
+            assert told.tokens == timed.account.tokens_per_layer, text
+            assert sum(told.kv) == pytest.approx(sum(timed.account.kv_per_layer)), text
+        else:
+            assert all(a <= b <= 1.15 * a for a, b in zip(timed.account.tokens_per_layer, told.tokens, strict=True)), text
+    assert (
+        predictor.predict(parse_setting("none"), stated("h200")).kv
+        == Timer(model, parse_setting("none")).once(lambda: inputs, 2).memory["kv"]
+    )
+
+
+def test_a_rule_of_its_own_cannot_be_predicted():
+    model, inputs = tiny.build("llava"), tiny.prompt("llava")
+    with pytest.raises(ValueError, match="decides while it runs"):
+        Predictor(model, registry.families()["llava"], inputs, 3, 4).counts(parse_setting("plphp"))
+
+
+@pytest.mark.parametrize("family", ("llava", "llava_next", "qwen2_vl", "internvl"))
+def test_operations_are_those_of_torch(family):
+    """Dense products counted by torch's own counter, on the whole prompt."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, inputs, f = tiny.build(family, attn="eager"), tiny.prompt(family), registry.families()[family]
+    n = inputs["input_ids"].shape[1]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.base_model.get_image_features(
+            **{k: v for k, v in inputs.items() if k in ("pixel_values", "image_sizes", "image_grid_thw")}
+        )
+    visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    mine = VisionShape.of(model, f).work(segments_of(model, f, inputs), visual, 4)
+    assert mine.flops == pytest.approx(counter.get_total_flops(), rel=0.25)  # newline tokens, all-patch projectors
+    shape = TextShape.of(model.get_decoder().config)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.get_decoder()(inputs_embeds=torch.zeros(1, n, shape.hidden), use_cache=False)
+    dense = shape.prefill_flops([n] * shape.layers) - 2 * shape.hidden * shape.vocab
+    causal = shape.layers * 2 * n * n * shape.heads * shape.head_dim  # eager computes the masked half too
+    assert dense + causal == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_floors():
+    assert Work(2e12, 1e9).floor(Peaks("x", 1e12, 1e12)) == 2 and Work(1e6, 3e12).floor(Peaks("x", 1e12, 1e12)) == 3
+    shape = TextShape(2, 8, 16, 4, 2, 2, 10)
+    weights = 2 * (8 * 2 * (8 + 4) + 3 * 8 * 16) + 80
+    assert shape.weights == weights and shape.kv_entry(2) == 16
+    assert shape.decode_work([5.0, 7.0], 4, 2, batch=3).bytes == weights * 2 + 3 * (12 + 2 * 2) * 16
+    assert shape.prefill_work([5, 5], 2).bytes == weights * 2 + 10 * 16
+    peaks = measured(torch.device("cpu"), torch.float32, repeats=1)
+    assert 1e8 < peaks.flops < 1e14 and 1e8 < peaks.bandwidth < 1e13
+
+
+@pytest.mark.parametrize("shape", ("llava-1.5-7b", "llava-onevision-7b", "qwen2-vl-7b", "internvl3-8b"))
+@pytest.mark.parametrize("name", sorted(workloads.WORKLOADS))
+def test_workloads_have_their_length(shape, name):
+    loaded, work = load(shape, random_weights=True, device="meta"), workloads.workload(name)
+    batch = 2 if name == "polymorphic" else 1
+    inputs = workloads.prompts(work, loaded.family, loaded.model.config, batch, workloads.image_sizes(shape))
+    length = inputs["input_ids"].shape[1]
+    visual = int((inputs["input_ids"][0] == loaded.model.config.image_token_id).sum())
+    assert inputs["input_ids"].shape[0] == batch
+    assert length == work.prompt if work.prompt else length == visual + work.text + 2 * len(_runs(inputs, loaded))
+    assert visual > 0.8 * (work.prompt or 0)
+
+
+def _runs(inputs, loaded):
+    ids = (inputs["input_ids"][0] == loaded.model.config.image_token_id).long()
+    return ((ids.diff() == 1).nonzero()).tolist()
+
+
+def test_predict_needs_no_weights():
+    lines = table("llava-1.5-7b", ["visionzip@64"], "h200", "polymorphic")
+    assert "2.7" in lines[2] and "KV 57 MiB" in lines[2]
+    serving = table("qwen2-vl-7b", ["snapkv@0.1"], "h100-sxm", "serving")
+    assert any("largest batch" in x for x in serving)
+
+
+@pytest.mark.parametrize(("busy", "own", "note"), ((9.0, 9.0, ""), (19.0, 9.0, "others used 1.0 of"), (None, 9.0, None)))
+def test_busy_machine_is_noted(monkeypatch, busy, own, note):
+    """Readings of (clock, CPU seconds of all processes, CPU seconds of ours), ten seconds apart."""
+    readings = iter([(0.0, 0.0 if busy is not None else None, 0.0), (10.0, busy, own)])
+    monkeypatch.setattr(Watch, "_read", staticmethod(lambda: next(readings)))
+    monkeypatch.setattr("os.getloadavg", lambda: (torch.get_num_threads() + 2.0, 0.0, 0.0))
+    found = Watch().note()
+    assert found == "" if note == "" else (note or "load 2.0 above ours") in found, found
+
+
+def test_cli(tmp_path):
+    from typer.testing import CliRunner
+
+    file = tmp_path / "e.yaml"
+    file.write_text("name: t\nmodels: [{name: 'zoo:scenes-llava'}]\nsettings: [fastv@0.2]\ntasks: [{name: exist, documents: 1}]\n"
+                    "measure: {workload: tasks, repeats: 2, warmup: 0}\n")  # fmt: skip
+    done = CliRunner().invoke(app, ["measure", str(file), "--root", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "TTFT speed-up" in done.output and (tmp_path / "t" / "report" / "speed_exist.md").exists()
+    told = CliRunner().invoke(app, ["predict", "llava-1.5-7b", "visionzip@64", "--workload", "polymorphic"])
+    assert told.exit_code == 0 and "visionzip@64" in told.output
+    assert CliRunner().invoke(app, ["predict", "llava-1.5-7b", "visionzip@64", "--device", "h20"]).exit_code == 2
