@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from effivlm.config import Experiment, MeasureSpec, ModelSpec, TaskSpec, dump_experiment
+from effivlm.config import Experiment, MeasureSpec, ModelSpec, dump_experiment
 from effivlm.experiment import load_model
 from effivlm.measure import workloads
 from effivlm.measure.peaks import measured
@@ -30,9 +30,7 @@ def main(out: Path, rounds: int) -> None:
     torch.set_num_threads(1)
     model = ModelSpec(name="llava-onevision-0.5b", dtype="bfloat16", random_weights=True)
     spec = MeasureSpec(workload="uniprunebench", repeats=rounds, warmup=0, seconds=10_000)
-    experiment = Experiment(
-        name=out.name, models=(model,), settings=("none", *SETTINGS), tasks=(TaskSpec(name="scenes"),), measure=spec
-    )
+    experiment = Experiment(name=out.name, models=(model,), settings=("none", *SETTINGS), measure=spec)
     loaded = load_model(model)
     work = replace(workloads.workload(spec.workload), name="uniprunebench-384px")
     made = workloads.prompts(work, loaded.family, loaded.model.config, 1, {"sizes": [(384, 384)]})

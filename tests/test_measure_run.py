@@ -11,6 +11,7 @@ import torch
 from effivlm import registry
 from effivlm.cli import app
 from effivlm.config import ConfigError, MeasureSpec, build_experiment
+from effivlm.experiment import run
 from effivlm.families.loading import load
 from effivlm.measure import workloads
 from effivlm.measure.busy import Watch
@@ -93,6 +94,17 @@ def test_a_setting_that_fails_is_named_and_the_others_are_timed(tmp_path, monkey
         and "planted" in result.failed["scenes-llava, exist, snapkv@0.2"]
     )
     assert {t.setting for t in read_timings(tmp_path / "t")} == {"none", "visionzip@0.2"}
+
+
+def test_tasks_may_be_left_out_only_for_a_fixed_workload(tmp_path):
+    data = {"name": "t", "models": [{"name": "zoo:scenes-llava"}], "settings": ["fastv@0.2"],
+            "measure": {"workload": "plphp"}}  # fmt: skip
+    only = build_experiment(data, "test")
+    with pytest.raises(ConfigError, match="can be measured but not run"):
+        run(only, tmp_path)
+    for measure_section in (None, {"workload": "tasks"}):
+        with pytest.raises(ConfigError, match="tasks"):
+            build_experiment({**data, "measure": measure_section}, "test")
 
 
 def test_rounds_alternate_and_stop_in_time():

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from effivlm.budget import BudgetError
 from effivlm.registry import UnknownName
@@ -75,16 +75,23 @@ class Experiment(Spec):
 
     Attributes:
         name: the run's folder under ``runs/``. settings: in text form; ``none`` is always included, first.
+        tasks: may be left out where the experiment is only measured, on a fixed workload.
         seed: sampling of documents. width: answers decoded side by side.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     models: tuple[ModelSpec, ...] = Field(min_length=1)
     settings: tuple[str, ...] = Field(min_length=1)
-    tasks: tuple[TaskSpec, ...] = Field(min_length=1)
+    tasks: tuple[TaskSpec, ...] = ()
     measure: MeasureSpec | None = None
     seed: int = 0
     width: int = Field(default=16, ge=1)
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> "Experiment":
+        if not self.tasks and (self.measure is None or self.measure.workload == "tasks"):
+            raise ValueError("tasks: Field required (or a section 'measure' with a fixed workload)")
+        return self
 
     @field_validator("settings", mode="before")
     @classmethod

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from effivlm import __version__, zoo
-from effivlm.config import Experiment, ModelSpec, TaskSpec, dump_experiment
+from effivlm.config import ConfigError, Experiment, ModelSpec, TaskSpec, dump_experiment
 from effivlm.families.loading import Loaded, load
 from effivlm.measure.roofline import TextShape
 from effivlm.provenance import environment
@@ -40,6 +40,8 @@ def run(experiment: Experiment, root: Path = Path("runs"), progress: Progress = 
     Raises:
         StoreError, LoadError, TaskError, Unsupported: before anything runs, where it can be known.
     """
+    if not experiment.tasks:
+        raise ConfigError("this experiment has no tasks, so it can be measured but not run: use `effivlm measure`, or add tasks")
     tasks = [(spec, load_task(name)) for spec in experiment.tasks for name in load_suite(spec.name)]
     settings = [parse_setting(text) for text in experiment.settings]
     counts = {"recorded": 0, "found": 0, "failed": 0}
