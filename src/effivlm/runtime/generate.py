@@ -184,10 +184,11 @@ def decode(session: Session, done: Sequence[Prefilled], limit: int, stop: Sequen
         token = logits[:, -1].argmax(-1, keepdim=True)
         out.append(token)
         over = over | torch.isin(token[:, 0], ends)
-    return [_finish(row, set(stop)) for row in torch.cat(out, 1).tolist()]
+    return [finished(row, set(stop)) for row in torch.cat(out, 1).tolist()]
 
 
-def _finish(row: list[int], stop: set[int]) -> Generated:
+def finished(row: list[int], stop: set[int]) -> Generated:
+    """The answer in a row of generated ids: up to and with the first stop token."""
     for i, token in enumerate(row):
         if token in stop:
             return Generated(row[: i + 1], "stop")
