@@ -65,7 +65,7 @@ def test_a_second_measurement_is_refused(folder):
 def test_tables(folder):
     (path,) = write_speed(folder / "t")
     text = path.read_text()
-    assert "visionzip@0.2" in text and "TTFT speed-up" in text and "share of floor" in text
+    assert "visionzip@0.2" in text and "TTFT speed-up" in text and "floor / time" in text
     floors = json.loads((folder / "t" / "timings" / "exist.json").read_text())["scenes-llava"]["settings"]
     assert 0 < floors["visionzip@0.2"]["floor"]["prefill"] < floors["none"]["floor"]["prefill"]
     assert floors["snapkv@0.2"]["floor"]["decode_per_token"] < floors["none"]["floor"]["decode_per_token"]

@@ -56,8 +56,8 @@ def _about(samples: Sequence[TimingRecord], facts: Mapping[str, Any]) -> str:
     rounds, busy = len({t.sample for t in samples}), sum(bool(t.busy) for t in samples)
     text = f"{rounds} rounds, settings interleaved. Medians and quartiles; speed-ups are medians of pairs with 95 % intervals."
     if busy:
-        worst = max((t.busy for t in samples), key=len)
-        text += f" The machine was not quiet in {busy} of {len(samples)} samples ({worst}): read ratios, not times."
+        some = sorted(t.busy for t in samples if t.busy)[busy // 2]
+        text += f" The machine was not quiet in {busy} of {len(samples)} samples (such as: {some}): read ratios, not times."
     if facts:
         p = facts["peaks"]
         text += (f" Floor at {p['flops'] / 1e12:.3g} TFLOP/s and {p['bandwidth'] / 1e9:.3g} GB/s ({p['name']});"
@@ -81,7 +81,7 @@ def _stages(groups: Mapping[str, Sequence[TimingRecord]], base: Sequence[TimingR
 
 def _limits(groups: Mapping[str, Sequence[TimingRecord]], base: Sequence[TimingRecord],
             facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:  # fmt: skip
-    titles = ["setting", "prefill: share of floor", "TTFT: share of floor", "decode: share of floor", "method: share of TTFT",
+    titles = ["setting", "prefill: floor / time", "TTFT: floor / time", "decode: floor / time", "method: share of TTFT",
               "TTFT speed-up predicted", "measured", "error", "total speed-up predicted", "measured", "error"]  # fmt: skip
     whole, lines = facts.get("none", {}).get("predicted", {}), []
     for setting, mine in groups.items():
