@@ -16,9 +16,8 @@ STAGES = ("media", "vision", "method", "prefill", "decode")
 def main(folders):
     runs = [read_timings(f) for f in folders]
     off = [abs(sum(t.seconds[s] for s in STAGES) / t.seconds["total"] - 1) for r in runs for t in r]
-    print(
-        f"{len(off)} samples; stages against total: largest difference {100 * max(off):.2f} %, mean {100 * sum(off) / len(off):.3f} %\n"
-    )
+    worst, mean = 100 * max(off), 100 * sum(off) / len(off)
+    print(f"{len(off)} samples; the sum of the stages is off the total by at most {worst:.2f} %, {mean:.2f} % on average.\n")
     print("| workload | setting | stage | first run | second run | intervals overlap |\n| --- | --- | --- | --- | --- | --- |")
     good = total = 0
     for workload, setting in dict.fromkeys((t.workload, t.setting) for t in runs[0]):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from record_samples import document, timing
 
 from effivlm import registry
 from effivlm.cli import app
@@ -22,7 +23,9 @@ from effivlm.measure.run import Case, interleaved, measure
 from effivlm.measure.timing import Timer
 from effivlm.metrics.efficiency import speedup
 from effivlm.records import StoreError, read_timings
-from effivlm.report.speed import write_speed
+from effivlm.report.rows import rows_of
+from effivlm.report.speed import markdown, write_speed
+from effivlm.report.speed_figures import quality_against_speed
 from effivlm.setting import parse_setting
 
 torch.set_num_threads(1)
@@ -63,13 +66,31 @@ def test_a_second_measurement_is_refused(folder):
 
 
 def test_tables(folder):
-    (path,) = write_speed(folder / "t")
+    path, picture = write_speed(folder / "t")
     text = path.read_text()
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert "visionzip@0.2" in text and "TTFT speed-up" in text and "floor / time" in text
     floors = json.loads((folder / "t" / "timings" / "exist.json").read_text())["scenes-llava"]["settings"]
     assert 0 < floors["visionzip@0.2"]["floor"]["prefill"] < floors["none"]["floor"]["prefill"]
     assert floors["snapkv@0.2"]["floor"]["decode_per_token"] < floors["none"]["floor"]["decode_per_token"]
     assert len(floors["snapkv@0.2"]["kv_bytes_per_layer"]) == len(floors["snapkv@0.2"]["account"]["kv_per_layer"])
+
+
+def test_quality_against_speed_where_both_were_measured(tmp_path):
+    settings = ("none", "visionzip@0.2")
+    records = [document(i, s, score=float(i % 2 or s == "none")) for s in settings for i in range(6)]
+    timings = [timing(i, s, total=1.0 if s == "none" else 0.5 + i / 100) for s in settings for i in range(4)]
+    rows, path = rows_of(records, timings), tmp_path / "x.png"
+    assert quality_against_speed(rows, "effivlm-bench", path) and path.read_bytes().startswith(b"\x89PNG")
+    assert not quality_against_speed(rows_of(records), "effivlm-bench", tmp_path / "y.png") and not (tmp_path / "y.png").exists()
+
+
+def test_published_ratios_stand_beside_ours():
+    timings = [timing(i, s, workload="polymorphic") for s in ("none", "visionzip@64") for i in range(3)]
+    text = markdown(timings, {})
+    assert "Published: Polymorphic, Table 4" in text and "2.28x" in text and "8.80x" in text
+    wrong = [dataclasses.replace(t, correct=t.setting == "none") for t in timings]
+    assert "no speed-up" in markdown(wrong, {}) and "failed its correctness check" in markdown(wrong, {})
 
 
 def test_no_section_and_unknown_workload(tmp_path):
@@ -158,6 +179,13 @@ def test_counts_from_budgets_are_the_audited_ones(family):
     )
 
 
+def test_a_batch_is_its_prompt_so_many_times():
+    model, family, peaks = tiny.build("llava"), registry.families()["llava"], stated("h200")
+    one = Predictor(model, family, tiny.prompt("llava"), 3, 4)
+    four = Predictor(model, family, tiny.batch("llava", *[tiny.prompt("llava")] * 4), 3, 4)
+    assert one.batched(4).predict(parse_setting("snapkv@0.5"), peaks) == four.predict(parse_setting("snapkv@0.5"), peaks)
+
+
 def test_a_rule_of_its_own_cannot_be_predicted():
     model, inputs = tiny.build("llava"), tiny.prompt("llava")
     with pytest.raises(ValueError, match="decides while it runs"):
@@ -198,7 +226,7 @@ def test_floors():
 
 
 @pytest.mark.parametrize("shape", ("llava-1.5-7b", "llava-onevision-7b", "qwen2-vl-7b", "internvl3-8b"))
-@pytest.mark.parametrize("name", sorted(workloads.WORKLOADS))
+@pytest.mark.parametrize("name", sorted(set(workloads.WORKLOADS) - {"serving"}))  # its prompt is that of effivlm-bench
 def test_workloads_have_their_length(shape, name):
     loaded, work = load(shape, random_weights=True, device="meta"), workloads.workload(name)
     batch = 2 if name == "polymorphic" else 1

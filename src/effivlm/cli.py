@@ -75,8 +75,9 @@ def _measure(path: Path, root: Path) -> None:
     experiment = load_experiment(path)
     with console.status("preparing") as line:
         result = measure_experiment(experiment, root, lambda what, done, total: line.update(f"{what}: round {done} of {total}"))
-    for page in write_speed(root / experiment.name):
-        console.print(page.read_text(), highlight=False, markup=False, soft_wrap=True)
+    for path in write_speed(root / experiment.name):
+        text = path.read_text() if path.suffix == ".md" else f"  {path}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{result.recorded} samples recorded in {root / experiment.name / 'timings'}")
     for what, why in result.failed.items():
         console.print(f"[bold red]not timed[/] {what}: {why}", soft_wrap=True)

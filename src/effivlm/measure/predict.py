@@ -4,6 +4,7 @@ The times are floors: what the stage must compute and move, at the device's peak
 measured times are from them (a stage's share of the floor), and how far predicted speed-ups are from measured ones.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -129,7 +130,9 @@ class Predictor:
     """Predicts settings for one model shape, prompt and device.
 
     Args:
-        model: may be on the meta device. family: of the model. inputs: of the prompt (or batch of equal prompts).
+        model: may be on the meta device.
+        family: of the model.
+        inputs: of the prompt (or batch of equal prompts).
         new_tokens: generated per prompt.
         size: bytes an element.
     """
@@ -142,6 +145,12 @@ class Predictor:
         visual = int((inputs["input_ids"] == some.config.image_token_id).sum()) // self.batch
         self.plain, self.images = length - visual, _images(some, family, inputs, visual, self.batch)
         self.segments = segments_of(model, family, inputs) if visual else []
+
+    def batched(self, batch: int) -> "Predictor":
+        """The same prompt ``batch`` times side by side."""
+        out = copy.copy(self)
+        out.batch, out.segments = self.batch * batch, self.segments * batch
+        return out
 
     def counts(self, setting: Setting) -> Expected:
         """What a setting leads to. Raises BudgetError, see `expected`."""
@@ -207,13 +216,17 @@ def table(shape: str, settings: Sequence[str], device: str, workload: str) -> li
     local = device.split(":")[0] in ("cpu", "cuda")
     limits = peaks.measured(torch.device(device), torch.bfloat16) if local else peaks.stated(device)
     lines = [f"{shape}, {workload}, {limits.name}: least times; measured times are longer (see the shares of the floor)"]
+    inputs = workloads.prompts(work, loaded.family, loaded.model.config, 1, workloads.image_sizes(shape))
+    single = Predictor(loaded.model, loaded.family, inputs, work.new_tokens, 2)
     for batch in work.batches:
-        inputs = workloads.prompts(work, loaded.family, loaded.model.config, batch, workloads.image_sizes(shape))
-        predictor = Predictor(loaded.model, loaded.family, inputs, work.new_tokens, 2)
+        predictor = single.batched(batch)
         told = [predictor.predict(s, limits) for s in parsed]
         lines += [_line(str(s), batch, p, told[0], limits) for s, p in zip(parsed, told, strict=True)]
         if batch == 1 and len(work.batches) > 1 and limits.memory:
-            most = {str(s): int((limits.memory - predictor.weights) // (p.memory - predictor.weights)) for s, p in zip(parsed, told, strict=True)}
+            most = {
+                str(s): int((limits.memory - predictor.weights) // (p.memory - predictor.weights))
+                for s, p in zip(parsed, told, strict=True)
+            }
             lines.append("  largest batch that fits: " + ", ".join(f"{s} {n}" for s, n in most.items()))
     return lines
 

@@ -1,6 +1,7 @@
 """Speed tables from timed samples: stages, paired speed-ups with intervals, shares of the floor, published ratios."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,12 @@ import numpy as np
 
 from effivlm.metrics.efficiency import Speedup, speedup
 from effivlm.metrics.performance import MetricError
-from effivlm.records import StoreError, TimingRecord, read_timings
+from effivlm.records import StoreError, TimingRecord, read_run, read_timings
 from effivlm.reference import published
+from effivlm.report.rows import rows_of
+from effivlm.report.speed_figures import quality_against_speed, stages_and_speedups
+
+log = logging.getLogger("effivlm")
 
 STAGES = ("media", "vision", "method", "prefill", "ttft", "decode_per_token", "total")
 PUBLISHED = {"uniprunebench": ("UniPruneBench", 4), "polymorphic": ("Polymorphic", 4)}
@@ -18,7 +23,10 @@ Floors = Mapping[str, Any]  # model -> {"peaks", "settings": {setting: {"floor",
 
 
 def write_speed(folder: Path) -> list[Path]:
-    """Write ``report/speed_WORKLOAD.md`` for every workload a run was measured on.
+    """Write ``report/speed_WORKLOAD.md`` and figures for every workload a run was measured on.
+
+    Returns:
+        The files written, tables first; figures are left out, with a warning, where matplotlib is missing.
 
     Raises:
         StoreError: if the run was never measured.
@@ -33,7 +41,26 @@ def write_speed(folder: Path) -> list[Path]:
         floors = json.loads(beside.read_text()) if beside.exists() else {}
         paths.append(folder / "report" / f"speed_{workload}.md")
         paths[-1].write_text(markdown([t for t in timings if t.workload == workload], floors))
-    return paths
+    try:
+        return paths + _figures(folder, timings)
+    except ImportError as error:
+        log.warning("%s (the tables are written)", error)
+        return paths
+
+
+def _figures(folder: Path, timings: Sequence[TimingRecord]) -> list[Path]:
+    out = []
+    answered = any((folder / "records").rglob("*.jsonl"))
+    rows = rows_of(read_run(folder), timings) if answered else []
+    for model, workload in dict.fromkeys((t.model, t.workload) for t in timings):
+        mine = [t for t in timings if (t.model, t.workload) == (model, workload)]
+        groups = {s: [t for t in mine if t.setting == s] for s in dict.fromkeys(t.setting for t in mine)}
+        out.append(folder / "report" / f"speed_{workload}_{model}.png")
+        stages_and_speedups(groups, f"{model}, {workload}", out[-1])
+        picture = folder / "report" / f"quality_speed_{workload}_{model}.png"
+        if quality_against_speed([r for r in rows if r.model == model], workload, picture):
+            out.append(picture)
+    return out
 
 
 def markdown(timings: Sequence[TimingRecord], floors: Floors) -> str:
