@@ -50,11 +50,11 @@ def test_planted_sleep_is_method_time():
     model, inputs = tiny.build("llava"), tiny.prompt("llava", images=1)
     budget = parse_budget("0.5", "visual")
     fast, slow = Timer(model, Setting((Part(RandomPre(), budget),))), Timer(model, Setting((Part(Sleepy(), budget),)))
-    pairs = [(fast.once(lambda: inputs, 2).seconds, slow.once(lambda: inputs, 2).seconds) for _ in range(9)][2:]
-    extra = {k: float(np.median([b[k] - a[k] for a, b in pairs])) for k in ("vision", "method", "prefill", "decode", "ttft")}
-    assert 0.0095 <= extra["method"] <= 0.02, extra
-    assert all(abs(extra[k]) < 0.004 for k in ("vision", "prefill", "decode")), extra
-    assert 0.0095 <= extra["ttft"] <= 0.025, extra
+    pairs = [(fast.once(lambda: inputs, 2).seconds, slow.once(lambda: inputs, 2).seconds) for _ in range(14)][2:]
+    least = [{k: min(s[k] for s in mine) for k in mine[0]} for mine in zip(*pairs, strict=True)]  # others' load only adds
+    extra = {k: least[1][k] - least[0][k] for k in ("vision", "method", "prefill", "decode")}
+    assert 0.0095 <= extra["method"] <= 0.015, extra
+    assert all(extra[k] < 0.004 for k in ("vision", "prefill", "decode")), extra  # it is in no other stage
 
 
 @pytest.mark.parametrize("family", ("llava_next", "qwen2_5_vl"))
@@ -95,7 +95,8 @@ def test_clock_counts_nested_work_once():
     with clock.during("decode"):
         hook()
     out = clock.stop()
-    assert 0.0195 < out["method"] < 0.03 and 0.0195 < out["prefill"] < 0.03 and out["decode"] > 0.0295
+    assert 0.0195 < out["method"] and 0.0195 < out["prefill"] and 0.0295 < out["decode"]
+    assert out["method"] + out["prefill"] < out["total"] - 0.029
     assert sum(v for k, v in out.items() if k != "total") == pytest.approx(out["total"], rel=0.01)
 
 

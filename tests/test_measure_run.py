@@ -49,11 +49,11 @@ def test_records_pair_and_sum(folder):
     timings = read_timings(folder / "t")
     groups = {s: [t for t in timings if t.setting == s] for s in ("none", "visionzip@0.2", "snapkv@0.2")}
     assert all([t.sample for t in g] == [0, 1, 2] for g in groups.values())
+    stages = ("media", "vision", "method", "prefill", "decode")
+    sums = [sum(t.seconds[k] for k in stages) / t.seconds["total"] for t in timings]
+    assert 0.98 <= np.median(sums) <= 1.0001, sums
     for t in timings:
         assert t.correct and t.workload == "exist" and t.model == "scenes-llava"
-        assert sum(t.seconds[k] for k in ("media", "vision", "method", "prefill", "decode")) == pytest.approx(
-            t.seconds["total"], rel=0.02
-        )
         assert set(t.memory) == {"resident", "kv", "weights"}
     found = speedup(groups["snapkv@0.2"], groups["none"], "total")
     assert found.pairs == 3 and found.low <= found.ratio <= found.high
@@ -146,15 +146,13 @@ def test_rounds_alternate_and_stop_in_time():
     assert len(list(interleaved(timers, case, MeasureSpec(repeats=9, seconds=0.5)))) == 2  # a pair is the least
 
 
-def test_two_measurements_agree_within_their_intervals():
+def test_the_same_work_measured_twice_has_the_ratio_one():
+    """Two settings that keep everything, interleaved; `benchmarks/speed_agreement.py` compares runs with intervals."""
     model, inputs = tiny.build("llava"), tiny.prompt("llava")
-    case = Case("x", [lambda: inputs], 2)
-    halves = []
-    for _ in range(2):
-        timer = Timer(model, parse_setting("fastv@0.5"))
-        rounds = list(interleaved({timer.session.setting: timer}, case, MeasureSpec(repeats=12)))
-        halves.append(np.percentile([s.seconds["ttft"] for r in rounds for s, _ in r.values()], [5, 95]))
-    assert halves[0][0] <= halves[1][1] and halves[1][0] <= halves[0][1]
+    settings = [parse_setting(s) for s in ("fastv@1.0", "divprune@1.0")]
+    rounds = list(interleaved({s: Timer(model, s) for s in settings}, Case("x", [lambda: inputs], 2), MeasureSpec(repeats=15)))
+    ratios = [r[settings[0]][0].seconds["ttft"] / r[settings[1]][0].seconds["ttft"] for r in rounds]
+    assert 0.75 < np.median(ratios) < 1.33, ratios
 
 
 EXACT = ("none", "divprune@0.5", "random_pre@7", "fastv@0.5", "snapkv@0.3", "pyramidkv@0.4", "pyramiddrop@0.6", "vl_cache@0.3",
