@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -60,9 +61,20 @@ def test_records_pair_and_sum(folder):
     assert groups["snapkv@0.2"][0].memory["kv"] < 0.3 * groups["none"][0].memory["kv"]
 
 
-def test_a_second_measurement_is_refused(folder):
-    with pytest.raises(StoreError, match="not mixed"):
-        measure(experiment(), folder)
+def test_an_interrupted_measurement_goes_on(folder, tmp_path):
+    done = measure(experiment(), folder)
+    assert (done.recorded, done.found) == (0, 9)  # nothing to do
+    shutil.copytree(folder / "t", tmp_path / "t")
+    file = tmp_path / "t" / "timings" / "exist.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:6]))
+    done = measure(experiment(), tmp_path)
+    assert (done.recorded, done.found) == (3, 6)
+    again = read_timings(tmp_path / "t")
+    assert [t.sample for t in again] == [0] * 3 + [1] * 3 + [2] * 3
+    file.write_text("".join(lines[:5]))
+    with pytest.raises(StoreError, match="round 1 of scenes-llava is not whole"):
+        measure(experiment(), tmp_path)
 
 
 def test_tables(folder):

@@ -78,7 +78,7 @@ def _measure(path: Path, root: Path) -> None:
     for path in write_speed(root / experiment.name):
         text = path.read_text() if path.suffix == ".md" else f"  {path}"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{result.recorded} samples recorded in {root / experiment.name / 'timings'}")
+    console.print(f"{result.recorded} samples recorded, {result.found} found from before, in {root / experiment.name / 'timings'}")
     for what, why in result.failed.items():
         console.print(f"[bold red]not timed[/] {what}: {why}", soft_wrap=True)
     if result.failed:

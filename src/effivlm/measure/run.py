@@ -40,17 +40,18 @@ class Case:
 
 @dataclass
 class Measured:
-    """What a measurement did: samples recorded, and settings that could not be timed, with the reason."""
+    """What a measurement did: samples recorded and found from before, settings that could not be timed with the reason."""
 
     recorded: int = 0
+    found: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
 
 def measure(experiment: Experiment, root: Path = Path("runs"), progress: Progress = lambda what, done, total: None) -> Measured:
-    """Time every setting of an experiment, baseline interleaved, into ``runs/NAME/timings``.
+    """Time every setting of an experiment, baseline interleaved, into ``runs/NAME/timings``; goes on after an interruption.
 
     Raises:
-        ConfigError: without a ``measure`` section. StoreError: if the folder already holds timings of the workload.
+        ConfigError: without a ``measure`` section. StoreError: if the folder holds another experiment, or half a round.
         LoadError, UnknownName, TaskError: for models, workloads and tasks that cannot be had.
     """
     spec, out = experiment.measure, Measured()
@@ -66,7 +67,6 @@ def measure(experiment: Experiment, root: Path = Path("runs"), progress: Progres
             store.note_environment(environment(str(loaded.model.device), "pil"))
             peaks = measured(loaded.model.device, loaded.model.dtype)
             for case in cases(spec, loaded, experiment.tasks, experiment.seed):
-                _refuse_second(store, case, loaded)
                 measure_case(store, loaded, settings, case, spec, peaks, progress, out)
     return out
 
@@ -89,25 +89,39 @@ def cases(spec: MeasureSpec, loaded: Loaded, tasks: Sequence[TaskSpec], seed: in
         yield Case(label, [lambda i=inputs: i], work.new_tokens)
 
 
-def _refuse_second(store: RunStore, case: Case, loaded: Loaded) -> None:
-    if any(t.model == loaded.name and t.workload == case.name for t in read_timings(store.folder)):
-        held = f"{store.timings(case.name)} already holds timings of {loaded.name}"
-        raise StoreError(f"{held}: two measurements are not mixed; move the file away, or choose another name for the experiment")
+def rounds_done(store: RunStore, case: Case, loaded: Loaded) -> tuple[int, set[str]]:
+    """Rounds that a folder already holds, and the settings timed in them.
+
+    Raises:
+        StoreError: if the last round is not whole (killed while it was written).
+    """
+    before = [t for t in read_timings(store.folder) if t.model == loaded.name and t.workload == case.name]
+    settings = {t.setting for t in before}
+    count = max((t.sample + 1 for t in before), default=0)
+    if len(before) != count * len(settings):
+        raise StoreError(f"{store.timings(case.name)}: round {count - 1} of {loaded.name} is not whole: delete its lines (sample "
+                         f"{count - 1}) and run the same command again")  # fmt: skip
+    return count, settings
 
 
 def measure_case(store: RunStore, loaded: Loaded, settings: Sequence[Setting], case: Case, spec: MeasureSpec, peaks: Peaks,
                   progress: Progress, out: Measured) -> None:  # fmt: skip
     """Time one case on a loaded model and write its samples, floors and predictions into a run's folder."""
+    start, known = rounds_done(store, case, loaded)
+    out.found += start * len(known)
+    if start >= spec.repeats:
+        return
+    settings = [s for s in settings if not known or str(s) in known]  # rounds of one file hold the same settings
     timers, first = warmed(loaded, settings, case, spec.warmup, out)
     if "none" not in map(str, timers):  # already noted: without the original there is nothing to compare with
         return
     note_floors(store.timings(case.name).with_suffix(".json"), loaded, case, first, peaks)
     what = f"{loaded.name}, {case.name}"
-    for done, rounds in enumerate(interleaved(timers, case, spec), start=1):
+    for number, rounds in enumerate(interleaved(timers, case, spec, start), start=start):
         for setting, (timed, busy) in rounds.items():
-            store.append(store.timings(case.name), record_of(loaded, setting, case, done - 1, timed, busy, first[setting][1]))
+            store.append(store.timings(case.name), record_of(loaded, setting, case, number, timed, busy, first[setting][1]))
         out.recorded += len(rounds)
-        progress(what, done, spec.repeats)
+        progress(what, number + 1, spec.repeats)
 
 
 def warmed(loaded: Loaded, settings: Sequence[Setting], case: Case, warmup: int, out: Measured
@@ -132,13 +146,15 @@ def warmed(loaded: Loaded, settings: Sequence[Setting], case: Case, warmup: int,
     return timers, first
 
 
-def interleaved(timers: dict[Setting, Timer], case: Case, spec: MeasureSpec) -> Iterator[dict[Setting, tuple[Sample, str]]]:
+def interleaved(
+    timers: dict[Setting, Timer], case: Case, spec: MeasureSpec, start: int = 0
+) -> Iterator[dict[Setting, tuple[Sample, str]]]:
     """Rounds in which every setting runs once on the same prompt, in alternating order; whole rounds only.
 
     Ends after ``spec.repeats`` rounds, or (from two rounds on) once the slowest setting was timed for ``spec.seconds``.
     """
     spent = dict.fromkeys(timers, 0.0)
-    for number in range(spec.repeats):
+    for number in range(start, spec.repeats):
         order = list(timers) if number % 2 == 0 else list(timers)[::-1]
         make, found = case.makes[number % len(case.makes)], {}
         for setting in order:
@@ -148,7 +164,7 @@ def interleaved(timers: dict[Setting, Timer], case: Case, spec: MeasureSpec) -> 
             found[setting] = timed, "; ".join(n for n in notes if n)
             spent[setting] += timed.seconds["total"]
         yield {s: found[s] for s in timers}
-        if number and max(spent.values(), default=0.0) >= spec.seconds:
+        if number > start and max(spent.values(), default=0.0) >= spec.seconds:
             return
 
 
