@@ -88,7 +88,7 @@ class TimingRecord:
     Attributes:
         model, setting, workload: what was timed (text forms). sample: number of the sample; samples of ``none`` and of a
             setting with the same number were run one after the other and form a pair.
-        seconds: by stage: media, vision, method, prefill, ttft, decode_per_token, total.
+        seconds: by stage: media, vision, method, prefill, decode (these sum to the total), ttft, decode_per_token, total.
         memory: bytes by kind: allocated, reserved, resident, kv, weights. new_tokens: decoded.
         busy: what else used the device meanwhile, or empty. correct: whether the setting's correctness check passed.
 
