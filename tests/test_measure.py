@@ -113,3 +113,13 @@ def test_hooks_go_when_a_method_fails():
     with pytest.raises(ValueError, match="planted"):
         timer.once(lambda: inputs, 2)
     assert once(model, "none", inputs).tokens == tiny.generate(model, inputs, 3)[0].tolist()
+
+
+@pytest.mark.parametrize("setting", ("none", "divprune@0.5", "snapkv@0.3"))
+def test_a_batch_is_timed_as_it_is_generated(setting):
+    model, inputs = tiny.build("qwen2_vl"), tiny.batch("qwen2_vl", *[tiny.prompt("qwen2_vl", seed=s) for s in (0, 1, 2)])
+    timer = Timer(model, parse_setting(setting))
+    sample = timer.once(lambda: inputs, 4)
+    assert [len(row) for row in sample.tokens] == [4, 4, 4] and timer.correct(lambda: inputs, sample)
+    with timer.session:
+        assert sample.tokens == tiny.generate(model, inputs, 4)[0].tolist()
