@@ -101,6 +101,9 @@ def test_published_ratios_stand_beside_ours():
     timings = [timing(i, s, workload="polymorphic") for s in ("none", "visionzip@64") for i in range(3)]
     text = markdown(timings, {})
     assert "Published: Polymorphic, Table 4" in text and "2.28x" in text and "8.80x" in text
+    row = {"floor": dict.fromkeys(("prefill", "ttft", "decode_per_token"), 1.0), "predicted": {"ttft": 1.0, "total": 1.0}}
+    facts = {"peaks": dataclasses.asdict(stated("h200")), "new_tokens": 2, "settings": {"none": row, "visionzip@64": row}}
+    assert "below their floor" in markdown(timings, {"tiny": facts}) and "below their floor" not in text
     wrong = [dataclasses.replace(t, correct=t.setting == "none") for t in timings]
     assert "no speed-up" in markdown(wrong, {}) and "failed its correctness check" in markdown(wrong, {})
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -19,6 +19,10 @@ class Peaks:
     flops: float
     bandwidth: float
     memory: float = 0.0
+
+    def best(self, other: "Peaks") -> "Peaks":
+        """The better of two measurements of one device: load only takes away."""
+        return replace(self, flops=max(self.flops, other.flops), bandwidth=max(self.bandwidth, other.bandwidth))
 
 
 @dataclass(frozen=True)

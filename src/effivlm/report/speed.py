@@ -75,7 +75,7 @@ def markdown(timings: Sequence[TimingRecord], floors: Floors) -> str:
         text += f"\n## {model}\n\n{_about(mine, facts)}\n\n" + _table(*_stages(groups, base))
         if facts:
             text += "\n" + _table(*_limits(groups, base, facts["settings"]))
-        text += "".join(f"\nNote: {n}.\n" for n in _notes(groups, base))
+        text += "".join(f"\nNote: {n}.\n" for n in [*_notes(groups, base), *_beyond(groups, facts)])
     return text + _published(workload)
 
 
@@ -134,6 +134,14 @@ def _notes(groups: Mapping[str, Sequence[TimingRecord]], base: Sequence[TimingRe
         except MetricError as error:
             out.append(f"{setting}: no speed-up: {error}")
     return out
+
+
+def _beyond(groups: Mapping[str, Sequence[TimingRecord]], facts: Mapping[str, Any]) -> list[str]:
+    """Nothing is faster than its floor: then the peaks are wrong."""
+    for setting, mine in groups.items() if facts else ():
+        if any(facts["settings"][setting]["floor"][s] > _median(mine, s) for s in ("ttft", "decode_per_token")):
+            return ["some times are below their floor: the device's peaks were measured while it was busy; read no share of it"]
+    return []
 
 
 def _published(workload: str) -> str:
