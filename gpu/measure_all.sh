@@ -13,7 +13,8 @@ if [ $# -eq 0 ]; then
     echo decode
     exit 0
 fi
-part=$1 out=${2:-results/h200} python=${PYTHON:-.venv/bin/python}
+part=$1 out=${2:-results/h200} python=.venv/bin/python
+[ -x "$python" ] || python=python3
 if [ "$part" = decode ]; then
     timeout 540 "$python" gpu/captured_decode.py "$out/decode"
     exit
