@@ -12,8 +12,8 @@ from effivlm import registry
 from effivlm.budget import BudgetError
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, PreLLM
 from effivlm.runtime.attach import Session
-from effivlm.runtime.support import Unsupported, check_supported
 from effivlm.runtime.plan import Plan
+from effivlm.runtime.support import Unsupported, check_supported
 from effivlm.setting import parse_setting
 
 torch.set_num_threads(1)

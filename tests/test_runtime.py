@@ -10,8 +10,8 @@ from effivlm.methods.signals import ColumnSums
 from effivlm.ops import statistics
 from effivlm.runtime import signals, stages
 from effivlm.runtime.attach import Session
-from effivlm.runtime.support import Unsupported
 from effivlm.runtime.audit import AuditError
+from effivlm.runtime.support import Unsupported
 from effivlm.setting import parse_setting
 
 torch.set_num_threads(1)

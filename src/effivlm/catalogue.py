@@ -8,7 +8,7 @@ from effivlm import registry, zoo
 from effivlm.families.base import Family
 from effivlm.families.loading import shapes
 from effivlm.methods.base import Method
-from effivlm.runtime.attach import Unsupported, check_supported
+from effivlm.runtime.support import Unsupported, check_supported
 from effivlm.setting import STAGES, Part, Setting
 from effivlm.tasks.builtin import load_task, suite_names, task_names
 

@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
     "Which training-free acceleration should I use on this vision-language model, what does it cost, what does it save?"))  # fmt: skip
@@ -161,7 +169,7 @@ def _guard(verb: Callable[[], None]) -> None:
     try:
         verb()
     except known as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {str(error)}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {error!s}", highlight=False, soft_wrap=True)
         raise typer.Exit(USER_ERROR) from None
 
 

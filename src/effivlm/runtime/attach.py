@@ -13,7 +13,7 @@ from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, 
 from effivlm.methods.signals import Signal
 from effivlm.runtime.attention import Tap
 from effivlm.runtime.audit import Account, AuditError, audit_prompt
-from effivlm.runtime.cache import SlotLayer, slotted
+from effivlm.runtime.cache import slotted
 from effivlm.runtime.decode import decode_mask, repacked, shifted
 from effivlm.runtime.encoder import VisionStage, vision_blocks
 from effivlm.runtime.hooks import Wrap, unwrapped

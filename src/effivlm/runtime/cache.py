@@ -175,7 +175,7 @@ def _merged(keys: Tensor, values: Tensor, alive: list[Tensor], chosen: list[Entr
 
 
 def _merge_rows(x: Tensor, where: Tensor, m: KVMerge) -> None:
-    """x [KV, S, d], in place: targets become weighted sums of the original sources, in float32."""
+    """X [KV, S, d], in place: targets become weighted sums of the original sources, in float32."""
     head, target, source = m.head, where[m.target], where[m.source]
     rows = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     rows.index_put_((head, target), m.weight[:, None].float() * x[head, source].float(), accumulate=True)

@@ -1,7 +1,7 @@
 """The prefix tree of settings and its execution: vision encoding, prefill and early layers run once per document.
 
-    document ─ encoder group (what happens in the encoder) ─ trunk (what is cut before the LLM)
-                    ─ branch (what is cut inside: resumed from its first cut) ─ leaf (the cache: a fork) ─ decode
+document ─ encoder group (what happens in the encoder) ─ trunk (what is cut before the LLM)
+─ branch (what is cut inside: resumed from its first cut) ─ leaf (the cache: a fork) ─ decode
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -73,7 +73,7 @@ class BlockReduction:
         for i, block in enumerate(blocks):
             self.handles.append(block.register_forward_pre_hook(self.hook(self._enter(i)), with_kwargs=True))
         encoder: Any = model.get_encoder(modality="image")  # type: ignore[operator]
-        mergers = [m for n, m in encoder.named_modules() if n == "merger" or n.startswith("deepstack_merger_list.") and n.count(".") == 1]
+        mergers = [m for n, m in encoder.named_modules() if n == "merger" or (n.startswith("deepstack_merger_list.") and n.count(".") == 1)]
         if self.family.packed:
             self.handles += [m.register_forward_pre_hook(self.hook(self._refill)) for m in mergers]
         else:

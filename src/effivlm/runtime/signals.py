@@ -66,7 +66,7 @@ class LayerSource:
         return _pick((call or self.call).key[self.row], self.alive)
 
     def mask(self) -> Callable[[Tensor], Tensor] | None:
-        """rows -> [R, m] bool, where the model's attention is not plainly causal (bidirectional images, windows)."""
+        """Rows -> [R, m] bool, where the model's attention is not plainly causal (bidirectional images, windows)."""
         mask = self.call.mask
         if not self.session.current.special_mask or not isinstance(mask, Tensor) or mask.ndim != 4:
             return None

@@ -273,7 +273,7 @@ def alive_slots(prompt: Prompt, index: Tensor, valid: Tensor | None, row: int) -
 
 
 def _pick(x: Tensor, slots: Tensor) -> Tensor:
-    """x [KV, S, d] at slots; a view where nothing is left out or only a prefix is."""
+    """X [KV, S, d] at slots; a view where nothing is left out or only a prefix is."""
     if len(slots) and int(slots[-1]) - int(slots[0]) + 1 == len(slots):
         return x[:, int(slots[0]) : int(slots[-1]) + 1]
     return x[:, slots]

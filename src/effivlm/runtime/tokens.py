@@ -47,7 +47,7 @@ def hide(mask: Any, valid: Tensor, diagonal: bool = True) -> Any:
 
 
 def to_index(keep: Tensor) -> tuple[Tensor, Tensor | None]:
-    """bool [B, N] -> index [B, M] ascending, short rows padded on the left with dropped tokens; validity or None."""
+    """Bool [B, N] -> index [B, M] ascending, short rows padded on the left with dropped tokens; validity or None."""
     counts = keep.sum(1)
     index = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[:, -int(counts.max()) :]
     return index, None if bool((counts == counts.max()).all()) else keep.gather(1, index)

@@ -1,13 +1,13 @@
 """Tasks in the built-in format: a folder with ``task.yaml`` and rows in JSONL or parquet, or rows that a renderer makes.
 
-    name: scene_colour
-    version: 1
-    prompt: "{question}"          # row fields in braces
-    metric: exact_match           # see tasks.scoring
-    max_new_tokens: 6
-    stands_for: GQA
-    rows: rows.jsonl              # each row: id, question, answers, images (paths or base64 bytes)
-    # or: generator: {task: colour, count: 200}
+name: scene_colour
+version: 1
+prompt: "{question}"          # row fields in braces
+metric: exact_match           # see tasks.scoring
+max_new_tokens: 6
+stands_for: GQA
+rows: rows.jsonl              # each row: id, question, answers, images (paths or base64 bytes)
+# or: generator: {task: colour, count: 200}
 """
 
 import base64

@@ -1,0 +1,28 @@
+"""Edges: keep the tokens nearest to the border of the image. The example of docs/adding-a-method.md."""
+
+from dataclasses import dataclass
+
+from effivlm.methods.base import ImageTokens, Paper, PreLLM, Selection
+from effivlm.ops.select import top_k
+
+
+@dataclass(frozen=True)
+class Edges(PreLLM):
+    """Scores a token by how near it lies to the border; ``power`` below 1 flattens the score."""
+
+    name = "edges"
+    paper = Paper("Edges (an example, not a paper)", "0000.00000", "")
+    power: float = 1.0
+
+    @property
+    def unsupported(self):
+        """It needs to know where tokens are."""
+        return {"no_grid": "its tokens have no row and column"}
+
+    def select_image(self, tokens: ImageTokens, k: int) -> Selection:
+        """The ``k`` tokens farthest from the middle."""
+        place = tokens.place
+        middle = (place.amin(0) + place.amax(0)) / 2
+        return Selection(top_k((place - middle).abs().amax(1) ** self.power, k))
+
+
