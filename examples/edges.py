@@ -24,5 +24,3 @@ class Edges(PreLLM):
         place = tokens.place
         middle = (place.amin(0) + place.amax(0)) / 2
         return Selection(top_k((place - middle).abs().amax(1) ** self.power, k))
-
-

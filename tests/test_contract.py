@@ -60,7 +60,11 @@ def test_counts_indices_and_masking(name, family):
     want = twin.run(eager, inputs, tokens, prefill, decode, seen.embeds, writes)
     close(logits, want)
     plain = generate(model, inputs, 1)[1]
-    changed = (logits[:, :1] - plain).abs().max() if token_stage(setting) else (want[:, 1] - twin_full(eager, inputs, tokens)[:, 1]).abs().max()
+    changed = (
+        (logits[:, :1] - plain).abs().max()
+        if token_stage(setting)
+        else (want[:, 1] - twin_full(eager, inputs, tokens)[:, 1]).abs().max()
+    )
     assert changed > 1e-4, "dropping 60 % changed nothing: the test could not fail"
 
 
@@ -148,7 +152,9 @@ def test_shared_is_separate(family):
             except Unsupported:
                 continue
             settings.append(setting)
-    settings = list(dict.fromkeys([*settings, parse_setting("random_pre@0.5 + fastv@0.5 + snapkv@0.5"), parse_setting("fastv@0.5 + h2o@0.5")]))
+    settings = list(
+        dict.fromkeys([*settings, parse_setting("random_pre@0.5 + fastv@0.5 + snapkv@0.5"), parse_setting("fastv@0.5 + h2o@0.5")])
+    )
     outcomes = {o.setting: o for o in Plan(model, settings, width=7).run(inputs, STEPS, [])}
     assert set(outcomes) == set(settings)
     for setting in settings:
@@ -219,7 +225,9 @@ def test_repack_is_a_shorter_prompt(name, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("text", ["random_pre@0.4 + random_intra@0.5:layer=1 + random_kv@0.5", "uniform@0.5 + fastv@0.5:layer=3 + h2o@0.4"])
+@pytest.mark.parametrize(
+    "text", ["random_pre@0.4 + random_intra@0.5:layer=1 + random_kv@0.5", "uniform@0.5 + fastv@0.5:layer=3 + h2o@0.4"]
+)
 def test_combinations(family, text):
     """Cuts before and inside the LLM and in the cache together equal the masks together."""
     model, inputs = build(family), prompt(family)

@@ -22,8 +22,24 @@ def test_a_method_in_one_file_is_found_and_passes_the_contract(tmp_path):
     shutil.copytree(ROOT / "src/effivlm", tmp_path / "effivlm", ignore=shutil.ignore_patterns("checkpoints", "__pycache__"))
     shutil.copy(ROOT / "examples/edges.py", tmp_path / "effivlm/methods/pre_llm/edges.py")
     shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("golden", "__pycache__"))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_contract.py", "-k", "edges and (llava or qwen2_vl or internvl or idefics2)"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": f"{tmp_path}:{tmp_path}/tests", "PATH": "/usr/bin:/bin"})
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_contract.py",
+        "-k",
+        "edges and (llava or qwen2_vl or internvl or idefics2)",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": f"{tmp_path}:{tmp_path}/tests", "PATH": "/usr/bin:/bin"},
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     passed = int(re.search(r"(\d+) passed", done.stdout).group(1))
     assert passed >= 15, done.stdout[-500:]

@@ -298,7 +298,12 @@ def apply(x, how, keep, kind=None):
 def test_merge_is_its_formula(how, kind):
     g = torch.Generator().manual_seed(0)
     x = torch.randn(30, 6, generator=g)
-    x = {"random": x, "duplicated": x[torch.arange(30) // 3], "constant": x[:1].repeat(30, 1), "zero": x * (torch.arange(30) % 4 > 0)[:, None]}[kind]
+    x = {
+        "random": x,
+        "duplicated": x[torch.arange(30) // 3],
+        "constant": x[:1].repeat(30, 1),
+        "zero": x * (torch.arange(30) % 4 > 0)[:, None],
+    }[kind]
     keep = torch.rand(30, generator=g) < 0.3
     kept_index = keep.nonzero()[:, 0].tolist()
     source, target, cosine = nearest_kept(x, keep, block=7)

@@ -167,7 +167,9 @@ def test_look_m_selection():
 
 def test_vl_cache_budgets():
     g = load(ROOT / "vlcache" / "budgets_28layers_l1000.safetensors")
-    for sparsity, (alpha, own_window), budget, count in zip(g["sparsity"], g["settings"].tolist(), g["budget"], g["n_kept"], strict=True):
+    for sparsity, (alpha, own_window), budget, count in zip(
+        g["sparsity"], g["settings"].tolist(), g["budget"], g["n_kept"], strict=True
+    ):
         density, share = (1 - sparsity).tolist(), alpha / 1000
         rest, low = (share, 0.01) if own_window else (0.9 * share, 0.009)
         torch.testing.assert_close(torch.tensor(density_shares(density, rest, low)), budget.float(), rtol=1e-4, atol=1e-6)
@@ -211,7 +213,9 @@ def test_adakv(path):
     ends = g["head_lens"].cumsum(0).tolist()
     for h, end in enumerate(ends):
         want = g["kept_sorted"][end - int(g["head_lens"][h]) : end]
-        assert torch.equal(window_and_top(pooled_with_window(pooled, w)[h : h + 1], official[h] + w, w).keep[0].nonzero()[:, 0], want)
+        assert torch.equal(
+            window_and_top(pooled_with_window(pooled, w)[h : h + 1], official[h] + w, w).keep[0].nonzero()[:, 0], want
+        )
     method = AdaKV(floor=p["floor_alpha"], normalize=p["normalize"])
     keep = method.choose(layer_cache(method, p["L"])[0], pooled_with_window(pooled, w), cap).keep
     assert keep.sum(1).tolist() == [c + w for c in counts]

@@ -44,7 +44,9 @@ def test_grid_shape_is_close_to_the_best_grid():
         def skew(p, q, ratio=rows / columns):
             return max(p / q / ratio, ratio / (p / q))
 
-        best = max(p * q for p in range(1, rows + 1) for q in range(1, columns + 1) if p * q <= k and skew(p, q) <= skew(a, b) + 1e-9)
+        best = max(
+            p * q for p in range(1, rows + 1) for q in range(1, columns + 1) if p * q <= k and skew(p, q) <= skew(a, b) + 1e-9
+        )
         assert a * b >= 0.8 * best, (rows, columns, k, a, b, best)
 
 
@@ -127,7 +129,9 @@ def test_mean_into_is_the_mean_weighted_by_size():
 
 
 @KINDS
-@pytest.mark.parametrize(("n", "r", "protected"), [(21, 4, 0), (21, 4, 1), (20, 50, 0), (20, 50, 1), (2, 1, 0), (1, 1, 0), (2, 1, 1)])
+@pytest.mark.parametrize(
+    ("n", "r", "protected"), [(21, 4, 0), (21, 4, 1), (20, 50, 0), (20, 50, 1), (2, 1, 0), (1, 1, 0), (2, 1, 1)]
+)
 def test_bipartite(kind, n, r, protected):
     x = features(kind, n, 16, 6)
     cos = (select.unit(x).double() @ select.unit(x).double().T).tolist()

@@ -196,7 +196,10 @@ def test_holov(kind, dtype, k):
         mean = sum(peers) / len(peers)
         spread.append(sum((c - mean) ** 2 for c in peers) / len(peers))
     attention = tokens[Saliency()].double().tolist()
-    score = [a * n / sum(attention) + 0.09 * (v * n / sum(spread) if sum(spread) > 1e-9 else 0.0) for a, v in zip(attention, spread, strict=True)]
+    score = [
+        a * n / sum(attention) + 0.09 * (v * n / sum(spread) if sum(spread) > 1e-9 else 0.0)
+        for a, v in zip(attention, spread, strict=True)
+    ]
     score = [round(s / max(score), 6) for s in score]
     members = [[i for i in range(n) if region[i] == r] for r in range(16)]
     quota = split(k, [sum(score[i] for i in m) / len(m) for m in members], [len(m) for m in members])
@@ -250,7 +253,11 @@ def test_visionzip(kind, k, variant):
 
 @GRIDS
 @COUNTS
-@pytest.mark.parametrize("method", [PruMerge(), PruMerge(variant="official"), PruMergePlus(), PruMergePlus(variant="effivlm"), PruMerge(neighbours=3)], ids=repr)
+@pytest.mark.parametrize(
+    "method",
+    [PruMerge(), PruMerge(variant="official"), PruMergePlus(), PruMergePlus(variant="effivlm"), PruMerge(neighbours=3)],
+    ids=repr,
+)
 def test_prumerge(kind, k, method):
     tokens = image_tokens(method, kind)
     a = tokens[ClsLogits()].double().softmax(0)
@@ -275,7 +282,9 @@ def test_prumerge(kind, k, method):
     want = torch.eye(n, dtype=torch.float64)
     for i in keep:
         near = [j for j in range(n) if j != i and (method.variant or j not in keep)]
-        near = sorted(near, key=lambda j: (-round(cos[i][j], 6) if kind in ("duplicated", "constant") else -cos[i][j], j))[: method.neighbours]
+        near = sorted(near, key=lambda j: (-round(cos[i][j], 6) if kind in ("duplicated", "constant") else -cos[i][j], j))[
+            : method.neighbours
+        ]
         for j in near:
             want[i, j] = a[j]
         if not method.variant:
@@ -311,7 +320,9 @@ def test_uniform_is_even(rows, columns, k):
     assert all(int(g.max() - g.min()) <= 1 for g in gaps)
 
 
-@pytest.mark.parametrize(("rows", "columns", "k", "want"), [(24, 24, 57, 49), (24, 24, 144, 144), (10, 40, 100, 96), (5, 5, 1, 1), (3, 40, 12, 12)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "k", "want"), [(24, 24, 57, 49), (24, 24, 144, 144), (10, 40, 100, 96), (5, 5, 1, 1), (3, 40, 12, 12)]
+)
 def test_downsample_keeps_aspect_within_budget(rows, columns, k, want):
     a, b = Downsample().resize(rows, columns, k)
     assert 1 <= a <= rows and 1 <= b <= columns and want <= a * b <= k
@@ -320,7 +331,10 @@ def test_downsample_keeps_aspect_within_budget(rows, columns, k, want):
 
 def test_random_depends_on_seed_and_prompt_only():
     state = torch.get_rng_state()
-    pick = [RandomPre(seed).select_image(image_tokens(RandomPre(), key=key), 20).keep.tolist() for seed, key in ((0, 1), (0, 1), (1, 1), (0, 2))]
+    pick = [
+        RandomPre(seed).select_image(image_tokens(RandomPre(), key=key), 20).keep.tolist()
+        for seed, key in ((0, 1), (0, 1), (1, 1), (0, 2))
+    ]
     assert pick[0] == pick[1] != pick[2] and pick[0] != pick[3]
     assert torch.equal(state, torch.get_rng_state())
 

@@ -11,6 +11,7 @@ from effivlm.ops import statistics
 from effivlm.runtime import signals, stages
 from effivlm.runtime.attach import Session
 from effivlm.runtime.audit import AuditError
+from effivlm.runtime.cache import CACHE
 from effivlm.runtime.support import Unsupported
 from effivlm.setting import parse_setting
 
@@ -20,7 +21,12 @@ torch.set_num_threads(1)
 def hooks(model):
     modules = list(model.modules())
     counts = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules]
-    return counts, sorted(model.base_model.__dict__), sorted(model.get_decoder().__dict__), dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
+    return (
+        counts,
+        sorted(model.base_model.__dict__),
+        sorted(model.get_decoder().__dict__),
+        dict(ALL_ATTENTION_FUNCTIONS._local_mapping),
+    )
 
 
 SETTING = "visionzip@0.5 + fastv@0.5 + h2o@0.5"
@@ -204,11 +210,11 @@ def test_several_tokens_after_compression(family, setting):
 
     model, inputs, new = build(family), prompt(family), torch.tensor([[11, 12, 13]])
     with Session(model, setting), torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = getattr(model(**inputs, use_cache=True), CACHE)
         one, forked = [], fork(cache)
         for t in range(3):
-            one.append(model(input_ids=new[:, t : t + 1], past_key_values=forked).logits)
-        three = model(input_ids=new, past_key_values=cache).logits
+            one.append(model(input_ids=new[:, t : t + 1], **{CACHE: forked}).logits)
+        three = model(input_ids=new, **{CACHE: cache}).logits
     assert (three - torch.cat(one, 1)).abs().max() < 1e-4
 
 
@@ -221,7 +227,7 @@ def test_generation_continues_a_conversation(family):
         more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if "mm_token_type_ids" in inputs:
             more["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
-        generate(model, more, 3, past_key_values=cache)
+        generate(model, more, 3, **{CACHE: cache})
 
 
 def test_half_precision_runs_and_scores_in_float32():
@@ -251,7 +257,9 @@ def test_row_statistics_against_dense():
     rows = torch.tensor([3, 20, 36])
     assert (statistics.row_probabilities(q[:, rows], k, rows, 0.3) - dense[:, rows]).abs().max() < 1e-6
     assert (statistics.head_max_sums(q[:, rows], k, rows, 0.3) - dense[:, rows].amax(0).sum(0)).abs().max() < 1e-6
-    low = [(dense[h, rows] < 0.01 * dense[h, rows].amax(-1, keepdim=True)) & (torch.arange(37) <= rows[:, None]) for h in range(4)]
+    low = [
+        (dense[h, rows] < 0.01 * dense[h, rows].amax(-1, keepdim=True)) & (torch.arange(37) <= rows[:, None]) for h in range(4)
+    ]
     want = torch.tensor([float(x.sum()) for x in low]) / float((rows + 1).sum())
     assert torch.allclose(statistics.threshold_share(q[:, rows], k, rows, 0.3, 0.01), want, atol=1e-6)
 

@@ -7,6 +7,7 @@ from transformers import AutoModelForImageTextToText
 
 from effivlm import registry
 from effivlm.families.loading import collate, example
+from effivlm.runtime.cache import CACHE
 
 FAMILIES = sorted(registry.families())
 
@@ -52,4 +53,4 @@ def batch(family, *prompts):
 def generate(model, inputs, n=6, **kw):
     with torch.no_grad():
         out = model.generate(**inputs, max_new_tokens=n, do_sample=False, return_dict_in_generate=True, output_logits=True, **kw)
-    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, 1), out.past_key_values
+    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, 1), getattr(out, CACHE)

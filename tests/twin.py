@@ -6,6 +6,7 @@ import torch
 
 from effivlm.runtime import stages
 from effivlm.runtime.attach import Session
+from effivlm.runtime.cache import CACHE
 
 STEPS = 6
 
@@ -104,8 +105,13 @@ def run(model, inputs, tokens, prefill, decode, embeds=None, writes=None, positi
         logits = [out.logits[:, -1]]
         for t in range(steps - 1):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            out = model(input_ids=tokens[:, t : t + 1], attention_mask=mask, past_key_values=out.past_key_values,
-                        position_ids=position[..., -1:] + 1 + t, use_cache=True)
+            out = model(
+                input_ids=tokens[:, t : t + 1],
+                attention_mask=mask,
+                **{CACHE: getattr(out, CACHE)},
+                position_ids=position[..., -1:] + 1 + t,
+                use_cache=True,
+            )
             logits.append(out.logits[:, -1])
     return torch.stack(logits, 1)
 

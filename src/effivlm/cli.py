@@ -86,7 +86,9 @@ def _measure(path: Path, root: Path) -> None:
     for path in write_speed(root / experiment.name):
         text = path.read_text() if path.suffix == ".md" else f"  {path}"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{result.recorded} samples recorded, {result.found} found from before, in {root / experiment.name / 'timings'}")
+    console.print(
+        f"{result.recorded} samples recorded, {result.found} found from before, in {root / experiment.name / 'timings'}"
+    )
     for what, why in result.failed.items():
         console.print(f"[bold red]not timed[/] {what}: {why}", soft_wrap=True)
     if result.failed:
@@ -97,7 +99,9 @@ def _measure(path: Path, root: Path) -> None:
 def predict(
     shape: Annotated[str, typer.Argument(help="A published shape: effivlm list models.")],
     settings: Annotated[list[str], typer.Argument(help="Settings, such as visionzip@0.1.")],
-    device: Annotated[str, typer.Option(help="a100-80gb, h100-sxm, h200, l40s, or cpu or cuda to measure this machine.")] = "h200",
+    device: Annotated[
+        str, typer.Option(help="a100-80gb, h100-sxm, h200, l40s, or cpu or cuda to measure this machine.")
+    ] = "h200",
     workload: Annotated[str, typer.Option(help="What is asked; see docs/measuring.md.")] = "effivlm-bench",
 ) -> None:
     """Least time and memory of settings on a device, from shapes and budgets alone; no model is run."""
@@ -165,7 +169,18 @@ def _guard(verb: Callable[[], None]) -> None:
     from effivlm.setting import SettingError
     from effivlm.tasks.builtin import TaskError
 
-    known = (BudgetError, ConfigError, LoadError, MetricError, StoreError, UnknownName, SettingError, TaskError, ImportError, NotImplementedError)
+    known = (
+        BudgetError,
+        ConfigError,
+        LoadError,
+        MetricError,
+        StoreError,
+        UnknownName,
+        SettingError,
+        TaskError,
+        ImportError,
+        NotImplementedError,
+    )
     try:
         verb()
     except known as error:

@@ -158,7 +158,11 @@ def prepare(loaded: Loaded, document: Document, images: list[Any]) -> Mapping[st
     given = {"text": text, "return_tensors": "pt"} | ({"images": images} if images else {})
     inputs = loaded.processor(**given)
     device, dtype = loaded.model.device, loaded.model.dtype
-    return {k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in inputs.items() if isinstance(v, torch.Tensor)}
+    return {
+        k: v.to(device, dtype) if v.is_floating_point() else v.to(device)
+        for k, v in inputs.items()
+        if isinstance(v, torch.Tensor)
+    }
 
 
 def stop_ids(loaded: Loaded) -> list[int]:

@@ -99,7 +99,9 @@ def _check(setting: Setting) -> None:
         raise SettingError(f"{names} both compress the KV cache: a setting can hold one cache method")
     before = any(setting.stage(s) for s in (PreEncoder, EncoderReducer, PreLLM))
     if setting.positions == "repack" and (not before or setting.stage(IntraLLM)):
-        raise SettingError("positions=repack renumbers what enters the LLM: it needs a method that cuts before the LLM and none inside")
+        raise SettingError(
+            "positions=repack renumbers what enters the LLM: it needs a method that cuts before the LLM and none inside"
+        )
 
 
 def _parse_part(piece: str, whole: str) -> tuple[Part, str | None]:

@@ -13,7 +13,7 @@ from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, 
 from effivlm.methods.signals import Signal
 from effivlm.runtime.attention import Tap
 from effivlm.runtime.audit import Account, AuditError, audit_prompt
-from effivlm.runtime.cache import slotted
+from effivlm.runtime.cache import CACHE, cache_of, slotted
 from effivlm.runtime.decode import decode_mask, repacked, shifted
 from effivlm.runtime.encoder import VisionStage, vision_blocks
 from effivlm.runtime.hooks import Wrap, unwrapped
@@ -131,7 +131,7 @@ class Session:
     def _enter_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if args:
             kwargs = {"input_ids": args[0], **kwargs}
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         prefilling = cache is None or not cache.get_seq_length()
         self.visual = find_visual(self.model.config, kwargs, self.model.get_input_embeddings(), prefilling)
         mask = kwargs.get("attention_mask")
@@ -140,13 +140,13 @@ class Session:
 
     # ------------------------------------------------------------------------------- stage 1: the prompt enters
     def _enter_text(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        cache, embeds = kwargs.get("past_key_values"), kwargs["inputs_embeds"]
+        cache, embeds = cache_of(kwargs), kwargs["inputs_embeds"]
         past = cache.get_seq_length() if cache is not None else 0
         if past:
             self._decode(cache, past, kwargs)
             return args, kwargs
         if cache is None and kwargs.get("use_cache", True):
-            cache = kwargs["past_key_values"] = DynamicCache(config=self.text.config)
+            cache = kwargs[CACHE] = DynamicCache(config=self.text.config)
         if cache is not None:
             slotted(cache)
         state = self.state = self._begin(embeds, kwargs)
@@ -170,7 +170,9 @@ class Session:
         images = []
         if bool(visual.any()):
             if self.vision.encoded is None:
-                raise RuntimeError("the prompt holds images that were encoded outside this session: pass pixel_values inside the with block")
+                raise RuntimeError(
+                    "the prompt holds images that were encoded outside this session: pass pixel_values inside the with block"
+                )
             images = find_images(visual, self.vision.encoded.pieces, self.family)
         side = {k: kwargs[k] for k in ("visual_pos_masks", "deepstack_visual_embeds") if kwargs.get(k) is not None}
         prompt = Prompt(visual, real, images, prompt_keys(self.ids, embeds, real), embeds, side, everything(shape, device))
@@ -220,7 +222,9 @@ class Session:
     def _decode(self, cache: Any, past: int, kwargs: dict[str, Any]) -> None:
         new = kwargs["inputs_embeds"].shape[1]
         if new > 1 and bool(self.visual.any()):
-            raise NotImplementedError("images after the first prefill (a later turn, or prefill_chunk_size): send the conversation in one prompt")
+            raise NotImplementedError(
+                "images after the first prefill (a later turn, or prefill_chunk_size): send the conversation in one prompt"
+            )
         self.state = None
         if getattr(cache, "delta", None) is not None:
             kwargs["position_ids"] = shifted(kwargs.get("position_ids"), cache.delta, past, new)
@@ -229,7 +233,7 @@ class Session:
     def _enter_layer(self, i: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         state, hidden = self.state, args[0]
         if state is None:
-            layer = kwargs["past_key_values"].layers[i]
+            layer = cache_of(kwargs).layers[i]
             heads = self.text.config.num_attention_heads
             kwargs["attention_mask"] = decode_mask(layer, kwargs.get("attention_mask"), hidden.shape[1], heads, self.flash)
             return args, kwargs
@@ -277,7 +281,7 @@ class Session:
 
     # ------------------------------------------------------------------------------------- stage 3: the cache
     def _leave_layer(self, i: int, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        state, cache = self.state, kwargs.get("past_key_values")
+        state, cache = self.state, cache_of(kwargs)
         if state is None or cache is None:
             return
         prompt, layer = state.prompt, cache.layers[i]
@@ -319,7 +323,7 @@ class Session:
 
     def _leave_text(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if self.state is not None:
-            self.finish(self.state, kwargs.get("past_key_values"))
+            self.finish(self.state, cache_of(kwargs))
 
     def finish(self, state: State, cache: Any) -> None:
         """The prefill is over: compress what needed all layers, then audit."""

@@ -72,7 +72,7 @@ class Tap:
         watched = site in self.watched
         self.watched.add(site)
         try:
-            attention(**kwargs, past_key_values=None)
+            attention(**kwargs)
         except Peeked:
             return self.calls.pop(site)[-1]
         finally:

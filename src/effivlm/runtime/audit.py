@@ -182,4 +182,6 @@ def check_layers(what: str, promised: Sequence[int], found: Sequence[int]) -> No
     """
     for layer, (a, b) in enumerate(zip(promised, found, strict=True)):
         if a != b:
-            raise AuditError(f"layer {layer} holds {b} {what}, the setting promises {a} (all layers: promised {list(promised)}, found {list(found)})")
+            raise AuditError(
+                f"layer {layer} holds {b} {what}, the setting promises {a} (all layers: promised {list(promised)}, found {list(found)})"
+            )

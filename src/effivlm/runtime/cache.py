@@ -6,13 +6,24 @@ those of the uncompressed run; the decode hook gathers the mask columns that a l
 """
 
 import copy
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from effivlm.methods.base import Entries, KVMerge
+
+# transformers 5.24 renamed the argument and the output field `past_key_values`
+CACHE = "cache" if any(f.name == "cache" for f in fields(BaseModelOutputWithPast)) else "past_key_values"
+
+
+def cache_of(call: Mapping[str, Any]) -> Any:
+    """The cache among the keyword arguments of a call, by its name of today or, from a caller, of before."""
+    return call.get(CACHE, call.get("past_key_values"))
 
 
 class SlotLayer(DynamicLayer):
@@ -108,7 +119,9 @@ def stack(caches: list[Cache]) -> Cache:
 def _stacked(layers: list[SlotLayer]) -> SlotLayer:
     out = copy.copy(layers[0])
     width, heads = max(x.keys.shape[-2] for x in layers), layers[0].keys.shape[1]
-    assert len({(x.seen, x.prompt, x.gone) for x in layers}) == 1, "stacked caches must have one logical length and no past window"
+    assert len({(x.seen, x.prompt, x.gone) for x in layers}) == 1, (
+        "stacked caches must have one logical length and no past window"
+    )
     per_head = any(x.index is not None and x.index.ndim == 3 for x in layers)
     equal = all(x.keys.shape[-2] == width and x.valid is None for x in layers)
     pad = [(width - x.keys.shape[-2]) for x in layers]

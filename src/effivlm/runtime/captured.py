@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from effivlm.runtime.cache import SlotLayer, stack
+from effivlm.runtime.cache import CACHE, SlotLayer, stack
 from effivlm.runtime.generate import Generated, Prefilled, finished
 
 WARM = 3  # steps before the capture, on a side stream, as CUDA graphs ask
@@ -128,8 +128,8 @@ class FixedDecoder:
             mask.index_fill_(-1, self.step, True)
         embeds = self.model.get_input_embeddings()(self.token)
         nothing = self.step.new_ones(len(embeds), 1, 1, 1, dtype=torch.bool)  # 4-D: no mask is built; `_attend` has its own
-        hidden = self.text(inputs_embeds=embeds, position_ids=self.position, past_key_values=self.cache, attention_mask=nothing,
-                           use_cache=True).last_hidden_state  # fmt: skip
+        hidden = self.text(inputs_embeds=embeds, position_ids=self.position, attention_mask=nothing, use_cache=True,
+                           **{CACHE: self.cache}).last_hidden_state  # fmt: skip
         self.token.copy_(self.model.lm_head(hidden)[:, -1].argmax(-1, keepdim=True))
         self.step.add_(1)
         self.position.add_(1)

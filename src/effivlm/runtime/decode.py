@@ -48,7 +48,9 @@ def decode_mask(layer: SlotLayer, mask: Any, new: int, heads: int, flash: bool) 
         return None
     columns = layer.columns(new)
     if flash and columns.ndim == 3 and (mask is not None or layer.valid is not None):
-        raise NotImplementedError("flash attention takes no mask per head: load the model with attn='sdpa' for caches that differ per head")
+        raise NotImplementedError(
+            "flash attention takes no mask per head: load the model with attn='sdpa' for caches that differ per head"
+        )
     if mask is None and layer.valid is None:
         if flash:
             return None

@@ -121,7 +121,9 @@ class VisionStage:
         part = self.resizing
         assert part is not None and part.budget is not None and isinstance(part.method, PreEncoder)
         if self.family.resize is None:
-            raise NotImplementedError(f"{part.method.name} resizes images before the encoder, which {self.family.name} cannot take")
+            raise NotImplementedError(
+                f"{part.method.name} resizes images before the encoder, which {self.family.name} cannot take"
+            )
         grids = []
         for piece in pieces:
             rows, columns = (int(x) + 1 for x in piece.place.max(0).values.tolist())

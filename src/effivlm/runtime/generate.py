@@ -15,7 +15,7 @@ from torch import Tensor
 from effivlm.methods.base import IntraLLM
 from effivlm.runtime.attach import Session
 from effivlm.runtime.audit import Account, audit_prompt
-from effivlm.runtime.cache import SlotLayer, fork, stack
+from effivlm.runtime.cache import CACHE, SlotLayer, fork, stack
 from effivlm.runtime.encoder import Encoded, call_of
 from effivlm.runtime.stages import plan_cuts
 from effivlm.runtime.state import State, side_rows
@@ -78,7 +78,7 @@ def prefill(session: Session, inputs: Mapping[str, Any], encoded: Encoded | None
     finally:
         session.vision.preset = None
     state = session.current
-    return _prefilled(out.logits[:, -1], out.past_key_values, state, session.accounts)
+    return _prefilled(out.logits[:, -1], getattr(out, CACHE), state, session.accounts)
 
 
 def _prefilled(logits: Tensor, cache: Any, state: State, accounts: list[Account]) -> Prefilled:
@@ -129,7 +129,7 @@ def _rerun(session: Session, trunk: Prefilled, state: State, cache: Any, start: 
     embeds = side_rows(side, state.prompt.index) if side else {}
     for i in range(start, session.layers):
         cache.layers[i] = SlotLayer()
-        out = session.text.layers[i](hidden, **{**inputs[i][1], "past_key_values": cache})
+        out = session.text.layers[i](hidden, **{**inputs[i][1], CACHE: cache})
         hidden = out[0] if isinstance(out, tuple) else out
         if i < len(embeds.get("deepstack_visual_embeds", ())):
             hidden = session.text._deepstack_process(hidden, embeds["visual_pos_masks"], embeds["deepstack_visual_embeds"][i])
@@ -179,8 +179,8 @@ def decode(session: Session, done: Sequence[Prefilled], limit: int, stop: Sequen
             break
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        logits = session.model(input_ids=token, past_key_values=cache, position_ids=position + step, attention_mask=mask,
-                               use_cache=True, logits_to_keep=1).logits  # fmt: skip
+        logits = session.model(input_ids=token, position_ids=position + step, attention_mask=mask, use_cache=True, logits_to_keep=1,
+                               **{CACHE: cache}).logits  # fmt: skip
         token = logits[:, -1].argmax(-1, keepdim=True)
         out.append(token)
         over = over | torch.isin(token[:, 0], ends)

@@ -73,7 +73,11 @@ class BlockReduction:
         for i, block in enumerate(blocks):
             self.handles.append(block.register_forward_pre_hook(self.hook(self._enter(i)), with_kwargs=True))
         encoder: Any = model.get_encoder(modality="image")  # type: ignore[operator]
-        mergers = [m for n, m in encoder.named_modules() if n == "merger" or (n.startswith("deepstack_merger_list.") and n.count(".") == 1)]
+        mergers = [
+            m
+            for n, m in encoder.named_modules()
+            if n == "merger" or (n.startswith("deepstack_merger_list.") and n.count(".") == 1)
+        ]
         if self.family.packed:
             self.handles += [m.register_forward_pre_hook(self.hook(self._refill)) for m in mergers]
         else:
@@ -171,13 +175,17 @@ class BlockReduction:
             counts = [(hidden.shape[1] - self.prefix) // self.members] * hidden.shape[0]
         self.units = [Unit(n, hidden.device) for n in counts]
         if part.budget is not None and part.budget.tokens is not None and len(counts) != len(self.pieces):
-            raise BudgetError(f"{part.method.name}@{part.budget.text} counts tokens per image, but {self.family.name} encodes tiles: give a share")
+            raise BudgetError(
+                f"{part.method.name}@{part.budget.text} counts tokens per image, but {self.family.name} encodes tiles: give a share"
+            )
         self.notes: list[dict[str, Any]] = [{} for _ in counts]
         self.cuts: dict[int, list[Cut]] = {}
         for n in counts:
             for cut in part.method.encoder_schedule(self.n_blocks, n, part.budget):
                 if not 1 <= cut.layer < self.n_blocks or not 1 <= cut.keep <= n:
-                    raise BudgetError(f"{part.method.name}: cut {cut} does not fit an encoder of {self.n_blocks} blocks and {n} groups")
+                    raise BudgetError(
+                        f"{part.method.name}: cut {cut} does not fit an encoder of {self.n_blocks} blocks and {n} groups"
+                    )
                 self.cuts.setdefault(cut.layer, []).append(cut)
         bad = [b for b, cuts in self.cuts.items() if len(cuts) != len(counts)]
         if bad:
@@ -209,7 +217,9 @@ class BlockReduction:
             start += g
             place = self._places(number)[unit.groups]
             if k < g:
-                tokens = BlockTokens(_refuse, frozenset(), number, self.notes[number], mean, keys[span], got[span], unit.sizes, place, i)
+                tokens = BlockTokens(
+                    _refuse, frozenset(), number, self.notes[number], mean, keys[span], got[span], unit.sizes, place, i
+                )
                 chosen = part.method.reduce_block(tokens, k)
                 check_selection(part.method, chosen.keep, chosen.merged, k, g)
                 merged = rows if chosen.merged is None else _merge(rows, chosen.merged)

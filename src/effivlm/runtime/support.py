@@ -20,7 +20,9 @@ def check_supported(setting: Setting, family: Family) -> None:
     for part in setting.parts:
         reasons = dict(part.method.unsupported)
         if any(isinstance(s, ENCODER_SIGNALS) for s in part.method.signals):
-            reasons.setdefault("no_encoder_signals", "its visual tokens are not patches, so encoder signals cannot be mapped to them")
+            reasons.setdefault(
+                "no_encoder_signals", "its visual tokens are not patches, so encoder signals cannot be mapped to them"
+            )
         if part.at(EncoderReducer):
             reasons.setdefault("no_encoder_signals", "its visual tokens are not patches that could be merged one to one")
         if part.at(PreEncoder):

@@ -23,7 +23,19 @@ TEMPLATE = (
 
 def vocabulary() -> list[str]:
     """Every token; words and characters exist with and without the space before them."""
-    words = [*QUESTION_WORDS, *COLOURS, *SHAPES, *PLURALS.values(), *NUMBERS, *ROWS, *COLUMNS, "and", "picture", "first", "second"]
+    words = [
+        *QUESTION_WORDS,
+        *COLOURS,
+        *SHAPES,
+        *PLURALS.values(),
+        *NUMBERS,
+        *ROWS,
+        *COLUMNS,
+        "and",
+        "picture",
+        "first",
+        "second",
+    ]
     pieces = [*dict.fromkeys(words), *LETTERS, *"0123456789", "?", ".", ","]
     return [*SPECIAL, "<unk>", *(form for p in pieces for form in (p, " " + p))]
 

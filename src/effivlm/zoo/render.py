@@ -98,7 +98,18 @@ def _shape(pen: ImageDraw.ImageDraw, item: Item) -> None:
         pen.rectangle((x0 + w * 0.35, y0, x0 + w * 0.65, y1), fill=fill)
         pen.rectangle((x0, y0 + w * 0.35, x1, y0 + w * 0.65), fill=fill)
     else:
-        points = [(0.5, 0), (0.62, 0.38), (1, 0.38), (0.7, 0.6), (0.8, 1), (0.5, 0.75), (0.2, 1), (0.3, 0.6), (0, 0.38), (0.38, 0.38)]
+        points = [
+            (0.5, 0),
+            (0.62, 0.38),
+            (1, 0.38),
+            (0.7, 0.6),
+            (0.8, 1),
+            (0.5, 0.75),
+            (0.2, 1),
+            (0.3, 0.6),
+            (0, 0.38),
+            (0.38, 0.38),
+        ]
         pen.polygon([(x0 + w * a, y0 + w * b) for a, b in points], fill=fill)
 
 
@@ -119,7 +130,10 @@ def questions(scene: Scene, rng: random.Random) -> dict[str, tuple[str, str]]:
     }
     kind = rng.choice([*kinds, *SHAPES])
     out["count"] = (f"how many {PLURALS[kind]} ?", NUMBERS[kinds.count(kind)])
-    for name, mine, others, ask in (("colour", kinds, colours, "what colour is the {} ?"), ("shape", colours, kinds, "what shape is {} ?")):
+    for name, mine, others, ask in (
+        ("colour", kinds, colours, "what colour is the {} ?"),
+        ("shape", colours, kinds, "what shape is {} ?"),
+    ):
         unique = [i for i, x in enumerate(mine) if mine.count(x) == 1]
         if unique:
             i = rng.choice(unique)

@@ -104,7 +104,10 @@ def train_encoder(model: Any, minutes: float, batch: int, start: int, log: Any) 
         for group in optimiser.param_groups:
             group["lr"] = 2e-3 * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * done))
         features = tower(images).last_hidden_state[:, 1:]
-        losses = [nn.functional.cross_entropy(h(features).flatten(0, 1), y.flatten()) for h, y in zip(heads, (kinds, colours), strict=True)]
+        losses = [
+            nn.functional.cross_entropy(h(features).flatten(0, 1), y.flatten())
+            for h, y in zip(heads, (kinds, colours), strict=True)
+        ]
         sum(losses).backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -151,7 +154,9 @@ def train_all(model: Any, minutes: float, batch: int, start: int, peak: float, l
     tokenizer = make_tokenizer()
     kind_words, colour_words = words_of(KINDS, tokenizer), words_of(["", *COLOURS], tokenizer)
     began, saved, step = time.time(), time.time(), 0
-    for images, ids, labels, kinds, colours in torch.utils.data.DataLoader(Scenes(start, batch, 2), batch_size=None, num_workers=1):
+    for images, ids, labels, kinds, colours in torch.utils.data.DataLoader(
+        Scenes(start, batch, 2), batch_size=None, num_workers=1
+    ):
         done = (time.time() - began) / (60 * minutes)
         if done >= 1:
             break
