@@ -8,7 +8,8 @@ from layer_contexts import layer_tokens
 from method_contexts import image_tokens
 from tiny import batch, build, generate, prompt
 
-from effivlm.methods.base import IntraLLM, UndeclaredSignal
+from effivlm.methods.base import IntraLLM
+from effivlm.methods.contexts import UndeclaredSignal
 from effivlm.methods.hybrid.illava import ILLaVA
 from effivlm.methods.hybrid.must_drop import MustDrop
 from effivlm.methods.hybrid.polymorphic import Polymorphic

@@ -1,19 +1,18 @@
 """What a method is: a frozen dataclass that looks at typed tensors and returns decisions.
 
 A method derives from one or more of the stage classes below. It never sees the model, the family, masks, positions or
-the cache object; the runtime applies what it decides. Shapes: N visual tokens of one image (or tile), M tokens in play,
-T text tokens, D width, C encoder width, H query heads, KV key/value heads, d head width, L prompt length.
+the cache object, only the contexts of `methods.contexts`; the runtime applies what it decides. Shapes: N visual tokens
+of one image (or tile), M tokens in play, KV key/value heads, E entries of a merge.
 """
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
-import torch
 from torch import Tensor
 
 from effivlm.budget import Budget
+from effivlm.methods.contexts import BlockTokens, ImageTokens, LayerCache, LayerTokens
 from effivlm.methods.signals import Signal
 
 
@@ -81,136 +80,6 @@ class Cut:
 
     layer: int
     keep: int
-
-
-class SignalSource(Protocol):
-    """The runtime's side of a context: computes a declared signal when a method reads it."""
-
-    def __call__(self, signal: Signal) -> Tensor: ...
-
-
-class UndeclaredSignal(KeyError):
-    """A method read a signal that it does not list in ``signals``."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """What every stage receives.
-
-    Attributes:
-        key: an integer that identifies prompt and place; with it, random choices depend on the prompt, not on batch.
-        notes: a scratch dictionary of this method for this prompt, carried from stage to stage (hybrid methods).
-    """
-
-    source: SignalSource = field(repr=False)
-    declared: frozenset[Signal] = field(repr=False)
-    key: int
-    notes: dict[str, Any] = field(repr=False)
-
-    def __getitem__(self, signal: Signal) -> Tensor:
-        """The tensor of a declared signal; its shape is in the signal's docstring.
-
-        Raises:
-            UndeclaredSignal: if no signal of this type (for encoder signals: this very signal) is in ``signals``.
-        """
-        if signal not in self.declared and not (signal.late and type(signal) in {type(s) for s in self.declared}):
-            names = ", ".join(sorted(map(repr, self.declared))) or "none"
-            raise UndeclaredSignal(f"signal {signal!r} was read but not declared; declared: {names}; add it to `signals`")
-        return self.source(signal)
-
-    def generator(self, seed: int) -> torch.Generator:
-        """A CPU generator that depends on ``seed`` and on prompt and place only."""
-        digest = hashlib.sha256(f"{seed}:{self.key}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-
-
-@dataclass(frozen=True)
-class ImageTokens(Context):
-    """One image, or one tile, after the projector (`PreLLM`).
-
-    Attributes:
-        embeds: [N, D] what would enter the LLM.
-        place: [N, 2] float: row and column of every token in this unit's grid; NaN where tokens have no place.
-        image: number of the image in its prompt. unit: number of the tile in its image.
-        position: [N] long, logical index in the uncompressed prompt, as in `LayerTokens`.
-    """
-
-    embeds: Tensor
-    place: Tensor
-    image: int
-    unit: int
-    position: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-
-
-@dataclass(frozen=True)
-class BlockTokens(Context):
-    """One image or tile between two vision-encoder blocks (`EncoderReducer`).
-
-    A *group* is what becomes one LLM token (a 2x2 block of patches for Qwen-VL and InternVL, one patch for LLaVA).
-    Everything is given per group, so a reduction can never tear a group apart.
-
-    Attributes:
-        states: [G, C] mean of the group's patch states at the input of this block.
-        keys: [G, d] keys of the block before, mean over heads and group.
-        received: [G] attention received in the block before, mean over heads, queries and group, float32.
-        sizes: [G] how many original groups each group stands for, float32.
-        place: [G, 2] row and column.
-        block: the block about to run.
-    """
-
-    states: Tensor
-    keys: Tensor
-    received: Tensor
-    sizes: Tensor
-    place: Tensor
-    block: int
-
-
-@dataclass(frozen=True)
-class LayerTokens(Context):
-    """One image's tokens before a decoder layer (`IntraLLM`).
-
-    Attributes:
-        hidden: [M, D] input of the layer: all tokens in play of this prompt (text, this and other images).
-        visual: [N] long, indices into M of this image's tokens in play, ascending.
-        text: [T] long, indices into M of the text tokens after this image; the last token if there are none.
-        position: [M] long, logical index in the uncompressed prompt.
-        layer: the layer about to run; attention signals are those of layer ``layer - 1``.
-        original: visual tokens this image had when it entered the LLM.
-        image: number of the image in its prompt.
-    """
-
-    hidden: Tensor
-    visual: Tensor
-    text: Tensor
-    position: Tensor
-    layer: int
-    original: int
-    image: int
-
-
-@dataclass(frozen=True)
-class LayerCache(Context):
-    """One prompt's keys and values of one layer after its prefill (`KVCache`).
-
-    Attributes:
-        keys: [KV, M, d] post-RoPE. values: [KV, M, d].
-        image: [M] long: image each entry belongs to (0, 1, ...), -1 for text.
-        position: [M] long, logical index.
-        layer: layer index. layers: number of decoder layers.
-    """
-
-    keys: Tensor
-    values: Tensor
-    image: Tensor
-    position: Tensor
-    layer: int
-    layers: int
-
-    @property
-    def length(self) -> int:
-        """M, entries per KV head before compression."""
-        return self.keys.shape[1]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from effivlm.runtime.stages import (
     before_llm,
     compress_layer,
     layer_caches,
+    needs_all_layers,
     plan_cuts,
     score_layer,
 )
@@ -340,12 +341,6 @@ class Session:
             rows = side_rows({"visual_pos_masks": visual, "deepstack_visual_embeds": [features]}, self.state.prompt.rel)
             visual, features = rows["visual_pos_masks"], rows["deepstack_visual_embeds"][0]
         return inner(hidden, visual, features)
-
-
-def needs_all_layers(part: Part) -> bool:
-    """Whether a cache method must see every layer before it can compress the first."""
-    allocator = part.method.allocator if isinstance(part.method, KVCache) else None
-    return allocator is not None and allocator.needs_statistics
 
 
 compress = Session

@@ -151,7 +151,13 @@ def at_layer(prompt: Prompt, cuts: list[PlannedCut], hidden: Tensor, layer: int,
     """Apply the cuts of one layer.
 
     Args:
-        hidden: [B, M, D] input of the layer. source: (row, alive, **place) -> LayerSource.
+        prompt: with the tokens in play before this layer.
+        cuts: of this layer, in order; counts of methods that are not exact are corrected in place.
+        hidden: [B, M, D] input of the layer.
+        layer: the layer about to run.
+        source: (row, alive, **place) -> LayerSource.
+        notes: every method's scratch, filled on the way.
+        before: per image, visual tokens that entered the LLM.
 
     Returns:
         hidden [B, M', D] and the chosen positions [B, M'] among the M, or None where nothing was dropped.
@@ -205,7 +211,7 @@ def layer_caches(prompt: Prompt, layer: SlotLayer, number: int, layers: int, par
     index, valid = prompt.kept[number]
     for row in range(len(index)):
         alive = alive_slots(prompt, index, valid, row)
-        keys, values = (_pick(x[row], alive) for x in (layer.keys, layer.values))
+        keys, values = (_pick(x[row], alive) for x in layer.stored())
         where = index[row, alive]
         image = torch.full_like(where, -1)
         for picture in prompt.images:
@@ -217,13 +223,18 @@ def layer_caches(prompt: Prompt, layer: SlotLayer, number: int, layers: int, par
     return out
 
 
+def needs_all_layers(part: Part) -> bool:
+    """Whether a cache method must see every layer before it can compress the first."""
+    allocator = part.method.allocator if isinstance(part.method, KVCache) else None
+    return allocator is not None and allocator.needs_statistics
+
+
 def score_layer(part: Part, caches: list[LayerCache]) -> Scored:
     """Ask a cache method for its scores while the layer's queries are at hand."""
     method = part.method
     assert isinstance(method, KVCache)
     budgets = [method.layer_budget(c, part.budget) for c in caches]
-    allocator = method.allocator
-    needs = allocator is not None and allocator.needs_statistics
+    needs = needs_all_layers(part)
     return Scored(
         [method.score(c, k) for c, k in zip(caches, budgets, strict=True)],
         [method.statistic(c) if needs else 0.0 for c in caches],
