@@ -8,6 +8,7 @@ import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -43,8 +44,8 @@ class Tap:
     def __init__(self, text_layers: nn.ModuleList, vision_blocks: nn.ModuleList, model: nn.Module) -> None:
         self.sites = {id(m): ("text", i) for i, layer in enumerate(text_layers) for m in layer.modules()}
         self.sites |= {id(m): ("vision", i) for i, block in enumerate(vision_blocks) for m in block.modules()}
-        configs = [c for m in model.modules() if hasattr(c := getattr(m, "config", None), "_attn_implementation")]
-        self.names = sorted({c._attn_implementation for c in configs} - {None})
+        names = {getattr(getattr(m, "config", None), "_attn_implementation", None) for m in model.modules()}
+        self.names = sorted(name for name in names if name is not None)
         self.watched: set[Site] = set()
         self.calls: dict[Site, list[AttentionCall]] = {}
         self.bias: dict[Site, list[Tensor]] = {}
@@ -93,12 +94,13 @@ class Tap:
                 raise Peeked
         if site is not None and self.bias.get(site):
             attention_mask = self._biased(attention_mask, self.bias[site].pop(0), query, module)
-        inner = inner or sys.modules[type(module).__module__].eager_attention_forward
-        return inner(module, query, key, value, attention_mask, **kwargs)
+        attend = inner or sys.modules[type(module).__module__].eager_attention_forward
+        return attend(module, query, key, value, attention_mask, **kwargs)
 
     @staticmethod
     def _biased(mask: Any, bias: Tensor, query: Tensor, module: nn.Module) -> Tensor:
-        name = module.config._attn_implementation
+        config: Any = module.config
+        name = config._attn_implementation
         if "flash" in name:
             raise NotImplementedError(f"proportional attention adds a bias to the encoder's logits, which {name} cannot: "
                                       "load the model with attn='sdpa', or set prop_attn=false")  # fmt: skip
@@ -121,7 +123,7 @@ def segments_of(call: AttentionCall) -> list[tuple[Tensor, Tensor]]:
     if call.segments is None:
         return [(call.query, call.key)]
     ends = call.segments.tolist()
-    return [(call.query[:, :, a:b], call.key[:, :, a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [(call.query[:, :, a:b], call.key[:, :, a:b]) for a, b in pairwise(ends)]
 
 
 def received(query: Tensor, key: Tensor, scaling: float, block: int = 256) -> Tensor:

@@ -117,7 +117,7 @@ def _account(prompt: Prompt, promise: Promise, layers: int, row: int, cache: Any
 def _held(prompt: Prompt, layer: SlotLayer, row: int) -> float:
     """Prompt entries a layer holds for a row, mean over KV heads, counted in its tensors."""
     assert layer.index is not None
-    stored = layer.keys.shape[-2] - (layer.seen - layer.prompt)
+    stored = layer.stored()[0].shape[-2] - (layer.seen - layer.prompt)
     if layer.index.shape[-1] != stored:
         raise AuditError(f"a cache layer holds {stored} prompt entries and indexes {layer.index.shape[-1]}")
     ok = prompt.real[row][layer.index[row]]
@@ -182,6 +182,5 @@ def check_layers(what: str, promised: Sequence[int], found: Sequence[int]) -> No
     """
     for layer, (a, b) in enumerate(zip(promised, found, strict=True)):
         if a != b:
-            raise AuditError(
-                f"layer {layer} holds {b} {what}, the setting promises {a} (all layers: promised {list(promised)}, found {list(found)})"
-            )
+            raise AuditError(f"layer {layer} holds {b} {what}, the setting promises {a} "
+                             f"(all layers: promised {list(promised)}, found {list(found)})")  # fmt: skip

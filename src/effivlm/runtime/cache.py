@@ -6,7 +6,7 @@ those of the uncompressed run; the decode hook gathers the mask columns that a l
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -60,11 +60,16 @@ class SlotLayer(DynamicLayer):
         """Refused: a compressed layer cannot give entries back."""
         raise NotImplementedError("a compressed cache cannot be cropped (assisted decoding): generate without an assistant")
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Beam search: the slots' indices move with the entries."""
         super().reorder_cache(beam_idx)
         self.index = None if self.index is None else self.index[beam_idx]
         self.valid = None if self.valid is None else self.valid[beam_idx]
+
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, KV, S, d], which a layer has once it has seen a prompt."""
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
 
     def columns(self, new: int) -> Tensor:
         """Logical index of every entry once ``new`` tokens are added: [B, S] or [B, KV, S]."""
@@ -77,14 +82,14 @@ class SlotLayer(DynamicLayer):
         assert self.index is not None and self.window is not None
         old = int((self.columns(0) <= self.seen - self.window).sum(-1).min())
         if old > 0:
-            self.keys, self.values = self.keys[..., old:, :], self.values[..., old:, :]
+            self.keys, self.values = (x[..., old:, :] for x in self.stored())
             self.gone += max(0, old - self.index.shape[-1])
             self.index = self.index[..., old:]
             self.valid = None if self.valid is None else self.valid[..., old:]
 
     def bytes_held(self) -> int:
         """Bytes of the stored keys and values, padding included."""
-        return sum(x.numel() * x.element_size() for x in (self.keys, self.values))
+        return sum(x.numel() * x.element_size() for x in self.stored())
 
 
 def slotted(cache: Cache) -> None:
@@ -95,9 +100,16 @@ def slotted(cache: Cache) -> None:
     """
     if type(cache).__name__ in ("StaticCache", "QuantizedCache", "EncoderDecoderCache"):
         raise NotImplementedError(f"{type(cache).__name__} cannot hold layers of different lengths: use a DynamicCache")
-    cache.layers = [SlotLayer() for _ in cache.layers]
+    cache.layers[:] = [SlotLayer() for _ in cache.layers]
     if cache.layer_class_to_replicate is not None:
         cache.layer_class_to_replicate = SlotLayer
+
+
+def slot_layers(cache: Cache) -> list[SlotLayer]:
+    """The layers of a cache that has been `slotted`."""
+    layers = [layer for layer in cache.layers if isinstance(layer, SlotLayer)]
+    assert len(layers) == len(cache.layers), "this cache was not made under a session"
+    return layers
 
 
 def fork(cache: Cache) -> Cache:
@@ -111,23 +123,24 @@ def stack(caches: list[Cache]) -> Cache:
     """One cache whose batch holds all of ``caches``, which have one logical length; unequal slots are padded on the left."""
     if len(caches) == 1:
         return caches[0]
-    new = copy.copy(caches[0])
-    new.layers = [_stacked([c.layers[i] for c in caches]) for i in range(len(caches[0].layers))]  # type: ignore[misc]
+    new = fork(caches[0])
+    new.layers[:] = [_stacked(layers) for layers in zip(*map(slot_layers, caches), strict=True)]
     return new
 
 
-def _stacked(layers: list[SlotLayer]) -> SlotLayer:
+def _stacked(layers: Sequence[SlotLayer]) -> SlotLayer:
     out = copy.copy(layers[0])
-    width, heads = max(x.keys.shape[-2] for x in layers), layers[0].keys.shape[1]
+    keys, values = zip(*(x.stored() for x in layers), strict=True)
+    width, heads = max(k.shape[-2] for k in keys), keys[0].shape[1]
     assert len({(x.seen, x.prompt, x.gone) for x in layers}) == 1, (
         "stacked caches must have one logical length and no past window"
     )
     per_head = any(x.index is not None and x.index.ndim == 3 for x in layers)
-    equal = all(x.keys.shape[-2] == width and x.valid is None for x in layers)
-    pad = [(width - x.keys.shape[-2]) for x in layers]
+    pad = [width - k.shape[-2] for k in keys]
+    equal = not any(pad) and all(x.valid is None for x in layers)
     fill = torch.nn.functional.pad
-    out.keys = torch.cat([fill(x.keys, (0, 0, p, 0)) for x, p in zip(layers, pad, strict=True)])
-    out.values = torch.cat([fill(x.values, (0, 0, p, 0)) for x, p in zip(layers, pad, strict=True)])
+    out.keys = torch.cat([fill(k, (0, 0, p, 0)) for k, p in zip(keys, pad, strict=True)])
+    out.values = torch.cat([fill(v, (0, 0, p, 0)) for v, p in zip(values, pad, strict=True)])
     index, valid = [], []
     for x, p in zip(layers, pad, strict=True):
         assert x.index is not None
@@ -148,7 +161,7 @@ def apply_entries(layer: SlotLayer, alive: list[Tensor], chosen: list[Entries]) 
         alive: per row, [M] slots that count (not padding), ascending.
         chosen: per row, entries over those M.
     """
-    keys, values = layer.keys, layer.values
+    keys, values = layer.stored()
     if any(e.merged is not None for e in chosen):
         keys, values = _merged(keys, values, alive, chosen)
     counts = [int(e.keep.sum(1).max()) for e in chosen]
@@ -197,4 +210,4 @@ def _merge_rows(x: Tensor, where: Tensor, m: KVMerge) -> None:
 
 def bytes_held(cache: Cache) -> int:
     """Bytes of all stored keys and values."""
-    return sum(layer.bytes_held() for layer in cache.layers if isinstance(layer, SlotLayer))
+    return sum(layer.bytes_held() for layer in slot_layers(cache))

@@ -95,7 +95,7 @@ class VisionStage:
     def encode(self, inner: Callable[..., Any], call: dict[str, Any]) -> Any:
         """Run the encoder under the session's reductions and remember layout, signals and survivors."""
         pieces = self.family.layout(self.model, call)
-        owners = None
+        owners = kept = None
         if self.resizing is not None:
             call, owners, kept, pieces = self._resized(call, pieces)
         self.reduction.start(pieces, self.model.config)
@@ -116,7 +116,9 @@ class VisionStage:
         self.encoded = encoded
         return output
 
-    def _resized(self, call: dict[str, Any], pieces: list[Piece]) -> Any:
+    def _resized(
+        self, call: dict[str, Any], pieces: list[Piece]
+    ) -> tuple[dict[str, Any], list[Tensor], list[Tensor], list[Piece]]:
         """The call with smaller images, the row each placeholder takes, the rows that are real, the new layout."""
         part = self.resizing
         assert part is not None and part.budget is not None and isinstance(part.method, PreEncoder)

@@ -57,7 +57,9 @@ def prefill(session: Session, inputs: Mapping[str, Any], encoded: Encoded | None
     """Run the prompt through the LLM under the session's setting.
 
     Args:
-        inputs: what the processor gave, for one or several prompts (left-padded). encoded: from `encode`.
+        session: the open session whose setting applies.
+        inputs: what the processor gave, for one or several prompts (left-padded).
+        encoded: from `encode`, or None for a prompt without images.
     """
     model = session.model
     given = dict(inputs)
@@ -147,7 +149,6 @@ def _offsets(prompt: Prompt, number: int) -> Tensor:
 def compress(session: Session, done: Prefilled, part: Part | None) -> Prefilled:
     """A fork of a prefill whose cache is compressed by ``part`` (None: left whole); the original stays as it is."""
     cache = fork(done.cache)
-    cache.delta = None
     if part is None or part.full:
         return replace(done, cache=cache, accounts=audit_prompt(done.state.prompt, done.state.promise, session.layers, cache))
     return replace(done, cache=cache, accounts=session.compress(done.state, cache, part))
@@ -166,7 +167,10 @@ def decode(session: Session, done: Sequence[Prefilled], limit: int, stop: Sequen
     """Greedy decoding of several prefills of one prompt length side by side; one answer per row, in order.
 
     Args:
-        done: prefills (forks) whose logical prompt length is the same. limit: new tokens at most. stop: ids that end an answer.
+        session: an open session on the model, of any setting.
+        done: prefills (forks) whose logical prompt length is the same.
+        limit: new tokens at most.
+        stop: ids that end an answer.
     """
     cache, real = stack([d.cache for d in done]), torch.cat([d.real for d in done])
     position = torch.cat([d.position for d in done], -2)
@@ -179,8 +183,8 @@ def decode(session: Session, done: Sequence[Prefilled], limit: int, stop: Sequen
             break
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        logits = session.model(input_ids=token, position_ids=position + step, attention_mask=mask, use_cache=True, logits_to_keep=1,
-                               **{CACHE: cache}).logits  # fmt: skip
+        logits = session.model(input_ids=token, position_ids=position + step, attention_mask=mask, use_cache=True,
+                               logits_to_keep=1, **{CACHE: cache}).logits  # fmt: skip
         token = logits[:, -1].argmax(-1, keepdim=True)
         out.append(token)
         over = over | torch.isin(token[:, 0], ends)

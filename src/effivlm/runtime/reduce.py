@@ -7,6 +7,7 @@ full grid, every group gets the states of the group that represents it.
 
 import functools
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -175,9 +176,8 @@ class BlockReduction:
             counts = [(hidden.shape[1] - self.prefix) // self.members] * hidden.shape[0]
         self.units = [Unit(n, hidden.device) for n in counts]
         if part.budget is not None and part.budget.tokens is not None and len(counts) != len(self.pieces):
-            raise BudgetError(
-                f"{part.method.name}@{part.budget.text} counts tokens per image, but {self.family.name} encodes tiles: give a share"
-            )
+            raise BudgetError(f"{part.method.name}@{part.budget.text} counts tokens per image, "
+                              f"but {self.family.name} encodes tiles: give a share")  # fmt: skip
         self.notes: list[dict[str, Any]] = [{} for _ in counts]
         self.cuts: dict[int, list[Cut]] = {}
         for n in counts:
@@ -287,7 +287,7 @@ class BlockReduction:
             return [torch.nn.functional.pad(table, (self.prefix, 0))[:, None, None]]
         ends = bounds.tolist()
         flat = torch.cat(logs)
-        return [flat[a:b][None, None, None] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [flat[a:b][None, None, None] for a, b in pairwise(ends)]
 
     # -------------------------------------------------------------------------------------------------- full grids
     def _refill(self, module: nn.Module, args: Any) -> Any:

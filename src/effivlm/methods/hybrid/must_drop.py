@@ -9,7 +9,6 @@ from torch import Tensor
 
 from effivlm.budget import Budget
 from effivlm.methods.base import (
-    Allocator,
     BlockTokens,
     Cut,
     EncoderReducer,
@@ -37,7 +36,7 @@ class FinalSet:
     """Caches from layer ``first`` on hold what the last layer holds; earlier ones stay full."""
 
     layers: tuple[int, ...]
-    needs_statistics: bool = True  # the final set is known only after the last cut
+    needs_statistics: ClassVar[bool] = True  # the final set is known only after the last cut
 
     def __call__(self, lengths: list[int], share: float | None, statistics: list[float] | None) -> list[int]:
         """Entries per layer."""
@@ -152,7 +151,7 @@ class MustDrop(EncoderReducer, PreLLM, IntraLLM, KVCache):
 
     # ----------------------------------------------------------------------------------------------- stage 3: cache
     @property
-    def allocator(self) -> Allocator:
+    def allocator(self) -> FinalSet:
         """The final set's size from the first pruned layer on."""
         return FinalSet(self.layers)
 
