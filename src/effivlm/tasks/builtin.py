@@ -27,6 +27,7 @@ from effivlm.tasks.scoring import SCORERS, Scorer
 
 HOME = Path(__file__).parent / "builtin"
 SUITES = Path(__file__).parent / "suites"
+Opener = Callable[[], Image.Image]
 
 
 class TaskError(ValueError):
@@ -49,7 +50,7 @@ class Document:
     id: str
     prompt: str
     answers: tuple[str, ...]
-    images: tuple[Callable[[], Image.Image], ...]
+    images: tuple[Opener, ...]
 
     def messages(self) -> list[dict[str, Any]]:
         """The chat turn that `apply_chat_template` takes."""
@@ -122,7 +123,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         raise TaskError(f"{path} does not exist: task.yaml names it as rows")
     if path.suffix == ".parquet":
         try:
-            import pyarrow.parquet as parquet
+            import pyarrow.parquet as parquet  # pyright: ignore[reportMissingModuleSource]  # optional: typings/ has its types
         except ImportError:
             raise ImportError(f"{path} is parquet, which needs pyarrow: pip install 'effivlm[parquet]', or use JSONL") from None
         return parquet.read_table(path).to_pylist()
@@ -136,11 +137,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _generated(spec: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    from effivlm.zoo.render import test_rows
+    from effivlm.zoo import suite
 
     try:
-        return test_rows(**spec)
-    except TypeError as error:
+        return suite.rows(**spec)
+    except (TypeError, ValueError) as error:
         raise TaskError(f"{folder}/task.yaml: generator: {error}") from None
 
 
@@ -155,7 +156,7 @@ def _document(row: dict[str, Any], number: int, template: str, folder: Path) -> 
     return Document(str(row.get("id", number)), prompt, tuple(map(str, answers)), openers)
 
 
-def _opener(image: Any, folder: Path) -> Callable[[], Image.Image]:
+def _opener(image: Opener | bytes | dict[str, Any] | str, folder: Path) -> Opener:
     if callable(image):
         return image
 

@@ -6,8 +6,8 @@ scheduling. O(L) extra memory. Needs CUDA, or TRITON_INTERPRET=1 for tests on a 
 """
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingModuleSource]  # not installed without CUDA: typings/ has its types
+import triton.language as tl  # pyright: ignore[reportMissingModuleSource]
 from torch import Tensor
 
 
@@ -57,7 +57,8 @@ def column_sums(q: Tensor, k: Tensor, scaling: float, offset: int = 0, lse: Tens
     """[H, L] float32: attention each key receives from all given rows.
 
     Args:
-        q: [H, R, d] post-RoPE queries, row r standing at key ``offset + r`` (a chunk of a prompt). k: [KV, L, d].
+        q: [H, R, d] post-RoPE queries, row r standing at key ``offset + r`` (a chunk of a prompt).
+        k: [KV, L, d] post-RoPE keys.
         scaling: of the logits.
         offset: keys before the first row.
         lse: [H, R] float32 natural log-sum-exp of every row, where the attention kernel returned it.
