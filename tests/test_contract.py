@@ -191,7 +191,7 @@ def test_seed_and_global_random_state(name):
     state = torch.random.get_rng_state()
     chosen = []
     for _ in range(2):
-        with Watched(model, setting) as session:
+        with Watched(model, setting):
             cache = generate(model, inputs, 2)[2]
         chosen.append([layer.index.tolist() for layer in cache.layers])
     assert chosen[0] == chosen[1]
@@ -217,7 +217,7 @@ def test_repack_is_a_shorter_prompt(name, family):
     setting_for(name, family)
     model, inputs = build(family), prompt(family)
     with Watched(model, parse_setting(f"{text_of(name)}:positions=repack")) as session:
-        tokens, logits, cache = generate(model, inputs, STEPS)
+        tokens, logits, _ = generate(model, inputs, STEPS)
     prefill, decode = kept_masks(session, 4)
     position = (prefill[0].cumsum(-1) - 1).clamp(min=0)
     position = position.expand(3, *position.shape) if family.startswith("qwen") else position
@@ -232,7 +232,7 @@ def test_combinations(family, text):
     """Cuts before and inside the LLM and in the cache together equal the masks together."""
     model, inputs = build(family), prompt(family)
     with Watched(model, text) as session:
-        tokens, logits, cache = generate(model, inputs, STEPS)
+        tokens, logits, _ = generate(model, inputs, STEPS)
     prefill, decode = kept_masks(session, 4)
     side = session.seen.prompt.side
     writes = {"deepstack": side["deepstack_visual_embeds"]} if side else None

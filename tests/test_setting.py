@@ -49,7 +49,7 @@ def test_split_is_largest_remainder():
 def test_solve_mean_meets_the_average():
     m = solve_mean(0.3, 32, [(2, 1.0)])
     assert abs((2 + 30 * m) / 32 - 0.3) < 1e-9
-    with pytest.raises(BudgetError, match="smallest feasible share is above 0.0625"):
+    with pytest.raises(BudgetError, match=r"smallest feasible share is above 0\.0625"):
         solve_mean(0.05, 32, [(2, 1.0)])
 
 

@@ -18,8 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
-    "Which training-free acceleration should I use on this vision-language model, what does it cost, what does it save?"))  # fmt: skip
+QUESTION = "Which training-free acceleration should I use on this vision-language model, what does it cost, what does it save?"
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=QUESTION)
 console = Console(width=None if sys.stdout.isatty() else 110)
 FAILED_DOCUMENTS, USER_ERROR, INTERRUPTED = 3, 2, 130
 

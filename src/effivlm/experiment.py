@@ -94,8 +94,9 @@ class Runner:
     def path(self, setting: Setting, task: Task) -> Path:
         """Where answers go: the hash covers all that can change them."""
         model = self.spec.model_dump(exclude={"device"})
-        identity = {"model": model, "setting": str(setting), "fields": repr(setting), "task": [task.name, task.version, task.metric],
-                    "limit": task.max_new_tokens, "version": __version__}  # fmt: skip
+        identity = {"model": model, "setting": str(setting), "fields": repr(setting),
+                    "task": [task.name, task.version, task.metric], "limit": task.max_new_tokens,
+                    "version": __version__}  # fmt: skip
         return self.store.path(self.loaded.name, content_hash(identity), task.name)
 
     def answer(self, task: Task, document: Document) -> dict[str, int]:
@@ -136,8 +137,8 @@ class Runner:
             yield outcome, digest
 
     def _record(self, task: Task, document: Document, outcome: Outcome, digest: str) -> DocumentRecord:
-        common = {"model": self.loaded.name, "setting": str(outcome.setting), "task": task.name, "document": document.id, "metric": task.metric,
-                  "references": document.answers, "digest": digest}  # fmt: skip
+        common = {"model": self.loaded.name, "setting": str(outcome.setting), "task": task.name, "document": document.id,
+                  "metric": task.metric, "references": document.answers, "digest": digest}  # fmt: skip
         if outcome.error is not None or outcome.generated is None or outcome.account is None:
             error = outcome.error or RuntimeError("no answer")
             log.error("%s %s under %s failed", task.name, document.id, outcome.setting, exc_info=error)
@@ -148,8 +149,9 @@ class Runner:
         size = next(self.loaded.model.parameters()).element_size()
         cost |= {"prefill_flops": self.shape.prefill_flops(outcome.account.tokens_per_layer),
                  "decode_bytes_per_token": self.shape.decode_bytes(outcome.account.kv_bytes, size)}  # fmt: skip
-        return DocumentRecord(**common, answer=text, score=task.scorer(text, document.answers), new_tokens=len(outcome.generated.tokens),
-                              finish=outcome.generated.finish, error=None, cost=cost)  # fmt: skip
+        return DocumentRecord(**common, answer=text, score=task.scorer(text, document.answers),
+                              new_tokens=len(outcome.generated.tokens), finish=outcome.generated.finish, error=None,
+                              cost=cost)  # fmt: skip
 
 
 def prepare(loaded: Loaded, document: Document, images: list[Any]) -> Mapping[str, torch.Tensor]:

@@ -70,7 +70,9 @@ def head_counts(scores: Tensor, base: int, floor: float, normalize: bool = False
     ``floor`` of the uniform count is safe for every head, the rest follows where the best ``heads * base`` scores lie.
 
     Args:
-        scores: [KV, P] of the entries that compete. base: mean entries per head. floor: in [0, 1].
+        scores: [KV, P] of the entries that compete.
+        base: mean entries per head.
+        floor: in [0, 1].
         normalize: scale each head by the share its best ``base`` scores have of its total, as some ports do.
     """
     heads, past = scores.shape

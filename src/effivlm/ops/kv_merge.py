@@ -14,7 +14,10 @@ def nearest_kept(keys: Tensor, keep: Tensor, kind: Tensor | None = None, block: 
     """Every evicted entry's most similar kept key, by cosine, ties by lower index.
 
     Args:
-        keys: [M, d]. keep: [M] bool. kind: [M]; an entry only goes to one of its own kind, or nowhere.
+        keys: [M, d].
+        keep: [M] bool.
+        kind: [M]; an entry only goes to one of its own kind, or nowhere.
+        block: evicted entries compared at a time, which bounds memory.
 
     Returns:
         source [E], target [E] long, indices into M, and their cosine [E]; entries with nowhere to go are left out.
@@ -59,7 +62,10 @@ def merge_entries(keys: Tensor, keep: Tensor, how: str, kind: Tensor | None = No
     """(target, source, weight) of one head's linear merge, each target's own contribution included.
 
     Args:
-        keys: [M, d]. keep: [M] bool. how: a name in ``MERGERS``. kind: [M], see `nearest_kept`.
+        keys: [M, d].
+        keep: [M] bool.
+        how: a name in ``MERGERS``.
+        kind: [M], see `nearest_kept`.
     """
     source, target, cosine = nearest_kept(keys, keep, kind)
     count = torch.zeros(len(keep), device=keys.device).index_add_(0, target, torch.ones_like(cosine))

@@ -145,8 +145,13 @@ def future_queries(q: Tensor, cos: Tensor, sin: Tensor, frequencies: Tensor, sta
     """[H, d, d + 1]: covariance and, in the last column, mean of queries moved to the next ``future`` positions.
 
     Args:
-        q: [H, L, d] post-RoPE. cos, sin: [L, d] their rotary tables. frequencies: [d / 2]. start: next position.
+        q: [H, L, d] post-RoPE queries of the prompt.
+        cos: [L, d] their rotary table.
+        sin: [L, d] likewise.
+        frequencies: [d / 2] rotary angle per position.
+        start: next position.
         sinks: first rows left out of the statistics.
+        future: positions looked ahead.
     """
     plain = rotate(q.float(), cos.float(), -sin.float())[:, min(sinks, q.shape[1] - 1) :]
     mean = plain.mean(1)

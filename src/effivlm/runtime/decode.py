@@ -13,6 +13,7 @@ def repacked(prompt: Prompt, position: Tensor) -> tuple[Tensor, Tensor]:
     """Positions 0, 1, ... of the tokens in play, and what decode positions must be reduced by, per axis.
 
     Args:
+        prompt: which of its L tokens are in play, [B, M].
         position: [B, L] or [axes, B, L] positions of the uncompressed prompt.
 
     Returns:
@@ -36,8 +37,11 @@ def decode_mask(layer: SlotLayer, mask: Any, new: int, heads: int, flash: bool) 
     """Columns of the logical decode mask that a layer physically holds.
 
     Args:
-        mask: None, [B, L'] (flash) or [B, 1, new, L'] in logical columns. new: tokens in this step.
-        heads: query heads. flash: whether the attention takes 2-D masks only.
+        layer: the cache layer; what its sliding window can no longer see is dropped first.
+        mask: None, [B, L'] (flash) or [B, 1, new, L'] in logical columns.
+        new: tokens in this step.
+        heads: query heads.
+        flash: whether the attention takes 2-D masks only.
 
     Raises:
         NotImplementedError: where flash attention would need a mask per head.

@@ -85,7 +85,9 @@ class Plan:
         """Answer one document under every setting; errors are outcomes, not exceptions.
 
         Args:
-            inputs: one prompt, as the processor gave it. limit: new tokens at most. stop: ids that end an answer.
+            inputs: one prompt, as the processor gave it.
+            limit: new tokens at most.
+            stop: ids that end an answer.
         """
         waiting: list[Leaf] = []
         for encoder, trunks in self.encoders:

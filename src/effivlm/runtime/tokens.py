@@ -135,7 +135,9 @@ def find_images(visual: Tensor, pieces: list[Piece], family: Family) -> list[Ima
     """Assign placeholders to images, in order.
 
     Args:
-        visual: [B, L] bool. pieces: in placeholder order over the whole batch, once, or once per beam.
+        visual: [B, L] bool, True at image placeholders.
+        pieces: in placeholder order over the whole batch, once, or once per beam.
+        family: says whether an image is one piece or one unbroken run of placeholders.
 
     Raises:
         LayoutError: if counts differ.

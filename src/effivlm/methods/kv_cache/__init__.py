@@ -1,0 +1,1 @@
+"""Methods that compress the KV cache after prefill."""

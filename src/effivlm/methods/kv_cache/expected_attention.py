@@ -16,7 +16,9 @@ def expected_scores(future: Tensor, keys: Tensor, sinks: int) -> Tensor:
     """[KV, M] expected attention; the first ``sinks`` keys take no part and get 0.
 
     Args:
-        future: [H, d, d + 1] covariance and, last column, mean of coming queries. keys: [KV, M, d].
+        future: [H, d, d + 1] covariance and, last column, mean of coming queries.
+        keys: [KV, M, d] post-RoPE.
+        sinks: first keys, left out of the softmax.
     """
     heads, (groups, length, width) = future.shape[0], keys.shape
     x = keys.float()[:, sinks:].repeat_interleave(heads // groups, 0)  # [H, M - sinks, d]

@@ -1,0 +1,1 @@
+"""Fast twins of functions in `ops`, in Triton."""
