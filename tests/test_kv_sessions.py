@@ -5,6 +5,7 @@ import torch
 from tiny import build, generate, prompt
 from twin import Watched
 
+from effivlm.runtime import generate as stages
 from effivlm.runtime.attach import Session
 from effivlm.setting import SettingError, parse_setting
 
@@ -45,3 +46,15 @@ def test_settings_run_and_hold_less(text):
 def test_unknown_scorer_is_an_error_with_the_known_ones():
     with pytest.raises((SettingError, ValueError), match="not a scorer: expected one of"):
         parse_setting("adakv@0.3:base=snapkw")
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_coming_positions_are_those_of_rotation(family):
+    """`generate` hands the text model a fourth row of positions (plain text ones): looking ahead must not start there."""
+    model, inputs, setting = build(family), prompt(family, 2), parse_setting("expected_attention@0.4:future=8")
+    with Session(model, setting):
+        by_generate = generate(model, inputs, 2)[2]
+    with Session(model, setting) as session:
+        by_stages = stages.prefill(session, inputs, stages.encode(session, inputs)).cache
+    for a, b in zip(by_generate.layers, by_stages.layers, strict=True):
+        assert torch.equal(a.index, b.index)

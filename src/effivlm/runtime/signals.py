@@ -178,7 +178,8 @@ def _future_queries(s: LayerSource, signal: Any) -> Tensor:
         frequencies = getattr(rotary, f"{kinds[s.layer - 1]}_inv_freq", None)
     if not isinstance(frequencies, Tensor):
         raise NotImplementedError(f"{type(rotary).__name__} shows no frequencies: queries cannot be moved to coming positions")
-    start = s.session.current.position[..., s.row, 0].max()
+    coming = s.session.current.position[..., s.row, 0]
+    start = coming[-3:].max() if coming.ndim else coming  # a fourth, first axis counts text: nothing rotates by it
     return statistics.future_queries(s.query(), cos, sin, frequencies, start, signal.sinks, signal.future)
 
 
