@@ -7,11 +7,14 @@ import torch
 from kv_contexts import kept, layer_cache, spans
 
 from effivlm.methods.base import KVCache
+from effivlm.methods.baselines import RandomKV
 from effivlm.methods.kv_cache import allocators, scorers
 from effivlm.methods.kv_cache.adakv import AdaKV
 from effivlm.methods.kv_cache.criticalkv import CriticalKV
+from effivlm.methods.kv_cache.expected_attention import ExpectedAttention
 from effivlm.methods.kv_cache.h2o import H2O
 from effivlm.methods.kv_cache.keydiff import KeyDiff
+from effivlm.methods.kv_cache.knorm import Knorm
 from effivlm.methods.kv_cache.layer_adaptive import LayerAdaptive
 from effivlm.methods.kv_cache.look_m import LookM
 from effivlm.methods.kv_cache.plphp import PLPHP
@@ -28,7 +31,8 @@ torch.set_num_threads(1)
 EVERY = [cls for cls in methods().values() if issubclass(cls, KVCache) and cls.units[0] == "prompt_kv"]
 WRAPPED = [w(base=b) for w in (AdaKV, CriticalKV, LayerAdaptive) for b in scorers.SCORERS]
 ALL = [cls() for cls in EVERY] + WRAPPED
-SHARED = [SnapKV, H2O, LookM, VLCache, Tova]
+SHARED = [SnapKV, PyramidKV, H2O, LookM, VLCache, Tova, PLPHP, ExpectedAttention, Knorm, KeyDiff, RandomKV]
+FOLDED = [cls for cls in SHARED if cls not in (Knorm, KeyDiff, RandomKV)]  # those that read query heads
 
 
 def name_of(method):
@@ -165,7 +169,36 @@ def test_shared_and_head_adaptive(cls):
     g = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(1, 80, 8, generator=g) for _ in range(3))
     same = {"q": q.repeat(4, 1, 1), "k": k.repeat(2, 1, 1), "v": v.repeat(2, 1, 1)}
-    assert torch.equal(kept(shared, 80, 20, **same)[0].keep, kept(apart, 80, 20, **same)[0].keep)
+    if cls is not RandomKV:
+        assert torch.equal(kept(shared, 80, 20, **same)[0].keep, kept(apart, 80, 20, **same)[0].keep)
+
+
+def test_every_scorer_can_be_shared_and_names_its_fold():
+    """StreamingLLM keeps the same everywhere; the wrappers take their scorer's choice."""
+    assert {cls for cls in EVERY if "shared" in cls.__dataclass_fields__} == set(SHARED)
+    assert {cls for cls in EVERY if "fold" in cls.__dataclass_fields__} == set(FOLDED)
+    assert {cls.name for cls in EVERY if cls not in SHARED} == {"streaming_llm", "adakv", "criticalkv", "layer_adaptive"}
+
+
+@pytest.mark.parametrize("cls", FOLDED)
+def test_fold_of_query_heads(cls):
+    """Mean and max over the query heads of a KV head are different votes."""
+    apart = {} if cls is not Tova else {"shared": False}
+    mean, largest = (kept(cls(fold=f, **apart), 80, 40)[0].keep for f in ("mean", "max"))
+    assert not torch.equal(mean, largest)
+    assert torch.equal(mean.sum(1), largest.sum(1))
+
+
+@pytest.mark.parametrize("base", scorers.SCORERS)
+def test_adakv_spreads_unevenly_over_any_scorer(base):
+    """One KV head with sharp attention, small keys and small values, one flat: they do not keep the same count."""
+    g = torch.Generator().manual_seed(3)
+    q, k, v = torch.randn(4, 80, 8, generator=g), torch.randn(2, 80, 8, generator=g), torch.randn(2, 80, 8, generator=g)
+    q[:2], k[1], v[1] = 6 * q[:2], 0.2 * k[1] + 0.2, 0.2 * v[1]
+    image = torch.full((80,), -1)
+    image[5:70] = 0
+    entries = kept(AdaKV(base=base), 80, 30, q=q, k=k, v=v, image=image)[0].keep.sum(1).tolist()
+    assert sum(entries) == 60 and entries[0] != entries[1]
 
 
 def test_constant_scores_keep_the_lowest_positions():
@@ -177,7 +210,8 @@ def test_constant_scores_keep_the_lowest_positions():
 # -------------------------------------------------------------------------------------------------------- allocators
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.4)
 ALLOCATORS = [allocators.Pyramid(20, 0.1), allocators.Density(0.1), allocators.Density(0.1, 0.4), allocators.Density(0.1, 0.8),
-              allocators.Proportional()]  # fmt: skip
+              allocators.Proportional(), allocators.Hybrid(allocators.Proportional(), 0.4),
+              allocators.Hybrid(allocators.Density(0.1), 0.8)]  # fmt: skip
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS, ids=repr)
@@ -211,6 +245,17 @@ def test_pyramid_falls_and_density_follows():
     assert steep[0] > mixed[0] > 100 > mixed[1] > steep[1]
     assert allocators.Density(0.1, 0.8)([10000] * 6, 0.1, [1.0, 0, 0, 0, 0, 0]) == [100 + 1800] + [100 + 720] * 5
     assert allocators.Density(0.1)([1000] * 6, 0.4, [1.0, 0.1, 0.1, 0.1, 0.1, 0.1])[0] == 1000
+
+
+def test_hybrid_mixes_any_adaptive_allocator():
+    """U-0 is the adaptive split, U-100 the even one, U-80 in proportion between; without a budget the own rule holds."""
+    inner, shares = allocators.Proportional(), [1.0, 0.5, 0.25, 0.25]
+    own = inner([1000] * 4, 0.1, shares)
+    assert own == [200, 100, 50, 50]
+    for uniform, want in ((0, own), (0.4, [160, 100, 70, 70]), (0.8, [120, 100, 90, 90]), (1, [100] * 4)):
+        assert allocators.Hybrid(inner, uniform)([1000] * 4, 0.1, shares) == want
+    assert allocators.Hybrid(inner, 0.8)([1000] * 4, None, shares) == inner([1000] * 4, None, shares)
+    assert PLPHP(uniform=0.8).allocator == allocators.Hybrid(inner, 0.8)
 
 
 def test_vl_cache_one_hot_layer_is_sparse_and_flat_is_dense():
@@ -352,6 +397,9 @@ def test_modality_merge_never_mixes():
     (lambda: SnapKV(kernel=4), "odd"),
     (lambda: PyramidKV(beta=0), "at least 1"),
     (lambda: VLCache(p=0), "must be in"),
+    (lambda: PLPHP(uniform=1.1), "must be in"),
+    (lambda: StreamingLLM(sinks=-1), "at least 0"),
+    (lambda: LayerAdaptive(window=0.05), "less than the 0.1 that snapkv always keeps"),
 ])  # fmt: skip
 def test_bad_values(make, message):
     with pytest.raises(ValueError, match=message):

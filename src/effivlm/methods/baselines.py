@@ -21,7 +21,7 @@ from effivlm.methods.base import (
     PreLLM,
     Selection,
 )
-from effivlm.methods.kv_cache.scoring import recent, window_and_top
+from effivlm.methods.kv_cache.scoring import joined, recent, window_and_top
 from effivlm.methods.schedules import single_cut
 from effivlm.ops.select import grid_shape, lattice, random_k
 
@@ -79,17 +79,24 @@ class RandomIntra(IntraLLM):
 
 @dataclass(frozen=True)
 class RandomKV(KVCache):
-    """Random cache entries, another draw for every layer and KV head; the last ``window`` share of k is always kept."""
+    """Random cache entries, another draw for every layer and KV head; the last ``window`` share of k is always kept.
+
+    Attributes:
+        seed: with it and the prompt the draw is fixed. window: recent entries as a share of the budget.
+        shared: one draw for all KV heads of a layer.
+    """
 
     name = "random_kv"
     paper = Paper("(baseline) random choice", "", "")
     seed: int = 0
     window: float = 0.1
+    shared: bool = False
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Uniform noise."""
         heads, length = cache.keys.shape[:2]
-        return torch.rand(heads, length, generator=cache.generator(self.seed)).to(cache.keys.device)
+        noise = torch.rand(heads, length, generator=cache.generator(self.seed)).to(cache.keys.device)
+        return joined(noise, self.shared)
 
     def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
         """Recent window and random rest."""

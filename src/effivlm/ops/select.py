@@ -7,8 +7,9 @@ TIE = 1e-6  # greedy picks: values this close (times the largest magnitude in pl
 
 
 def ranked(scores: Tensor) -> Tensor:
-    """[..., N] indices by descending score, in float32, ties by lower index; NaN ranks last."""
-    return torch.argsort(scores.float().nan_to_num(nan=-torch.inf), dim=-1, descending=True, stable=True)
+    """[..., N] indices by descending score, in float32 (float64 stays), ties by lower index; NaN ranks last."""
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    return torch.argsort(scores.nan_to_num(nan=-torch.inf), dim=-1, descending=True, stable=True)
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:

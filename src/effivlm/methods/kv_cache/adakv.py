@@ -1,7 +1,7 @@
 """AdaKV: the heads of a layer compete for one budget, so heads with spread attention keep more entries."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,10 @@ class AdaKV(KVCache):
         "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for Efficient LLM Inference",
         "2407.11550",
         "https://github.com/FFY0/AdaKV @ efe4e2e",
-        ("head budgets sum to the layer's exactly (largest remainder); the official code rounds each",),
+        (
+            "head budgets sum to the layer's exactly (largest remainder); the official code rounds each",
+            "a scorer that is shared by all heads as published (tova) is read per KV head",
+        ),
     )
     base: str = "snapkv"
     floor: float = 0.2
@@ -40,13 +43,19 @@ class AdaKV(KVCache):
             raise ValueError(f"adakv: floor={self.floor} must be in [0, 1]")
 
     @property
+    def wrapped(self) -> KVCache:
+        """The scorer, with scores of its own for every KV head."""
+        found: Any = scorer(self.name, self.base)
+        return replace(found, shared=False) if found.shared else found
+
+    @property
     def signals(self) -> frozenset[Signal]:
         """Those of the scorer."""
-        return scorer(self.name, self.base).signals
+        return self.wrapped.signals
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """The scorer's."""
-        return scorer(self.name, self.base).score(cache, k)
+        return self.wrapped.score(cache, k)
 
     def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
         """Protected entries, and each head's best within its own count."""

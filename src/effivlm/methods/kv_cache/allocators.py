@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from effivlm.budget import Budget, split
+from effivlm.methods.base import Allocator
 from effivlm.methods.kv_cache.scoring import recent
 from effivlm.ops.allocate import bounded, density_shares, pyramid, pyramid_floor
 
@@ -81,6 +82,29 @@ class Density:
         """Each layer's part of the budget, summing to 1: ``uniform`` of it even, the rest in proportion to density."""
         mass, layers = sum(density), len(density)
         return [self.uniform / layers + (1 - self.uniform) * (d / mass if mass > 0 else 1 / layers) for d in density]
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """Any adaptive allocator with part of the budget spread evenly over layers (EffiVLM-Bench 5.1: U-40, U-80).
+
+    Attributes:
+        inner: it needs statistics. uniform: the part spread evenly; the counts of ``inner`` are mixed, their total kept.
+    """
+
+    inner: Allocator
+    uniform: float
+
+    needs_statistics: ClassVar[bool] = True
+
+    def __call__(self, lengths: list[int], share: float | None, statistics: list[float] | None) -> list[int]:
+        """Entries per KV head and layer; without a budget what the inner one keeps."""
+        own = self.inner(lengths, share, statistics)
+        if share is None or self.uniform == 0:
+            return own
+        even = uniform_counts(lengths, share)
+        wish = [self.uniform * e + (1 - self.uniform) * o for e, o in zip(even, own, strict=True)]
+        return split(sum(own), wish, lengths)
 
 
 @dataclass(frozen=True)

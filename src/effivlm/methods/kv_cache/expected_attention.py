@@ -1,31 +1,32 @@
 """ExpectedAttention: the attention that coming queries, taken as Gaussian, would pay to each key."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from effivlm.methods.base import LayerCache, Paper
-from effivlm.methods.kv_cache.scoring import ScoredKV
+from effivlm.methods.kv_cache.scoring import ScoredKV, joined
 from effivlm.methods.signals import FutureQueries, Signal
 from effivlm.ops.statistics import fold
 
 
-def expected_scores(future: Tensor, keys: Tensor, sinks: int) -> Tensor:
+def expected_scores(future: Tensor, keys: Tensor, sinks: int, how: str = "mean") -> Tensor:
     """[KV, M] expected attention; the first ``sinks`` keys take no part and get 0.
 
     Args:
         future: [H, d, d + 1] covariance and, last column, mean of coming queries.
         keys: [KV, M, d] post-RoPE.
         sinks: first keys, left out of the softmax.
+        how: how query heads of one KV head are joined, see `fold`.
     """
     heads, (groups, length, width) = future.shape[0], keys.shape
     x = keys.float()[:, sinks:].repeat_interleave(heads // groups, 0)  # [H, M - sinks, d]
     mean, cov = future[..., -1:], future[..., :-1]
     logits = (x @ mean)[..., 0] * width**-0.5 + ((x @ cov) * x).sum(-1) / (2 * width)
     out = x.new_zeros(groups, length)
-    out[:, sinks:] = fold(logits.softmax(-1), groups)
+    out[:, sinks:] = fold(logits.softmax(-1), groups, how)
     return out
 
 
@@ -36,6 +37,7 @@ class ExpectedAttention(ScoredKV):
     Attributes:
         sinks: first entries, always kept and left out of the statistics. future: positions looked ahead.
         epsilon: added to the expected attention. value_norms: weigh by the norm of each value.
+        fold: how query heads of one KV head are joined, ``mean`` or ``max``. shared: one choice for all heads.
     """
 
     name: ClassVar[str] = "expected_attention"
@@ -52,6 +54,8 @@ class ExpectedAttention(ScoredKV):
     future: int = 512
     epsilon: float = 0.0
     value_norms: bool = True
+    fold: Literal["mean", "max"] = "mean"
+    shared: bool = False
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -66,7 +70,8 @@ class ExpectedAttention(ScoredKV):
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Expected attention, times value norms."""
         sinks = min(self.sinks, cache.length - 1)
-        scores = expected_scores(cache[FutureQueries(self.sinks, self.future)], cache.keys, sinks)
+        scores = expected_scores(cache[FutureQueries(self.sinks, self.future)], cache.keys, sinks, self.fold)
         if self.value_norms:
             scores = (scores + self.epsilon) * cache.values.float().norm(dim=-1)
+        scores = joined(scores, self.shared)
         return torch.cat([torch.full_like(scores[:, :sinks], torch.inf), scores[:, sinks:]], 1)

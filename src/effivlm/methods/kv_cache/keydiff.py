@@ -6,13 +6,17 @@ from typing import ClassVar
 from torch import Tensor
 
 from effivlm.methods.base import LayerCache, Paper
-from effivlm.methods.kv_cache.scoring import ScoredKV
+from effivlm.methods.kv_cache.scoring import ScoredKV, joined
 from effivlm.ops.select import unit
 
 
 @dataclass(frozen=True)
 class KeyDiff(ScoredKV):
-    """Minus the cosine of each key with the mean direction of its head's keys."""
+    """Minus the cosine of each key with the mean direction of its head's keys.
+
+    Attributes:
+        shared: one choice for all KV heads, by the mean of their scores.
+    """
 
     name: ClassVar[str] = "keydiff"
     paper: ClassVar[Paper] = Paper(
@@ -22,7 +26,9 @@ class KeyDiff(ScoredKV):
         ("once, after prefill; the paper evicts block by block while it reads the prompt",),
     )
 
+    shared: bool = False
+
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Minus the cosine; a zero key counts as orthogonal."""
         direction = unit(cache.keys)
-        return -(direction @ unit(direction.mean(1))[..., None])[..., 0]
+        return joined(-(direction @ unit(direction.mean(1))[..., None])[..., 0], self.shared)

@@ -6,12 +6,16 @@ from typing import ClassVar
 from torch import Tensor
 
 from effivlm.methods.base import LayerCache, Paper
-from effivlm.methods.kv_cache.scoring import ScoredKV
+from effivlm.methods.kv_cache.scoring import ScoredKV, joined
 
 
 @dataclass(frozen=True)
 class Knorm(ScoredKV):
-    """Minus the L2 norm of each key, per KV head; keys of small norm tend to be attended most."""
+    """Minus the L2 norm of each key, per KV head; keys of small norm tend to be attended most.
+
+    Attributes:
+        shared: one choice for all KV heads, by the mean of their scores.
+    """
 
     name: ClassVar[str] = "knorm"
     paper: ClassVar[Paper] = Paper(
@@ -21,6 +25,8 @@ class Knorm(ScoredKV):
         ("every layer is compressed; the authors leave layers 0 and 1 whole, which no small budget allows",),
     )
 
+    shared: bool = False
+
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Minus the norm."""
-        return -cache.keys.float().norm(dim=-1)
+        return joined(-cache.keys.float().norm(dim=-1), self.shared)

@@ -39,6 +39,9 @@ class LayerAdaptive(ScoredKV):
         if not (0 < self.p < 1 and 0 <= self.uniform <= 1 and 0 <= self.window <= 1):
             got = f"uniform={self.uniform}, window={self.window}, p={self.p}"
             raise ValueError(f"layer_adaptive: {got}: uniform and window must be in [0, 1] and p in (0, 1)")
+        least = getattr(scorer(self.name, self.base), "window", 0.0)
+        if self.window < least:
+            raise ValueError(f"layer_adaptive: window={self.window} is less than the {least} that {self.base} always keeps")
 
     @property
     def signals(self) -> frozenset[Signal]:

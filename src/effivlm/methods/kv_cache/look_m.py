@@ -10,19 +10,15 @@ from effivlm.methods.base import Entries, KVMerge, LayerCache, Paper
 from effivlm.methods.kv_cache.scoring import WindowedKV, protect_recent, recent
 from effivlm.methods.signals import ColumnSums, Signal
 from effivlm.ops.kv_merge import merge_entries
-from effivlm.ops.select import ranked, top_k_mask
+from effivlm.ops.select import top_k_mask
 
 
 def text_first(scores: Tensor, text: Tensor) -> Tensor:
-    """[KV, M] places from the end of the order (text before visual, then by score); ``text`` [M] bool.
+    """[KV, M] float64 scores in [0, M] with M + 1 added for text; ``text`` [M] bool.
 
-    Two sort keys rather than an added constant, which would cost the visual scores their resolution.
+    Text stands before all visual entries, whose scores keep their resolution, and heads can still be compared.
     """
-    by_score = ranked(scores)
-    order = by_score.gather(1, ranked(text.float()[by_score]))
-    length = scores.shape[1]
-    places = torch.arange(length, 0, -1, device=scores.device, dtype=torch.float32).expand_as(scores)
-    return torch.empty_like(places).scatter_(1, order, places)
+    return scores.double() + text * (scores.shape[1] + 1)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from effivlm.methods.base import LayerCache, Paper
-from effivlm.methods.kv_cache.allocators import Proportional
+from effivlm.methods.kv_cache.allocators import Hybrid, Proportional
 from effivlm.methods.kv_cache.scoring import ScoredKV
 from effivlm.methods.signals import LastRow, Signal
 from effivlm.ops.select import ranked
@@ -41,6 +41,8 @@ class PLPHP(ScoredKV):
     Attributes:
         r: share kept in balanced layers. dr: step between classes.
         alpha: attention to visual tokens from which a layer is attentive. beta: attention below which it is indifferent.
+        uniform: part of a budget spread evenly over layers: 0.4 and 0.8 are EffiVLM-Bench's U-40 and U-80.
+        fold: how query heads of one KV head are joined, ``mean`` or ``max``. shared: one choice for all heads.
     """
 
     name: ClassVar[str] = "plphp"
@@ -59,12 +61,17 @@ class PLPHP(ScoredKV):
     dr: float = 0.3
     alpha: float = 0.25
     beta: float = 0.1
+    uniform: float = 0.0
+    fold: Literal["mean", "max"] = "mean"
+    shared: bool = False
 
     def __post_init__(self) -> None:
         """Validate."""
         if not (0 <= self.dr <= self.r <= 1 - self.dr and self.beta <= self.alpha):
             got = f"r={self.r}, dr={self.dr}, alpha={self.alpha}, beta={self.beta}"
             raise ValueError(f"plphp: {got} must satisfy 0 <= dr <= r <= 1 - dr and beta <= alpha")
+        if not 0 <= self.uniform <= 1:
+            raise ValueError(f"plphp: uniform={self.uniform} must be in [0, 1]")
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -72,9 +79,9 @@ class PLPHP(ScoredKV):
         return frozenset({LastRow()})
 
     @property
-    def allocator(self) -> Proportional:
-        """In proportion to what the rule keeps."""
-        return Proportional()
+    def allocator(self) -> Hybrid:
+        """In proportion to what the rule keeps, partly even."""
+        return Hybrid(Proportional(), self.uniform)
 
     def retention(self, attention: float) -> float:
         """Share of each image kept in a layer whose last token pays this much attention to visual tokens."""
@@ -95,4 +102,5 @@ class PLPHP(ScoredKV):
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Text, then every image's entries by attention of the last token."""
-        return by_image(fold(cache[LastRow()], cache.keys.shape[0]), cache.image)
+        how = "shared" if self.shared else self.fold
+        return by_image(fold(cache[LastRow()], cache.keys.shape[0], how), cache.image)

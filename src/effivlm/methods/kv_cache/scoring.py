@@ -30,6 +30,11 @@ def window_and_top(scores: Tensor, k: int, window: int) -> Entries:
     return Entries(top_k_mask(protect_recent(scores, min(window, k)), k))
 
 
+def joined(scores: Tensor, shared: bool) -> Tensor:
+    """Scores [KV, M] of KV heads, all equal to their mean if one choice is ``shared`` by all heads."""
+    return fold(scores, len(scores), "shared") if shared else scores
+
+
 @dataclass(frozen=True)
 class ScoredKV(KVCache):
     """Base of methods that keep the ``k`` best-scored entries of every KV head."""

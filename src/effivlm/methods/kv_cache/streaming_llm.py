@@ -28,6 +28,11 @@ class StreamingLLM(KVCache):
     sinks: int = 4
     variant: Literal["paper", "effivlm"] = "paper"
 
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.sinks < 0:
+            raise ValueError(f"streaming_llm: sinks={self.sinks} must be at least 0")
+
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Nothing to score."""
         return torch.zeros(cache.keys.shape[:2], device=cache.keys.device)

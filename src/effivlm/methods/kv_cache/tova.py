@@ -1,7 +1,7 @@
 """TOVA: keep what the last token attends to."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ class Tova(ScoredKV):
 
     Attributes:
         shared: one choice for all heads, as published; False chooses per KV head.
+        fold: how query heads of one KV head are joined where ``shared`` is False, ``mean`` or ``max``.
     """
 
     name: ClassVar[str] = "tova"
@@ -27,6 +28,7 @@ class Tova(ScoredKV):
         ("once, after prefill: no eviction while decoding",),
     )
     shared: bool = True
+    fold: Literal["mean", "max"] = "mean"
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -35,4 +37,4 @@ class Tova(ScoredKV):
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Mean over heads."""
-        return fold(cache[LastRow()], cache.keys.shape[0], "shared" if self.shared else "mean")
+        return fold(cache[LastRow()], cache.keys.shape[0], "shared" if self.shared else self.fold)
