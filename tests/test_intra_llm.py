@@ -1,5 +1,6 @@
 """Every intra-LLM method against a naive transcription of its formula, with loops; and what all must keep."""
 
+import itertools
 import math
 
 import pytest
@@ -364,3 +365,13 @@ def test_fewer_than_promised_through_a_model(text):
     assert session.accounts == accounts
     for i, want in enumerate(logits):
         torch.testing.assert_close(both[i : i + 1], want, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("text", ["sparsevlm_rank:scale=0.7,layers=1-2-3", "sparsevlm_rank@0.5:scale=0.7,layers=1-2-3"])
+def test_the_rank_decides_at_every_stage(text):
+    """A stage that keeps less than planned does not silence the ones after it: each drops a token or more, as published."""
+    model = build("llava")
+    with Session(model, text) as session:
+        generate(model, prompt("llava", 2, seed=5, before=4, after=6), 2)
+    counts = session.accounts[0].visual_per_layer
+    assert all(a > b for a, b in itertools.pairwise(counts)), counts

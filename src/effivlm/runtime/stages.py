@@ -170,7 +170,9 @@ def at_layer(prompt: Prompt, cuts: list[PlannedCut], hidden: Tensor, layer: int,
         index = prompt.index[row, alive]
         mine = torch.isin(index, image.slots) & keep[row, alive]
         visual = mine.nonzero()[:, 0]
-        if cut.keep >= len(visual):
+        # a method with a rule of its own may have kept less at an earlier cut than was promised: it still decides here
+        k = cut.keep if cut.method.exact else min(cut.keep, max(1, len(visual) - 1))
+        if k >= len(visual):
             continue
         text = (~prompt.visual[row, index] & (index > image.slots[-1])).nonzero()[:, 0]
         text = text if len(text) else torch.tensor([len(index) - 1], device=index.device)
@@ -180,8 +182,8 @@ def at_layer(prompt: Prompt, cuts: list[PlannedCut], hidden: Tensor, layer: int,
         tokens = LayerTokens(read, method.signals, hash((prompt.keys[row], image.number, layer)),
                              notes.setdefault((method.name, row), {}), merged[row, alive], visual, text, index, layer,
                              before[cut.image], image.number)  # fmt: skip
-        selection = method.select_layer(tokens, cut.keep)
-        check_selection(method, selection.keep, selection.merged, cut.keep, len(visual))
+        selection = method.select_layer(tokens, k)
+        check_selection(method, selection.keep, selection.merged, k, len(visual))
         cuts[number] = replace(cut, keep=len(selection.keep))  # methods that are not exact may keep fewer than promised
         if selection.merged is not None and len(selection.merged.target):
             merged = merged.clone()
