@@ -10,12 +10,12 @@ from method_contexts import block_tokens, image_tokens
 from test_intra_llm import average, best, clusters_twin, cos, dense, merged_twin, order
 from tiny import build, generate, prompt
 
-from effivlm.budget import parse_budget
+from effivlm.budget import BudgetError, parse_budget
 from effivlm.methods.base import ImageTokens, LayerCache
 from effivlm.methods.hybrid.illava import ILLaVA
-from effivlm.methods.hybrid.must_drop import MustDrop, uniformity, windows
-from effivlm.methods.hybrid.polymorphic import Polymorphic, matches
-from effivlm.methods.hybrid.vscan import VScan
+from effivlm.methods.hybrid.must_drop import MustDrop, MustDropStage1, uniformity, windows
+from effivlm.methods.hybrid.polymorphic import Polymorphic, PolymorphicStage1, matches
+from effivlm.methods.hybrid.vscan import VScan, VScanStage1
 from effivlm.methods.signals import LastRow, Saliency, TextRows
 from effivlm.runtime.attach import Session
 from effivlm.runtime.audit import check_entries, check_selection
@@ -242,3 +242,32 @@ def test_keep_counts_of_mustdrop_in_the_cache():
     text = account.prompt_tokens - account.visual_tokens
     final = account.visual_per_layer[-1] + text
     assert account.kv_per_layer == (final,) * 4 or account.kv_per_layer[1:] == (final,) * 3
+
+
+# ------------------------------------------------------------------------------------------------------ stage 1 alone
+@pytest.mark.parametrize(("alone", "whole"), [(VScanStage1(), VScan()), (PolymorphicStage1(), Polymorphic())])
+@pytest.mark.parametrize("k", [1, 9, 40])
+def test_stage_1_alone_is_what_the_whole_method_does_first(alone, whole, k):
+    tokens = image_tokens(whole, values={Saliency(at=5): torch.rand(72, generator=torch.Generator().manual_seed(4))})
+    got = [m.select_image(ImageTokens(**{**vars(tokens), "declared": m.signals}), k) for m in (alone, whole)]
+    assert torch.equal(got[0].keep, got[1].keep)
+    torch.testing.assert_close(dense(got[0], 72), dense(got[1], 72))
+
+
+@pytest.mark.parametrize("text", ["vscan_stage1@0.3", "polymorphic_stage1@0.3", "mustdrop_stage1@0.6"])
+def test_stage_1_alone_cuts_before_the_llm_only(text):
+    model, inputs = build("llava"), prompt("llava", 1)
+    with Session(model, text) as session:
+        generate(model, inputs, 3)
+    account = session.accounts[0]
+    n = account.visual_tokens
+    assert account.visual_per_layer == (int(n * float(text.split("@")[1]) + 1e-9),) * session.layers
+    assert set(account.kv_per_layer) == {account.visual_per_layer[0] + account.prompt_tokens - n}
+
+
+def test_mustdrop_stage_1_names_the_smallest_share_its_windows_allow():
+    method, tokens = MustDropStage1(), block_tokens("random", 8, 9)
+    assert method.reduce_block(tokens, 9).keep.tolist() == [10, 13, 16, 37, 40, 43, 63, 66, 69]
+    with pytest.raises(BudgetError, match=r"72 tokens lie in 9 windows of side 3.*smallest feasible share is 0\.1250"):
+        method.reduce_block(tokens, 8)
+    assert len(MustDropStage1(window=4).reduce_block(tokens, 8).keep) == 8

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from effivlm.budget import Budget
+from effivlm.budget import Budget, BudgetError
 from effivlm.methods.base import (
     BlockTokens,
     Cut,
@@ -45,7 +45,64 @@ class FinalSet:
 
 
 @dataclass(frozen=True)
-class MustDrop(EncoderReducer, PreLLM, IntraLLM, KVCache):
+class MustDropStage1(EncoderReducer):
+    """MustDrop's encoder stage by itself: the most uniform windows become one token each, until the budget is met.
+
+    Attributes:
+        window: side of the windows, in LLM tokens; the smallest feasible share is about 1 / window^2.
+    """
+
+    name: ClassVar[str] = "mustdrop_stage1"
+    paper: ClassVar[Paper] = Paper(
+        "Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model",
+        "2411.10803",
+        "https://github.com/liuting20/MustDrop @ 909afa5",
+        (
+            "a budget replaces the threshold on similarity (0.8)",
+            "merged windows stand in their middle, in raster order; the official code puts them first",
+            "the last window merged may merge partly, to hit the count",
+        ),
+    )
+    window: int = 3
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.window < 2:
+            raise ValueError(f"{self.name}: window={self.window} must be at least 2")
+
+    def encoder_schedule(self, blocks: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+        """One cut, after the first block."""
+        return (Cut(1, self.encoder_budget(n, budget)),)
+
+    def reduce_block(self, tokens: BlockTokens, k: int) -> Selection:
+        """The most uniform windows become one token each.
+
+        Raises:
+            BudgetError: if there are more windows than ``k``.
+        """
+        number = windows(tokens.place, self.window)
+        if (fewest := int(number.max()) + 1) > k:
+            raise BudgetError(
+                f"{self.name}: {len(number)} tokens lie in {fewest} windows of side {self.window}, and each leaves a token, so "
+                f"the smallest feasible share is {fewest / len(number):.4f}; ask for more, or for larger windows"
+            )
+        dropped, heir = [], []
+        left = len(number) - k
+        for w in ranked(uniformity(tokens.states, number)).tolist():
+            members = (number == w).nonzero()[:, 0]
+            middle = members[len(members) // 2]
+            merged = members[members != middle][:left]
+            dropped.append(merged)
+            heir.append(middle.expand(len(merged)))
+            left -= len(merged)
+            if left == 0:
+                break
+        gone = torch.cat(dropped)
+        return Selection(others(gone, len(number)), Merge(*mean_into(torch.cat(heir), gone, tokens.sizes)))
+
+
+@dataclass(frozen=True)
+class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
     """Three stages under one budget: it is the share of visual tokens after the last cut (or, visual_mean, on average).
 
     Attributes:
@@ -58,21 +115,19 @@ class MustDrop(EncoderReducer, PreLLM, IntraLLM, KVCache):
 
     name: ClassVar[str] = "mustdrop"
     paper: ClassVar[Paper] = Paper(
-        "Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model",
-        "2411.10803",
-        "https://github.com/liuting20/MustDrop @ 909afa5",
+        MustDropStage1.paper.title,
+        MustDropStage1.paper.arxiv,
+        MustDropStage1.paper.code,
         (
             "a budget replaces the thresholds: the most uniform windows merge until `spatial` is reached, and tokens are ranked "
             "by max(global / (threshold * sum), individual / threshold), equal factors per cut",
             "without enough budget for the key set its most salient tokens are kept",
-            "merged windows stand in their middle, in raster order; the official code puts them first",
-            "the last window merged may merge partly, to hit the count",
+            *MustDropStage1.paper.deviations[1:],
             "positions are kept; the official code renumbers and then decodes at positions before most of its keys",
         ),
     )
     observes: ClassVar[bool] = True
     units: ClassVar[tuple[str, ...]] = ("visual", "visual_mean")
-    window: int = 3
     spatial: float = 0.8
     key_share: float = 0.08
     global_threshold: float = 0.001
@@ -81,8 +136,7 @@ class MustDrop(EncoderReducer, PreLLM, IntraLLM, KVCache):
 
     def __post_init__(self) -> None:
         """Validate."""
-        if self.window < 2:
-            raise ValueError(f"mustdrop: window={self.window} must be at least 2")
+        super().__post_init__()
         if not 0.5 <= self.spatial <= 1:
             raise ValueError(f"mustdrop: spatial={self.spatial} must lie between 0.5 (windows may hold two tokens) and 1")
         if not 0 <= self.key_share < 1 or self.global_threshold <= 0 or self.individual_threshold <= 0:
@@ -98,27 +152,6 @@ class MustDrop(EncoderReducer, PreLLM, IntraLLM, KVCache):
         """The ``spatial`` share, or the budget where that is more."""
         assert budget is not None
         return min(n, max(budget.count(n), math.ceil(self.spatial * n - 1e-9)))
-
-    def encoder_schedule(self, blocks: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
-        """One cut, after the first block."""
-        return (Cut(1, self.encoder_budget(n, budget)),)
-
-    def reduce_block(self, tokens: BlockTokens, k: int) -> Selection:
-        """The most uniform windows become one token each."""
-        number = windows(tokens.place, self.window)
-        dropped, heir = [], []
-        left = len(number) - k
-        for w in ranked(uniformity(tokens.states, number)).tolist():
-            members = (number == w).nonzero()[:, 0]
-            middle = members[len(members) // 2]
-            merged = members[members != middle][:left]
-            dropped.append(merged)
-            heir.append(middle.expand(len(merged)))
-            left -= len(merged)
-            if left == 0:
-                break
-        gone = torch.cat(dropped)
-        return Selection(others(gone, len(number)), Merge(*mean_into(torch.cat(heir), gone, tokens.sizes)))
 
     def image_budget(self, layers: int, n: int, budget: Budget | None) -> int:
         """Nothing is cut between encoder and LLM."""

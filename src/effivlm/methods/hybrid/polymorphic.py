@@ -17,12 +17,48 @@ AT = (3, 7, 16)
 
 
 @dataclass(frozen=True)
-class Polymorphic(PreLLM, IntraLLM):
+class PolymorphicStage1(PreLLM):
+    """Polymorphic without its cuts inside the LLM: the most attended tokens, and density-peak clusters of the others.
+
+    Attributes:
+        ratio: tokens kept as they are, per cluster (the paper's 5.4 : 1).
+    """
+
+    name: ClassVar[str] = "polymorphic_stage1"
+    paper: ClassVar[Paper] = Paper(
+        "Polymorphic: Plug-and-Play Visual Token Compression for Scalable VLMs (ICLR 2026 submission, openreview Px0UrEUcFQ)",
+        "",
+        "",
+        (
+            "no code exists: the text leaves open where these choices were made",
+            "attention is that of the block whose output the projector takes, clusters are of projected tokens",
+            "clusters use as many neighbours as there are clusters, and stand at their centres; positions are kept",
+        ),
+    )
+    ratio: float = 5.4
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.ratio <= 0:
+            raise ValueError(f"{self.name}: ratio={self.ratio} must be positive")
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """[CLS] attention, or attention received."""
+        return frozenset({Saliency()})
+
+    def select_image(self, tokens: ImageTokens, k: int) -> Selection:
+        """Dominant tokens by saliency, the others as clusters."""
+        return keep_and_cluster(tokens.embeds, tokens[Saliency()], k, self.ratio)
+
+
+@dataclass(frozen=True)
+class Polymorphic(PolymorphicStage1, IntraLLM):
     """Two stages; the budget is the average over layers by default, as in the paper.
 
     Attributes:
+        ratio: as before the LLM, at every cut.
         multiple: tokens entering the LLM, as a multiple of the budget (the paper's K).
-        ratio: tokens kept as they are, per cluster (the paper's 5.4 : 1), at every cut.
         layers: cuts happen before these; empty: 3-7-16, moved in proportion for models with 16 layers or fewer; the
             paper uses 3-7-13 on Qwen2-VL.
         normed: match hidden states scaled to unit mean square, so that massive activations do not decide.
@@ -30,32 +66,26 @@ class Polymorphic(PreLLM, IntraLLM):
 
     name: ClassVar[str] = "polymorphic"
     paper: ClassVar[Paper] = Paper(
-        "Polymorphic: Plug-and-Play Visual Token Compression for Scalable VLMs (ICLR 2026 submission, openreview Px0UrEUcFQ)",
+        PolymorphicStage1.paper.title,
         "",
         "",
         (
-            "no code exists: the text leaves open where these choices were made",
+            *PolymorphicStage1.paper.deviations,
             "hidden states are the inputs of the layer a cut precedes",
             "every cut keeps the same share of what it finds, solved for the budget",
-            "clusters use as many neighbours as there are clusters, and stand at their centres; positions are kept",
             "the match is averaged over text tokens above the mean (the paper's index is a typo); all of them if none is",
         ),
     )
     units: ClassVar[tuple[str, ...]] = ("visual_mean", "visual")
     multiple: float = 2.0
-    ratio: float = 5.4
     layers: tuple[int, ...] = ()
     normed: bool = False
 
     def __post_init__(self) -> None:
         """Validate."""
-        if self.multiple < 1 or self.ratio <= 0:
-            raise ValueError(f"polymorphic: multiple={self.multiple} must be at least 1 and ratio={self.ratio} positive")
-
-    @property
-    def signals(self) -> frozenset[Signal]:
-        """[CLS] attention, or attention received."""
-        return frozenset({Saliency()})
+        super().__post_init__()
+        if self.multiple < 1:
+            raise ValueError(f"polymorphic: multiple={self.multiple} must be at least 1")
 
     def image_budget(self, layers: int, n: int, budget: Budget | None) -> int:
         """``multiple`` times the budget, less where the first cut would come too late for it."""
@@ -65,10 +95,6 @@ class Polymorphic(PreLLM, IntraLLM):
         if budget.unit == "visual_mean":
             entering = min(entering, most_entering(k, scaled_layers(AT, layers, self.layers)[0], layers))
         return min(n, max(k, entering))
-
-    def select_image(self, tokens: ImageTokens, k: int) -> Selection:
-        """Dominant tokens by saliency, the others as clusters."""
-        return keep_and_cluster(tokens.embeds, tokens[Saliency()], k, self.ratio)
 
     def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
         """Equal factors at three layers."""

@@ -19,16 +19,14 @@ AT = (16,)
 
 
 @dataclass(frozen=True)
-class VScan(PreLLM, IntraLLM):
-    """Global and local scans before the LLM, last-token attention inside it.
+class VScanStage1(PreLLM):
+    """VScan without its second cut: global and local scans before the LLM, every dropped token merged into a kept one.
 
     Attributes:
         window: side of the windows of the local scan, in tokens. local: encoder block of the local scan.
-        layer: the second cut happens before it; -1: 16, moved in proportion for models with 16 layers or fewer.
-        ratio: tokens entering the LLM per token after the second cut (the paper's 96 and 32).
     """
 
-    name: ClassVar[str] = "vscan"
+    name: ClassVar[str] = "vscan_stage1"
     paper: ClassVar[Paper] = Paper(
         "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models",
         "2505.22654",
@@ -36,19 +34,54 @@ class VScan(PreLLM, IntraLLM):
         (
             "keeps exactly k: local quotas by largest remainder; the official code keeps 98 of 100 and fails below 32",
             "any grid: windows at the lower and right edges may be smaller; without a grid the scan is global only",
-            "the second cut reads the attention of the layer before, with rotary positions; the official code leaves them out",
             "without [CLS]: attention received from all patches",
         ),
     )
     window: int = 6
     local: int = 5
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.window < 1 or self.local < 0:
+            raise ValueError(f"{self.name}: window={self.window} must be at least 1 and local={self.local} at least 0")
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """Two encoder blocks."""
+        return frozenset({Saliency(), Saliency(at=self.local)})
+
+    def select_image(self, tokens: ImageTokens, k: int) -> Selection:
+        """Half by the local scan, the rest by the global one; every dropped token joins the most similar kept one."""
+        keep = scans(tokens[Saliency()], tokens[Saliency(at=self.local)], tokens.place, k, self.window)
+        dropped, heir = nearest_kept(tokens.embeds, keep)
+        return Selection(keep, Merge(*mean_into(heir, dropped)))
+
+
+@dataclass(frozen=True)
+class VScan(VScanStage1, IntraLLM):
+    """Global and local scans before the LLM, last-token attention inside it.
+
+    Attributes:
+        layer: the second cut happens before it; -1: 16, moved in proportion for models with 16 layers or fewer.
+        ratio: tokens entering the LLM per token after the second cut (the paper's 96 and 32).
+    """
+
+    name: ClassVar[str] = "vscan"
+    paper: ClassVar[Paper] = Paper(
+        VScanStage1.paper.title,
+        VScanStage1.paper.arxiv,
+        VScanStage1.paper.code,
+        (
+            *VScanStage1.paper.deviations,
+            "the second cut reads the attention of the layer before, with rotary positions; the official code leaves them out",
+        ),
+    )
     layer: int = -1
     ratio: float = 3.0
 
     def __post_init__(self) -> None:
         """Validate."""
-        if self.window < 1 or self.local < 0:
-            raise ValueError(f"vscan: window={self.window} must be at least 1 and local={self.local} at least 0")
+        super().__post_init__()
         if self.layer < 1 and self.layer != -1:
             raise ValueError(f"vscan: layer={self.layer} must be at least 1 (or -1 for the published one)")
         if self.ratio < 1:
@@ -57,7 +90,7 @@ class VScan(PreLLM, IntraLLM):
     @property
     def signals(self) -> frozenset[Signal]:
         """Two encoder blocks and the last token's row."""
-        return frozenset({Saliency(), Saliency(at=self.local), LastRow()})
+        return super().signals | {LastRow()}
 
     def image_budget(self, layers: int, n: int, budget: Budget | None) -> int:
         """``ratio`` times what is left after the second cut."""
@@ -68,12 +101,6 @@ class VScan(PreLLM, IntraLLM):
             entering = int(k * layers / (at + (layers - at) / self.ratio) + 1e-9)
             return min(n, max(k, min(entering, most_entering(k, at, layers))))
         return min(n, max(k, int(self.ratio * k + 1e-9)))
-
-    def select_image(self, tokens: ImageTokens, k: int) -> Selection:
-        """Half by the local scan, the rest by the global one; every dropped token joins the most similar kept one."""
-        keep = scans(tokens[Saliency()], tokens[Saliency(at=self.local)], tokens.place, k, self.window)
-        dropped, heir = nearest_kept(tokens.embeds, keep)
-        return Selection(keep, Merge(*mean_into(heir, dropped)))
 
     def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
         """One cut."""
