@@ -266,3 +266,26 @@ def test_row_statistics_against_dense():
 
 def test_signals_are_registered_once():
     assert len({s.__name__ for s in signals._COMPUTE}) == len(signals._COMPUTE)
+
+
+def test_the_audit_prints_what_every_layer_held():
+    """What the README shows: rows are the accounts' numbers, bytes are those of the tensors."""
+    model = build("llava")
+    both = batch("llava", prompt("llava", 3, before=5), prompt("llava", 1))
+    with Session(model, "uniform@0.5 + fastv@0.5 + plphp:r=0.3,dr=0.3,alpha=0.99,beta=0.0") as session:
+        assert "nothing has been generated" in str(session.audit)
+        cache = generate(model, both, 1)[2]
+    first, second = session.audit
+    assert (first, second) == tuple(session.accounts)
+    text = str(session.audit).splitlines()
+    assert text[0] == f"prompt 1 of 2: {first.prompt_tokens} tokens, 48 of them visual"
+    rows = [line.split() for line in text if line.split()[0] not in ("prompt", "layers", "all")]
+    shown = [(at, tokens) for at, tokens, *_ in rows]
+    assert shown[0] == ("0-1", str(first.tokens_per_layer[0])) and first.tokens_per_layer[0] == first.tokens_per_layer[1]
+    assert rows[0][2] == "24" and len(rows) > 4, "layers that differ have lines of their own"
+    layer = cache.layers[0]
+    one = layer.keys.shape[1] * layer.keys.shape[-1] * 2 * layer.keys.element_size()
+    assert first.kv_bytes_per_layer == tuple(int(n * one) for n in first.kv_per_layer)
+    totals = [line.split() for line in text if line.split()[0] == "all"]
+    assert totals == [["all", f"{sum(a.kv_per_layer):g}", f"{a.kv_bytes:,}"] for a in (first, second)]
+    assert first.as_dict()["kv_bytes"] == first.kv_bytes

@@ -12,7 +12,7 @@ from effivlm.families.loading import family_of
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, PreLLM
 from effivlm.methods.signals import Signal
 from effivlm.runtime.attention import Tap
-from effivlm.runtime.audit import Account, AuditError, audit_prompt
+from effivlm.runtime.audit import Account, Audit, AuditError, audit_prompt
 from effivlm.runtime.cache import CACHE, cache_of, slotted
 from effivlm.runtime.decode import decode_mask, repacked, shifted
 from effivlm.runtime.encoder import VisionStage, vision_blocks
@@ -48,7 +48,7 @@ class Session:
         wrap: what every hook is wrapped in (measuring).
 
     Attributes:
-        accounts: what the last prefill cost, one `Account` per row of the batch.
+        accounts: what the last prefill cost, one `Account` per row of the batch. audit: the same, to print.
 
     Raises:
         SettingError, BudgetError, UnknownName: for a setting that cannot be read. Unsupported: see `check_supported`.
@@ -116,6 +116,11 @@ class Session:
         self.text.__dict__.pop("_deepstack_process", None)
         self.base.__dict__.pop("_effivlm_session", None)
         self.state = None
+
+    @property
+    def audit(self) -> Audit:
+        """The accounts of the last prefill, in a form to print."""
+        return Audit(self.accounts)
 
     @property
     def flash(self) -> bool:
@@ -286,10 +291,9 @@ class Session:
         if state is None or cache is None:
             return
         prompt, layer = state.prompt, cache.layers[i]
-        index, valid = prompt.kept[i]
-        if layer.keys.shape[-2] != index.shape[1]:
-            raise AuditError(f"decoder layer {i} stored {layer.keys.shape[-2]} cache entries for {index.shape[1]} tokens")
-        layer.index, layer.valid = index, valid
+        layer.index, layer.valid = prompt.kept[i]
+        if (stored := layer.keys.shape[-2]) != layer.index.shape[1]:
+            raise AuditError(f"decoder layer {i} stored {stored} cache entries for {layer.index.shape[1]} tokens")
         layer.seen = layer.prompt = prompt.visual.shape[1]
         types = getattr(self.text.config, "layer_types", None)
         layer.window = self.text.config.sliding_window if types and types[i] == "sliding_attention" else None

@@ -25,7 +25,7 @@ class Account:
         visual_per_layer: visual tokens entering each decoder layer.
         tokens_per_layer: all tokens entering each decoder layer.
         kv_per_layer: prompt entries held per layer after prefill, mean over KV heads.
-        kv_bytes: bytes of those entries, without padding that other rows of a batch force.
+        kv_bytes_per_layer: bytes of those entries, without padding that other rows of a batch force.
     """
 
     prompt_tokens: int
@@ -33,7 +33,12 @@ class Account:
     visual_per_layer: tuple[int, ...]
     tokens_per_layer: tuple[int, ...]
     kv_per_layer: tuple[float, ...]
-    kv_bytes: int
+    kv_bytes_per_layer: tuple[int, ...]
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of all prompt entries held."""
+        return sum(self.kv_bytes_per_layer)
 
     @property
     def realised(self) -> dict[str, float]:
@@ -46,8 +51,40 @@ class Account:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, with the realised shares."""
-        return asdict(self) | {"realised": self.realised}
+        """Plain data, with total bytes and the realised shares."""
+        return asdict(self) | {"kv_bytes": self.kv_bytes, "realised": self.realised}
+
+    def lines(self) -> list[str]:
+        """A table: equal neighbouring layers share a line, and a last line has the totals."""
+        rows: list[tuple[list[int], tuple[str, ...]]] = []
+        held = list(zip(self.kv_per_layer, self.kv_bytes_per_layer, strict=True)) or [None] * len(self.tokens_per_layer)
+        for i, (tokens, visual, kv) in enumerate(zip(self.tokens_per_layer, self.visual_per_layer, held, strict=True)):
+            cells = (str(tokens), str(visual), *(("-", "-") if kv is None else (f"{kv[0]:g}", f"{kv[1]:,}")))
+            if rows and rows[-1][1] == cells:
+                rows[-1][0].append(i)
+            else:
+                rows.append(([i], cells))
+        total = ("", "", f"{sum(self.kv_per_layer):g}", f"{self.kv_bytes:,}")
+        named = [(f"{at[0]}-{at[-1]}" if len(at) > 1 else str(at[0]), *cells) for at, cells in rows]
+        table = [("layers", "tokens", "visual", "KV entries", "KV bytes"), *named, ("all", *total)]
+        widths = [max(len(row[column]) for row in table) for column in range(5)]
+        return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+
+
+class Audit(tuple[Account, ...]):
+    """The accounts of the last prefill, one per prompt of the batch; printed as a table of layers."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """Tokens entering each layer, KV entries and bytes per layer (of every one of the layers on a line)."""
+        if not self:
+            return "nothing has been generated under this session yet"
+        out: list[str] = []
+        for number, account in enumerate(self, start=1):
+            which = f"prompt {number} of {len(self)}" if len(self) > 1 else "prompt"
+            out += [f"{which}: {account.prompt_tokens} tokens, {account.visual_tokens} of them visual", *account.lines()]
+        return "\n".join(out)
 
 
 @dataclass(frozen=True)
@@ -106,12 +143,12 @@ def _account(prompt: Prompt, promise: Promise, layers: int, row: int, cache: Any
         visual.append(int((prompt.visual[row, index[row]] & ok).sum()))
         tokens.append(int(ok.sum()))
     check_layers("visual tokens", [promise.visual(prompt, row, i) for i in range(layers)], visual)
-    held, size = [], 0.0
+    held, size = [], []
     for layer in cache.layers if cache is not None else ():
         held.append(_held(prompt, layer, row))
-        size += held[-1] * layer.keys.shape[1] * 2 * layer.keys.shape[-1] * layer.keys.element_size()
+        size.append(round(held[-1] * layer.keys.shape[1] * 2 * layer.keys.shape[-1] * layer.keys.element_size()))
     real, seen = int(prompt.real[row].sum()), int(prompt.visual[row].sum())
-    return Account(real, seen, tuple(visual), tuple(tokens), tuple(held), round(size))
+    return Account(real, seen, tuple(visual), tuple(tokens), tuple(held), tuple(size))
 
 
 def _held(prompt: Prompt, layer: SlotLayer, row: int) -> float:
