@@ -4,11 +4,12 @@
 
 One image of 2,880 tokens of width 4,096 (encoder width 1,024, 64 text tokens), float32 on the CPU, random clustered
 features. Signals are given: their cost belongs to the encoder. The layer is a Llama layer 4096/11008/32 with random
-weights and SDPA attention. Prints a Markdown table; ``--json`` writes the same numbers.
+weights and SDPA attention. Times are processor time, so that other jobs on the machine matter less. The largest tensor
+that a selection makes is given in units of N x N float32; anything near N x N x D is an error. Prints Markdown.
 """
 
 import argparse
-import json
+import platform
 import statistics
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 from effivlm import registry
 from effivlm.budget import parse_budget
+from effivlm.measure.memory import LargestTensor
 from effivlm.methods.base import ImageTokens, PreLLM
 from effivlm.methods.signals import ClsLogits, EncoderFeatures, EncoderKeys, Saliency, TextEmbeds
 
@@ -27,14 +29,27 @@ TOKENS = ROWS * COLUMNS
 
 
 def seconds(function, repeats: int) -> float:
-    """Median wall time of ``repeats`` calls after one warm-up."""
+    """Median processor time of ``repeats`` calls after one warm-up."""
     function()
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         function()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return statistics.median(times)
+
+
+def largest(function) -> float:
+    """The largest tensor the call makes, in units of N x N float32.
+
+    Raises:
+        AssertionError: if it is anywhere near N x N x D.
+    """
+    with LargestTensor() as seen:
+        function()
+    units = seen.bytes / (4 * TOKENS * TOKENS)
+    assert units < 8, f"a tensor of {units:.0f} N x N: a selection must not hold N x N x D"
+    return units
 
 
 def layer_prefill(repeats: int) -> float:
@@ -63,34 +78,45 @@ def image() -> tuple[dict, torch.Tensor, torch.Tensor]:
     return values, clustered(WIDTH), place
 
 
+def run(method: PreLLM, k: int, values: dict, embeds: torch.Tensor, place: torch.Tensor, repeats: int) -> tuple[float, float]:
+    """Seconds and largest tensor of one method's selection."""
+    given = {s: values[Saliency()] if isinstance(s, Saliency) else values.get(s) for s in method.signals}
+    tokens = ImageTokens(given.__getitem__, method.signals, 0, {}, embeds, place, 0, 0)
+
+    def select() -> None:
+        method.select_image(tokens, k)
+
+    return seconds(select, repeats), largest(select)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", default="0.1")
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     k = parse_budget(options.keep, "visual").count(TOKENS)
-    times = {}
     with torch.inference_mode():
         values, embeds, place = image()
-        for name, kind in registry.methods().items():
-            if issubclass(kind, PreLLM) and kind.select_image is not PreLLM.select_image:
-                method = kind()
-                given = {s: values[Saliency()] if isinstance(s, Saliency) else values.get(s) for s in method.signals}
-                tokens = ImageTokens(given.__getitem__, method.signals, 0, {}, embeds, place, 0, 0)
-                times[name] = seconds(lambda m=method, t=tokens: m.select_image(t, k), options.repeats)
+        kinds = [c for c in registry.methods().values() if issubclass(c, PreLLM) and c.select_image is not PreLLM.select_image]
+        costs = {c.name: run(c(), k, values, embeds, place, options.repeats) for c in kinds}
         layer = layer_prefill(options.repeats)
-    print(f"{TOKENS} tokens of width {WIDTH}, keep {k}, torch {torch.__version__}, float32, {options.threads} thread(s)")
-    print(f"one 7B decoder layer, prefill of {TOKENS} tokens: {layer:.2f} s\n")
-    print("| method | seconds | share of one layer |\n|---|---|---|")
-    for name, cost in sorted(times.items(), key=lambda item: item[1]):
-        print(f"| {name} | {cost:.3f} | {100 * cost / layer:.1f} % |")
-    if options.json:
-        report = {"tokens": TOKENS, "width": WIDTH, "keep": k, "threads": options.threads, "torch": torch.__version__,
-                  "repeats": options.repeats, "layer_seconds": layer, "seconds": times}  # fmt: skip
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    where = f"{options.threads} thread(s), {machine()}, torch {torch.__version__}"
+    print(f"{TOKENS} tokens of width {WIDTH}, keep {k}, float32, {where}")
+    print(f"One 7B decoder layer, prefill of {TOKENS} tokens: {layer:.2f} s of processor time.\n")
+    print("| method | seconds | share of one layer | largest tensor, N x N |\n|---|---:|---:|---:|")
+    for name, (cost, units) in sorted(costs.items(), key=lambda item: item[1]):
+        print(f"| {name} | {cost:.3f} | {100 * cost / layer:.1f} % | {units:.2f} |")
+
+
+def machine() -> str:
+    """The processor, by its own name where the system tells it."""
+    path = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":")[1].strip() for line in path.read_text().splitlines() if "model name" in line] if path.exists() else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from effivlm.runtime.cache import bytes_held
 
@@ -53,3 +55,19 @@ def kv_bytes(cache: Any) -> int:
 def kv_bytes_per_layer(cache: Any) -> list[int]:
     """The same, layer by layer."""
     return [layer.bytes_held() for layer in cache.layers]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest storage that any operation inside the ``with`` block returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and look at what it returns."""
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.bytes = max(self.bytes, leaf.untyped_storage().nbytes())
+        return out
