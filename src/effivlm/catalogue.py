@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from effivlm import registry, zoo
 from effivlm.families.base import Family
 from effivlm.families.loading import shapes
-from effivlm.methods.base import Method
+from effivlm.methods.base import IntraLLM, Method
+from effivlm.methods.schedules import TOKENS, mean_share
 from effivlm.runtime.support import Unsupported, check_supported
-from effivlm.setting import STAGES, Part, Setting
+from effivlm.setting import STAGES, Part, Setting, parse_setting
 from effivlm.tasks.builtin import load_task, suite_names, task_names
 
 
@@ -49,9 +50,22 @@ def _method(cls: type[Method]) -> Iterator[str]:
     yield from (f"deviates: {d}" for d in cls.paper.deviations)
     yield f"budget: {cls.budget}, units {', '.join(cls.units)}"
     yield from (f"parameter {f.name} = {f.default}" for f in dataclasses.fields(cls))
+    yield from _presets(cls)
     table = supported(cls)
     yield "families: " + ", ".join(f for f, reason in table.items() if not reason)
     yield from (f"not {f}: {reason}" for f, reason in table.items() if reason)
+
+
+def _presets(cls: type[Method]) -> Iterator[str]:
+    """What published schedules truly cost: the layers that run before a cut see more than a schedule's name says."""
+    for fields in cls.presets if issubclass(cls, IntraLLM) else ():
+        text, means = f"{cls.name}:{fields}", []
+        (part,) = parse_setting(text).parts
+        assert isinstance(part.method, IntraLLM)
+        for layers in (32, 40):  # the 7B and 13B models that schedules were published for
+            share = mean_share(part.method.schedule(layers, TOKENS, None), layers, TOKENS)
+            means.append(f"{share * TOKENS:.1f} ({100 * share:.1f} %) over {layers} layers")
+        yield f"published {text}: of {TOKENS} tokens the layers see, on average, {', '.join(means)}"
 
 
 def _family(family: Family) -> Iterator[str]:
@@ -79,10 +93,28 @@ def _tasks() -> Iterator[str]:
         yield f"{name:20} {task.metric:18} {len(task.documents)} documents, stands for {task.stands_for}"
 
 
+def _support() -> Iterator[str]:
+    """docs/support.md: which method works with which family, and why not."""
+    families, reasons = list(registry.families()), {}
+    yield "# Methods and families"
+    yield ""
+    yield "Generated from the registry: `effivlm list support > docs/support.md`. Every `+` is a pair that the contract tests run"
+    yield "(`tests/test_contract.py`); every number is a pair that is refused before anything runs, for the reason below."
+    yield ""
+    yield f"| method | stages | {' | '.join(families)} |"
+    yield "|---|---|" + ":-:|" * len(families)
+    for name, cls in registry.methods().items():
+        cells = [reasons.setdefault(why, len(reasons) + 1) if why else "+" for why in supported(cls).values()]
+        yield f"| {name} | {', '.join(stages_of(cls)) or '-'} | {' | '.join(map(str, cells))} |"
+    yield ""
+    yield from (f"{number}. {why}" for why, number in reasons.items())
+
+
 LISTS: dict[str, Callable[[], Iterator[str]]] = {
     "methods": _methods,
     "families": _families,
     "suites": lambda: iter(suite_names()),
     "tasks": _tasks,
+    "support": _support,
     "models": lambda: iter([*(f"zoo:{n}" for n in zoo.names()), *shapes()]),
 }

@@ -133,7 +133,7 @@ def _report(folder: Path) -> None:
 
 
 @app.command(name="list")
-def list_(what: Annotated[str, typer.Argument(help="methods, families, suites, tasks or models")]) -> None:
+def list_(what: Annotated[str, typer.Argument(help="methods, families, suites, tasks, models or support")]) -> None:
     """List what there is."""
     _guard(lambda: _list(what))
 

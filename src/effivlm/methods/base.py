@@ -169,9 +169,14 @@ class PreLLM(Method):
 
 
 class IntraLLM(Method):
-    """Selects and merges visual tokens before the decoder layers its schedule names, image by image."""
+    """Selects and merges visual tokens before the decoder layers its schedule names, image by image.
+
+    Attributes:
+        presets: its published schedules, which take no budget, as fields in text form (``preset=192``).
+    """
 
     units: ClassVar[tuple[str, ...]] = ("visual", "visual_mean")
+    presets: ClassVar[tuple[str, ...]] = ()
 
     def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
         """Cuts for an image that enters the LLM with ``n`` tokens, in a model with ``layers`` decoder layers.

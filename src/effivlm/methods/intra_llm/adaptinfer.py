@@ -27,7 +27,7 @@ class AdaptInfer(IntraLLM):
         layers: cuts happen before these; empty: 2-11-21 (the paper's "after 1, 10, 20"), moved in proportion for models
             with 21 layers or fewer. Layers 1-10-20 are the paper's for Qwen2-VL-2B.
         preset: a published list (128, 64, 48, 32, 128-13b, 64-13b) instead of a budget; its true mean share is higher
-            than its name says, see `effivlm.methods.schedules.mean_share`.
+            than its name says, see `effivlm show adaptinfer`.
     """
 
     name: ClassVar[str] = "adaptinfer"
@@ -42,6 +42,7 @@ class AdaptInfer(IntraLLM):
         ),
     )
     budget: ClassVar[str] = "optional"
+    presets: ClassVar[tuple[str, ...]] = tuple(f"preset={p}" for p in COUNTS)
     layers: tuple[int, ...] = ()
     preset: str = ""
 

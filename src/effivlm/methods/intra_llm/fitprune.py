@@ -42,6 +42,7 @@ class FitPrune(IntraLLM):
         ),
     )
     budget: ClassVar[str] = "optional"
+    presets: ClassVar[tuple[str, ...]] = tuple(f"preset={p}" for p in LEFT)
     preset: str = ""
     left: tuple[int, ...] = ()
 

@@ -36,6 +36,7 @@ class PyramidDrop(IntraLLM):
         ),
     )
     budget: ClassVar[str] = "optional"
+    presets: ClassVar[tuple[str, ...]] = ("preset=paper",)
     layers: tuple[int, ...] = ()
     ratio: float = 0.5
     preset: str = ""

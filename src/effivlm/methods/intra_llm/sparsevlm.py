@@ -30,7 +30,7 @@ class SparseVLM(IntraLLM):
         layers: cuts happen before these; empty: 3-7-16 (the paper's "after 2, 6, 15"), moved in proportion for models
             with 16 layers or fewer.
         preset: a published list (192, 128, 96, 64) instead of a budget; its true mean share is higher than its name says,
-            see `effivlm.methods.schedules.mean_share`.
+            see `effivlm show sparsevlm`.
         heads: see ``plus``. rope_theta: base of the model's rotary frequencies, read by ``plus`` only.
     """
 
@@ -50,6 +50,10 @@ class SparseVLM(IntraLLM):
         ),
     )
     budget: ClassVar[str] = "optional"
+    presets: ClassVar[tuple[str, ...]] = (
+        *(f"preset={p}" for p in COUNTS["recycle"]),
+        *(f"variant=plus,preset={p}" for p in COUNTS["plus"]),
+    )
     variant: Literal["recycle", "plus"] = "recycle"
     layers: tuple[int, ...] = ()
     preset: str = ""
@@ -114,6 +118,7 @@ class SparseVLMRank(SparseVLM):
 
     name: ClassVar[str] = "sparsevlm_rank"
     exact: ClassVar[bool] = False
+    presets: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[Paper] = Paper(
         SparseVLM.paper.title,
         SparseVLM.paper.arxiv,
