@@ -1,88 +1,96 @@
-"""The tiny LLaVA-architecture model of the zoo: configuration, tokenizer and processor, from transformers' own classes."""
+"""The zoo's models, untrained: transformers' own classes, configurations and processors at a tiny size.
 
+All share one language model shape and one vocabulary, so that a language model trained for one can start another.
+"""
+
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.llava.processing_llava import LlavaProcessor
+import torch
+from transformers import AutoModelForImageTextToText, InternVLConfig, LlavaOnevisionConfig, Qwen2VLConfig
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from effivlm.zoo.render import COLOURS, COLUMNS, LETTERS, NUMBERS, PLURALS, ROWS, SHAPES, SIZE
+from effivlm.families.loading import _image_only
+from effivlm.zoo.words import make_tokenizer, vocabulary
 
-PATCH = 16
-SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "<user>", "<assistant>")
-QUESTION_WORDS = "what number is written word list all shapes colour the shape where there a how many yes no".split()
-TEMPLATE = (
-    "<s>{% for m in messages %}{% if m['role'] == 'user' %}<user>{% else %}<assistant>{% endif %}"
-    "{% if m['content'] is string %} {{ m['content'] }}{% else %}{% for part in m['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-def vocabulary() -> list[str]:
-    """Every token; words and characters exist with and without the space before them."""
-    words = [
-        *QUESTION_WORDS,
-        *COLOURS,
-        *SHAPES,
-        *PLURALS.values(),
-        *NUMBERS,
-        *ROWS,
-        *COLUMNS,
-        "and",
-        "picture",
-        "first",
-        "second",
-    ]
-    pieces = [*dict.fromkeys(words), *LETTERS, *"0123456789", "?", ".", ","]
-    return [*SPECIAL, "<unk>", *(form for p in pieces for form in (p, " " + p))]
+TILE = 80  # pixels: side of an encoder tile
+WIDTH, LAYERS, HEADS, KV_HEADS = 96, 4, 4, 2
+_IDS = {t: i for i, t in enumerate(vocabulary())}
+_TEXT = {
+    "vocab_size": len(_IDS), "hidden_size": WIDTH, "intermediate_size": 3 * WIDTH, "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "max_position_embeddings": 4096, "tie_word_embeddings": True,
+    "bos_token_id": _IDS["<s>"], "eos_token_id": _IDS["</s>"], "pad_token_id": _IDS["<pad>"],
+}  # fmt: skip
+_PIXELS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_convert_rgb": True}
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Words, single capital letters and single digits; a space belongs to what follows it."""
-    tokens = vocabulary()
-    core = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[a-z]+| ?[A-Z]| ?[0-9]| ?[^\sA-Za-z0-9]"), "isolated")
-    core.decoder = decoders.Fuse()
-    core.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
-    fast = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-                                   additional_special_tokens=["<image>", "<user>", "<assistant>"], padding_side="left",
-                                   clean_up_tokenization_spaces=False)  # fmt: skip
-    fast.chat_template = TEMPLATE
-    return fast
+def _qwen2_vl() -> Any:
+    rope = {"rope_type": "default", "type": "mrope", "mrope_section": [4, 4, 4], "rope_theta": 10000.0}
+    vision = {"depth": 3, "num_heads": 4, "embed_dim": 64, "hidden_size": WIDTH, "mlp_ratio": 3, "patch_size": 8,
+              "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3}  # fmt: skip
+    return Qwen2VLConfig(text_config={**_TEXT, "rope_parameters": rope}, vision_config=vision, image_token_id=_IDS["<image>"],
+                         video_token_id=_IDS["<video>"], vision_start_token_id=_IDS["<img>"],
+                         vision_end_token_id=_IDS["</img>"], tie_word_embeddings=True)  # fmt: skip
 
 
-def make_processor() -> LlavaProcessor:
-    """Images by the PIL back end, ``SIZE`` x ``SIZE``; 100 visual tokens an image."""
-    images = CLIPImageProcessorPil(size={"height": SIZE, "width": SIZE}, do_center_crop=False, do_convert_rgb=True,
-                                   image_mean=[0.5] * 3, image_std=[0.5] * 3)  # fmt: skip
-    return LlavaProcessor(image_processor=images, tokenizer=make_tokenizer(), patch_size=PATCH,
-                          vision_feature_select_strategy="default", num_additional_image_tokens=1,
-                          image_token="<image>", chat_template=TEMPLATE)  # fmt: skip
+def _onevision() -> Any:
+    vision = {"model_type": "siglip_vision_model", "hidden_size": WIDTH, "intermediate_size": 3 * WIDTH, "num_hidden_layers": 3,
+              "num_attention_heads": 4, "image_size": TILE, "patch_size": 16, "vision_use_head": False}  # fmt: skip
+    grids = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE]]
+    return LlavaOnevisionConfig(text_config={**_TEXT, "model_type": "qwen2"}, vision_config=vision, vision_feature_layer=-1,
+                                vision_feature_select_strategy="full", vision_aspect_ratio="anyres_max_9",
+                                image_token_index=_IDS["<image>"], video_token_index=_IDS["<video>"], image_grid_pinpoints=grids,
+                                tie_word_embeddings=True)  # fmt: skip
 
 
-def make_model(width: int = 96, vision_layers: int = 3, text_layers: int = 4) -> LlavaForConditionalGeneration:
-    """An untrained model; the projector takes the output of the last encoder block."""
-    tokenizer: Any = make_tokenizer()
-    vision = CLIPVisionConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=vision_layers, num_attention_heads=4,
-                              image_size=SIZE, patch_size=PATCH, projection_dim=width)  # fmt: skip
-    text = LlamaConfig(vocab_size=len(vocabulary()), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=text_layers,
-                       num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
-                       pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-                         vision_feature_layer=-1, image_seq_length=(SIZE // PATCH) ** 2, tie_word_embeddings=True)  # fmt: skip
-    model = LlavaForConditionalGeneration(config)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
+def _internvl() -> Any:
+    vision = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4,
+              "image_size": [TILE, TILE], "patch_size": [8, 8]}  # fmt: skip
+    make: Any = InternVLConfig
+    return make(text_config={**_TEXT, "model_type": "qwen2"}, vision_config=vision, image_token_id=_IDS["<image>"],
+                image_seq_length=25, downsample_ratio=0.5, vision_feature_layer=-1, tie_word_embeddings=True)  # fmt: skip
+
+
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "mini-qwen2-vl": _qwen2_vl,
+    "mini-internvl": _internvl,
+    "mini-llava-onevision": _onevision,
+}
+"""The zoo's models by name."""
+
+
+def make_model(name: str) -> Any:
+    """An untrained model."""
+    model = AutoModelForImageTextToText.from_config(CONFIGS[name](), attn_implementation="sdpa")
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = _IDS["</s>"], _IDS["<pad>"]
     return model
 
 
-def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
+def make_processor(name: str) -> Any:
+    """Its processor: images by the PIL back end, 25 tokens a tile of ``TILE`` pixels."""
+    kind = _image_only(PROCESSOR_MAPPING[type(CONFIGS[name]())])
+    tokenizer = make_tokenizer(wrapped=name != "mini-internvl")  # InternVL's processor wraps tiles itself
+    options: dict[str, Any] = {"chat_template": tokenizer.chat_template}
+    if name == "mini-qwen2-vl":
+        images: Any = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, temporal_patch_size=2, **_PIXELS,
+                                               size={"shortest_edge": 32 * 32, "longest_edge": 1024 * 1024})  # fmt: skip
+    elif name == "mini-internvl":
+        images = GotOcr2ImageProcessorPil(size={"height": TILE, "width": TILE}, crop_to_patches=True, min_patches=1,
+                                          max_patches=4, **_PIXELS)  # fmt: skip
+        options["image_seq_length"] = 25
+    else:
+        images = LlavaOnevisionImageProcessorPil(size={"height": TILE, "width": TILE}, do_pad=True, **_PIXELS,
+                                                 image_grid_pinpoints=_onevision().image_grid_pinpoints)  # fmt: skip
+        options |= {"num_image_tokens": 25, "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_9"}
+    return kind(image_processor=images, tokenizer=tokenizer, **options)
+
+
+def save(model: Any, name: str, folder: Path) -> None:
     """Write a transformers checkpoint folder: config, float16 safetensors, tokenizer, processor, chat template."""
-    import copy
-
-    import torch
-
-    copy.deepcopy(model).to(torch.float16).save_pretrained(folder)
-    make_processor().save_pretrained(folder)
+    copy.deepcopy(model).to(dtype=torch.float16).save_pretrained(folder)
+    make_processor(name).save_pretrained(folder)
