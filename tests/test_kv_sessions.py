@@ -43,6 +43,20 @@ def test_settings_run_and_hold_less(text):
     assert sum(held) < 0.75 * len(held) * inputs["input_ids"].shape[1]
 
 
+@pytest.mark.parametrize("images", [0, 1])
+def test_a_prompt_in_chunks_is_refused(images):
+    """A first chunk must not be compressed as if it were the prompt; a prompt of one chunk, and no session, are fine."""
+    model, inputs = build("qwen2_5_vl"), prompt("qwen2_5_vl", images, after=20)
+    length = inputs["input_ids"].shape[1]
+    plain = generate(model, inputs, 2, prefill_chunk_size=8)[1]
+    with Session(model, "snapkv@0.3") as session:
+        with pytest.raises(NotImplementedError, match=r"prefill_chunk_size=8 .* needs it whole"):
+            generate(model, inputs, 2, prefill_chunk_size=8)
+        generate(model, inputs, 2, prefill_chunk_size=length)
+        assert session.accounts[0].kv_per_layer == (int(0.3 * length),) * session.layers
+    torch.testing.assert_close(generate(model, inputs, 2, prefill_chunk_size=8)[1], plain)
+
+
 def test_unknown_scorer_is_an_error_with_the_known_ones():
     with pytest.raises((SettingError, ValueError), match="not a scorer: expected one of"):
         parse_setting("adakv@0.3:base=snapkw")

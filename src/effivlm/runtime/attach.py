@@ -30,7 +30,7 @@ from effivlm.runtime.stages import (
     score_layer,
 )
 from effivlm.runtime.state import State, prompt_keys, side_rows
-from effivlm.runtime.support import check_supported
+from effivlm.runtime.support import check_supported, whole_prompts
 from effivlm.runtime.tokens import Prompt, everything, find_images, find_visual, hide, take, take_mask
 from effivlm.setting import Part, Setting, parse_setting
 
@@ -104,6 +104,7 @@ class Session:
         self.handles.append(post(self.text, hook(self._leave_text)))
         if hasattr(self.text, "_deepstack_process"):
             self.text._deepstack_process = functools.partial(self._deepstack, self.text._deepstack_process)
+        whole_prompts(self.model)
         self.vision.open()
         self.tap.open()
 
@@ -114,6 +115,7 @@ class Session:
             handle.remove()
         self.handles = []
         self.text.__dict__.pop("_deepstack_process", None)
+        self.model.__dict__.pop("_prefill", None)
         self.base.__dict__.pop("_effivlm_session", None)
         self.state = None
 
@@ -228,9 +230,7 @@ class Session:
     def _decode(self, cache: Any, past: int, kwargs: dict[str, Any]) -> None:
         new = kwargs["inputs_embeds"].shape[1]
         if new > 1 and bool(self.visual.any()):
-            raise NotImplementedError(
-                "images after the first prefill (a later turn, or prefill_chunk_size): send the conversation in one prompt"
-            )
+            raise NotImplementedError("images after the first prefill (a later turn): send the conversation in one prompt")
         self.state = None
         if getattr(cache, "delta", None) is not None:
             kwargs["position_ids"] = shifted(kwargs.get("position_ids"), cache.delta, past, new)
