@@ -157,7 +157,7 @@ class Runner:
 def prepare(loaded: Loaded, document: Document, images: list[Any]) -> Mapping[str, torch.Tensor]:
     """Model inputs of one document, by the checkpoint's own chat template and processor."""
     text = loaded.processor.apply_chat_template(document.messages(), add_generation_prompt=True, tokenize=False)
-    given = {"text": text, "return_tensors": "pt"} | ({"images": images} if images else {})
+    given = {"text": text, "return_tensors": "pt"} | ({"images": [images]} if images else {})  # one list a prompt: several images
     inputs = loaded.processor(**given)
     device, dtype = loaded.model.device, loaded.model.dtype
     return {

@@ -1,6 +1,7 @@
 """Scenes: coloured shapes in loose cells, a number and a word among them; and small ones without text."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -136,7 +137,7 @@ def make_album(seed: int, test: bool, count: int | None = None) -> tuple[Scene, 
     return tuple(make_small(rng.randrange(2**40), test) for _ in range(count))
 
 
-def album_question(album: tuple[Scene, ...], rng: random.Random) -> tuple[str, str] | None:
+def album_question(album: Sequence[Scene], rng: random.Random) -> tuple[str, str] | None:
     """Which picture shows a shape that only one of them shows."""
     pairs = [(i, s.colour, s.kind) for i, scene in enumerate(album) for s in scene.items]
     only = [p for p in pairs if sum(q[1:] == p[1:] for q in pairs) == 1]

@@ -2,7 +2,7 @@
 
 import functools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from effivlm.zoo.charts import make_chart
@@ -67,12 +67,3 @@ _TASKS: dict[str, Callable[[int, int], Asked | None]] = {
     "caption": _caption,
     "multi_image": _album,
 }
-
-
-def blanked(rows_: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The same questions about empty pictures: what can be answered without looking."""
-    from PIL import Image
-
-    for row in rows_:
-        sizes = [image().size for image in row["images"]]
-        yield {**row, "images": [functools.partial(Image.new, "RGB", size, (255, 255, 255)) for size in sizes]}

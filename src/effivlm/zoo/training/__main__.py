@@ -8,7 +8,7 @@ import torch
 
 from effivlm.zoo.build import CONFIGS, make_model, save
 from effivlm.zoo.training.labels import Batches
-from effivlm.zoo.training.steps import joint_loss, language_loss, start, train, vision_loss
+from effivlm.zoo.training.steps import Course, joint_loss, language_loss, start, train, vision_loss
 
 TRAIN_SEED = 10**12  # test pictures come from seeds below
 LOSSES = {"language": language_loss, "vision": vision_loss, "joint": joint_loss}
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes that render")
     parser.add_argument("--language-from", choices=CONFIGS, help="start from the language model of another one of the zoo")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -44,8 +45,8 @@ def main() -> None:
     )
     check = Batches(args.model, args.batch, 5 * 10**8, pixels, test=True, questions=data.questions)
     state = args.out / f"{args.model}.{args.stage}.pt"
-    train(model, LOSSES[args.stage], data, check, args.minutes, args.lr or RATES[args.stage], state, args.device,
-          args.stage != "joint", lambda line: print(line, flush=True))  # fmt: skip
+    course = Course(args.minutes, args.lr or RATES[args.stage], state, args.device, args.workers, args.stage != "joint")
+    train(model, LOSSES[args.stage], data, check, course, lambda line: print(line, flush=True))
     if args.stage == "joint":
         save(model.cpu(), args.model, args.out / args.model)
 

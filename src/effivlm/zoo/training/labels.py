@@ -21,7 +21,7 @@ from effivlm.zoo.words import NOTHING, ORDINALS, make_tokenizer, spelled, token_
 WORDS = 5  # words a token shows at most
 COVER = 0.12  # a mark shows in a token if it covers this share of it
 CAPTION_SHARE = 0.4  # of scenes are asked for the list of all shapes
-Prompt = tuple[Any, ...]  # the pictures of one prompt
+Prompt = Sequence[Any]  # the pictures of one prompt
 IDS = {t: i for i, t in enumerate(vocabulary())}
 
 
@@ -191,7 +191,7 @@ def _asked(prompt: Prompt, rng: random.Random) -> list[tuple[str, str, str]]:
     if len(prompt) > 1:
         seen = {a for _ in range(4) if (a := album_question(prompt, rng)) is not None}
         return [("album", *a) for a in sorted(seen)]
-    asked = next(iter(prompt)).questions(rng)
+    asked = prompt[0].questions(rng)
     return [(k, *a) for k, a in asked.items() if k != "caption" or rng.random() < CAPTION_SHARE]
 
 

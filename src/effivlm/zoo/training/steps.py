@@ -4,6 +4,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,15 +116,33 @@ def joint_loss(model: Any, batch: Batch) -> tuple[Tensor, dict[str, float]]:
     return loss + 0.2 * extra, right | words
 
 
-def train(model: Any, loss: Loss, batches: Batches, check: Batches, minutes: float, lr: float, state: Path, device: str,
-          fixed_words: bool, log: Callable[[str], None]) -> None:  # fmt: skip
-    """Train by the clock: warm-up, then half a cosine; ``state`` keeps weights, optimiser and the time spent."""
-    model.to(device).train().requires_grad_(True)
-    model.get_input_embeddings().weight.requires_grad_(not fixed_words)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
+@dataclass(frozen=True)
+class Course:
+    """How long and how fast a stage is trained, and where it is kept.
+
+    Attributes:
+        minutes: by the clock, over all runs that resume. lr: after the warm-up. state: weights, optimiser, time spent.
+        workers: processes that render. fixed_words: whether word embeddings stay as they are.
+    """
+
+    minutes: float
+    lr: float
+    state: Path
+    device: str
+    workers: int
+    fixed_words: bool
+
+
+def train(model: Any, loss: Loss, batches: Batches, check: Batches, course: Course, log: Callable[[str], None]) -> None:
+    """Train by the clock: warm-up, then half a cosine; goes on from ``course.state``."""
+    model.to(course.device).train().requires_grad_(True)
+    model.get_input_embeddings().weight.requires_grad_(not course.fixed_words)
+    optimiser = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=course.lr, weight_decay=0.01, betas=(0.9, 0.98)
+    )
     spent, step = 0.0, 0
-    if state.exists():
-        kept = torch.load(state, map_location=device)
+    if course.state.exists():
+        kept = torch.load(course.state, map_location=course.device)
         model.load_state_dict(kept["model"])
         optimiser.load_state_dict(kept["optimiser"])
         spent, step = kept["spent"], kept["step"]
@@ -131,26 +150,31 @@ def train(model: Any, loss: Loss, batches: Batches, check: Batches, minutes: flo
     tests: Iterator[Batch] = iter(check)
     began = saved = time.monotonic()
     before = spent
-    for batch in torch.utils.data.DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4):
+    for batch in torch.utils.data.DataLoader(batches, batch_size=None, num_workers=course.workers, prefetch_factor=4):
         spent = before + (time.monotonic() - began) / 60
-        if spent >= minutes:
+        if spent >= course.minutes:
             break
         for group in optimiser.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / 100) * (0.03 + 0.97 * (0.5 + 0.5 * math.cos(math.pi * spent / minutes)))
-        value, _ = loss(model, batch.to(device))
+            group["lr"] = course.lr * min(1, (step + 1) / 100) * _decay(spent / course.minutes)
+        value, _ = loss(model, batch.to(course.device))
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         if step % 200 == 0:
-            log(f"minute {spent:.1f} step {step} loss {value.item():.3f} test {_checked(model, loss, tests, device)}")
+            log(f"minute {spent:.1f} step {step} loss {value.item():.3f} test {_checked(model, loss, tests, course.device)}")
         if time.monotonic() - saved > 120:
-            _keep(model, optimiser, spent, step, state)
+            _keep(model, optimiser, spent, step, course.state)
             saved = time.monotonic()
         step += 1
-    log(f"end: step {step} test {_checked(model, loss, tests, device, 6)}")
-    _keep(model, optimiser, minutes, step, state)
+    log(f"end: step {step} test {_checked(model, loss, tests, course.device, 6)}")
+    _keep(model, optimiser, course.minutes, step, course.state)
     model.requires_grad_(True)
+
+
+def _decay(done: float) -> float:
+    """From 1 to 0.03 along half a cosine."""
+    return 0.03 + 0.97 * (0.5 + 0.5 * math.cos(math.pi * done))
 
 
 def _keep(model: Any, optimiser: Any, spent: float, step: int, state: Path) -> None:

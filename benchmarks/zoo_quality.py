@@ -1,0 +1,94 @@
+"""What the zoo's models answer, with their pictures and without: `python benchmarks/zoo_quality.py [MODEL ...]`.
+
+For every task of the suite: the score of the uncompressed model on all 200 documents, its score when every picture is blank, and
+the best constant: one answer for each kind of question (its first two words), chosen with hindsight. A model that looks must fall
+to about the constant when its pictures are blank. Prints the table of docs/zoo.md.
+"""
+
+import argparse
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+
+import torch
+from PIL import Image
+
+from effivlm import zoo
+from effivlm.config import ModelSpec
+from effivlm.experiment import load_model, prepare, stop_ids
+from effivlm.families.loading import Loaded
+from effivlm.metrics.performance import task_score
+from effivlm.records import DocumentRecord
+from effivlm.runtime.plan import Plan
+from effivlm.setting import parse_setting
+from effivlm.tasks.builtin import Document, Task, load_suite, load_task
+
+
+def blank(document: Document) -> Document:
+    """The same question about empty pictures."""
+    sizes = [image().size for image in document.images]
+    return replace(document, images=tuple(partial(Image.new, "RGB", size, (255, 255, 255)) for size in sizes))
+
+
+def score(answers: list[str], task: Task, documents: list[Document]) -> float:
+    """The task's score of some answers, in percent."""
+    common = {
+        "model": "",
+        "setting": "",
+        "task": task.name,
+        "metric": task.metric,
+        "digest": "",
+        "new_tokens": 0,
+        "finish": "stop",
+    }
+    records = [
+        DocumentRecord(**common, document=d.id, references=d.answers, answer=a, score=task.scorer(a, d.answers), error=None)
+        for a, d in zip(answers, documents, strict=True)
+    ]
+    return 100 * task_score(records)
+
+
+def answered(loaded: Loaded, plan: Plan, task: Task, documents: list[Document]) -> list[str]:
+    out = []
+    for document in documents:
+        inputs = prepare(loaded, document, [image() for image in document.images])
+        (outcome,) = plan.run(inputs, task.max_new_tokens, stop_ids(loaded))
+        if outcome.error is not None or outcome.generated is None:
+            raise RuntimeError(f"{task.name} {document.id} failed") from outcome.error
+        out.append(loaded.processor.tokenizer.decode(outcome.generated.tokens, skip_special_tokens=True).strip())
+    return out
+
+
+def constant(documents: list[Document]) -> list[str]:
+    """The most frequent answer to each kind of question."""
+    kinds = [" ".join(d.prompt.split()[:2]) for d in documents]
+    best = {
+        k: Counter(d.answers[0] for d, x in zip(documents, kinds, strict=True) if x == k).most_common(1)[0][0] for k in set(kinds)
+    }
+    return [best[k] for k in kinds]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=zoo.names())
+    parser.add_argument("--documents", type=int, default=200)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    tasks = [load_task(name) for name in load_suite("mini")]
+    print("| model | what is shown | " + " | ".join(t.name for t in tasks) + " |")
+    print("|---|---|" + "---|" * len(tasks))
+    asked = {t.name: list(t.documents[: args.documents]) for t in tasks}
+    print("| - | best constant | " + " | ".join(f"{score(constant(asked[t.name]), t, asked[t.name]):.1f}" for t in tasks) + " |")
+    for name in args.models:
+        loaded = load_model(ModelSpec(name=f"zoo:{name}"))
+        plan = Plan(loaded.model, (parse_setting("none"),), 1)
+        for what, change in (("pictures", lambda d: d), ("blank pictures", blank)):
+            row = []
+            for t in tasks:
+                documents = [change(d) for d in asked[t.name]]
+                row.append(score(answered(loaded, plan, t, documents), t, documents))
+            print(f"| {name} | {what} | " + " | ".join(f"{s:.1f}" for s in row) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
