@@ -20,7 +20,7 @@ def test_support_is_what_the_registry_says_now():
 def test_every_pair_is_in_the_table_and_every_refusal_has_a_reason():
     lines = SUPPORT.read_text().splitlines()
     families = [c.strip() for c in next(line for line in lines if line.startswith("| method")).split("|")[3:-1]]
-    reasons = dict(m.groups() for m in map(re.compile(r"(\d+)\. (.+)").fullmatch, lines) if m)
+    reasons = {m[1]: m[2] for line in lines if (m := re.fullmatch(r"(\d+)\. (.+)", line))}
     rows = {c[1].strip(): [x.strip() for x in c[3:-1]] for c in (line.split("|") for line in lines) if len(c) > 3}
     assert families == list(registry.families()) and set(registry.methods()) <= set(rows)
     for name, cls in registry.methods().items():

@@ -1,5 +1,7 @@
 """No selection holds an N x N x D tensor: the largest one any method makes stays a few times N x N, or N x D."""
 
+from typing import Any
+
 import pytest
 import torch
 from layer_contexts import layer_tokens
@@ -30,7 +32,7 @@ def check(select):
 @pytest.mark.parametrize("name", overriding(PreLLM, "select_image"))
 @pytest.mark.parametrize("k", [25, 230])
 def test_before_the_llm(name, k):
-    method = registry.methods()[name]()
+    method: Any = registry.methods()[name]()
     extra = {s: torch.rand(N) for s in method.signals if isinstance(s, Saliency)}
     tokens = image_tokens(method, rows=16, columns=16, width=D, values=extra)
     check(lambda: method.select_image(tokens, k))
@@ -39,14 +41,14 @@ def test_before_the_llm(name, k):
 @pytest.mark.parametrize("name", overriding(IntraLLM, "select_layer"))
 @pytest.mark.parametrize("k", [25, 230])
 def test_inside_the_llm(name, k):
-    method = registry.methods()[name]()
+    method: Any = registry.methods()[name]()
     tokens = layer_tokens(method, n=N, width=D)
     check(lambda: method.select_layer(tokens, k))
 
 
 @pytest.mark.parametrize("name", overriding(EncoderReducer, "reduce_block"))
 def test_inside_the_encoder(name):
-    method = registry.methods()[name]()
+    method: Any = registry.methods()[name]()
     tokens = block_tokens(rows=16, columns=16, width=D)
     check(lambda: method.reduce_block(tokens, 150))
 

@@ -116,6 +116,27 @@ def _predict(shape: str, settings: list[str], device: str, workload: str) -> Non
 
 
 @app.command()
+def calibrate(
+    method: Annotated[str, typer.Argument(help="vtw or fitprune.")],
+    model: Annotated[str, typer.Argument(help="zoo:NAME, a hub id or a checkpoint folder.")],
+    task: Annotated[str, typer.Option(help="Task whose documents are used; one image each.")],
+    documents: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    eta: Annotated[float, typer.Option(min=0, help="vtw: most nats between the whole model and the shortened one.")] = 0.003,
+    reduction: Annotated[float, typer.Option(min=0.01, max=0.99, help="fitprune: share of the cost to save.")] = 0.6,
+) -> None:
+    """Fit VTW's layer or FitPrune's curve to a model; the last line printed is the setting to use."""
+    _guard(lambda: _calibrate(method, model, task, documents, eta, reduction))
+
+
+def _calibrate(method: str, model: str, task: str, documents: int, eta: float, reduction: float) -> None:
+    from effivlm.fitting import calibrate as fit
+
+    with console.status("preparing") as status:
+        for line in fit(method, model, task, documents, eta, reduction, lambda n: status.update(f"document {n} of {documents}")):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/default.")]) -> None:
     """Write the report of a run again, from its records."""
     _guard(lambda: _report(folder))

@@ -89,7 +89,10 @@ class ColumnSums(Signal):
 
 @dataclass(frozen=True)
 class HeadMaxSums(Signal):
-    """[M] sum over rows of max over heads; ``rows``: ``text`` (``tokens.text``) or ``visual`` (IntraLLM, FitPrune)."""
+    """[M] sum over rows of max over heads; ``rows``: ``text`` or ``visual`` (FitPrune).
+
+    IntraLLM: ``tokens.text`` and this image; KVCache: text after the last image, and all images.
+    """
 
     late: ClassVar[bool] = True
     rows: str = "text"

@@ -113,7 +113,10 @@ def _column_sums(s: LayerSource, signal: Any) -> Tensor:
 
 
 def _head_max_sums(s: LayerSource, signal: Any) -> Tensor:
-    index = s.place[signal.rows]
+    if "image" in s.place:  # a cache: all images, and the text after the last
+        index = _after_vision(s) if signal.rows == "text" else (s.place["image"] >= 0).nonzero()[:, 0]
+    else:
+        index = s.place[signal.rows]
     return statistics.head_max_sums(s.query()[:, index], s.key(), index, s.call.scaling, mask=s.mask())
 
 
