@@ -196,9 +196,13 @@ def first_of_each(owner: Tensor) -> Tensor:
 
 def restore_rows(output: Any, owners: list[Tensor]) -> None:
     """Give every placeholder a feature row again, in place: row i of piece p is row ``owners[p][i]`` of what came out."""
+    sizes = [len(f) for f in output.pooler_output]
     output.pooler_output = _spread(output.pooler_output, owners)
     for level, features in enumerate(getattr(output, "deepstack_features", None) or []):
-        output.deepstack_features[level] = _spread(features, owners)
+        if isinstance(features, Tensor):  # transformers 5.17: all images in one
+            output.deepstack_features[level] = torch.cat(_spread(features.split(sizes), owners))
+        else:
+            output.deepstack_features[level] = _spread(features, owners)
 
 
 def _spread(features: Any, owners: list[Tensor]) -> Any:
