@@ -17,7 +17,8 @@ def account(share):
     kept = round(100 * share)
     return {
         "prompt_tokens": 120, "visual_tokens": 100, "visual_per_layer": [100, kept], "tokens_per_layer": [120, 20 + kept],
-        "kv_per_layer": [120.0, 20.0 + kept], "kv_bytes": 64 * (140 + kept), "prefill_flops": 1000 * (140 + kept),
+        "kv_per_layer": [120.0, 20.0 + kept], "kv_bytes": 64 * (140 + kept),
+        "kv_bytes_held": 80 * (140 + kept), "prefill_flops": 1000 * (140 + kept),
         "decode_bytes_per_token": 5000 + 64 * (140 + kept),
         "realised": {"visual": share, "visual_mean": (1 + share) / 2, "prompt_kv": (140 + kept) / 240},
     }  # fmt: skip

@@ -7,6 +7,7 @@ from twin import Watched
 
 from effivlm.runtime import generate as stages
 from effivlm.runtime.attach import Session
+from effivlm.runtime.cache import bytes_held
 from effivlm.setting import SettingError, parse_setting
 
 torch.set_num_threads(1)
@@ -41,6 +42,24 @@ def test_settings_run_and_hold_less(text):
         held = session.accounts[0].kv_per_layer
     assert bool(logits.isfinite().all())
     assert sum(held) < 0.75 * len(held) * inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("text", ["adakv@0.3:base=h2o", "adakv@0.3:base=snapkv", "snapkv@0.3", "plphp@0.4"])
+def test_bytes_held_are_those_of_the_tensors(text):
+    """Unequal heads are padded per layer: entries times their size, and what the padded tensors take, are both told."""
+    model, inputs = build("qwen2_5_vl"), prompt("qwen2_5_vl", 2)
+    with Session(model, text) as session:
+        cache = generate(model, inputs, 1)[2]
+        account = session.accounts[0]
+    stored = [sum(x.untyped_storage().nbytes() for x in layer.stored()) for layer in cache.layers]
+    assert account.kv_held_per_layer == tuple(stored) and account.kv_bytes_held == sum(stored) == bytes_held(cache)
+    one = 2 * cache.layers[0].keys[0, :, 0].numel() * 4
+    assert account.kv_bytes_per_layer == tuple(round(n * one) for n in account.kv_per_layer)
+    ragged = text.startswith("adakv")
+    assert (account.kv_bytes < account.kv_bytes_held) == ragged
+    head, *lines = account.lines()
+    assert ("held" in head.split()) == ragged and lines[-1].split()[-1] == f"{account.kv_bytes_held:,}"
+    assert account.as_dict()["kv_bytes_held"] == account.kv_bytes_held
 
 
 @pytest.mark.parametrize("images", [0, 1])

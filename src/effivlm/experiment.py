@@ -148,7 +148,7 @@ class Runner:
         cost = outcome.account.as_dict()
         size = next(self.loaded.model.parameters()).element_size()
         cost |= {"prefill_flops": self.shape.prefill_flops(outcome.account.tokens_per_layer),
-                 "decode_bytes_per_token": self.shape.decode_bytes(outcome.account.kv_bytes, size)}  # fmt: skip
+                 "decode_bytes_per_token": self.shape.decode_bytes(outcome.account.kv_bytes_held, size)}  # fmt: skip
         return DocumentRecord(**common, answer=text, score=task.scorer(text, document.answers),
                               new_tokens=len(outcome.generated.tokens), finish=outcome.generated.finish, error=None,
                               cost=cost)  # fmt: skip

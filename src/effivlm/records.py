@@ -23,7 +23,8 @@ class CostAccount(TypedDict):
     Keys:
         prompt_tokens: logical prompt length. visual_tokens: visual tokens of the uncompressed prompt.
         visual_per_layer, tokens_per_layer: entering each decoder layer. kv_per_layer: prompt entries held after prefill,
-        mean over KV heads. kv_bytes_per_layer, kv_bytes: their bytes. prefill_flops: multiply-adds counted twice.
+        mean over KV heads. kv_bytes_per_layer, kv_bytes: their bytes. kv_held_per_layer, kv_bytes_held: bytes of the tensors
+        that store them, where heads of unequal counts are padded. prefill_flops: multiply-adds counted twice.
         decode_bytes_per_token: bytes one decode step must read.
         realised: retained share by unit (visual, visual_mean, prompt_kv).
     """
@@ -35,6 +36,8 @@ class CostAccount(TypedDict):
     kv_per_layer: list[float]
     kv_bytes_per_layer: list[int]
     kv_bytes: int
+    kv_held_per_layer: list[int]
+    kv_bytes_held: int
     prefill_flops: int
     decode_bytes_per_token: int
     realised: dict[str, float]

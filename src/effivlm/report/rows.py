@@ -19,11 +19,12 @@ AXES = {
     "visual_mean": "visual tokens, mean over layers",
     "prompt_kv": "prompt KV entries",
     "kv_bytes": "KV bytes",
+    "kv_bytes_held": "KV bytes held, padding of unequal heads included",
     "prefill_flops": "prefill FLOPs",
     "decode_bytes_per_token": "bytes read per decoded token",
 }
 REALISED = ("visual", "visual_mean", "prompt_kv")
-COUNTED = ("kv_bytes", "prefill_flops", "decode_bytes_per_token")
+COUNTED = ("kv_bytes", "kv_bytes_held", "prefill_flops", "decode_bytes_per_token")
 STAGES = ("ttft", "total")
 FEW = 20  # documents of a task below which percentile intervals are too narrow
 NAN = float("nan")
@@ -39,7 +40,7 @@ class Row:
             undefined.
         shares: axis (see `AXES`) -> share of the uncompressed model in [0, 1], mean over documents; ``asked`` is NaN unless
             the setting is one method with a share.
-        costs: kv_bytes, prefill_flops, decode_bytes_per_token, mean over documents.
+        costs: kv_bytes, kv_bytes_held, prefill_flops, decode_bytes_per_token, mean over documents.
         p: paired test against ``none`` over all documents, Holm-corrected per model.
         documents: compared. failures: of them, without answer.
         speed: "WORKLOAD STAGE" -> measured speed-up, where the run was measured. notes: what could not be computed, and why.

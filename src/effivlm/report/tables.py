@@ -12,7 +12,7 @@ from effivlm.report.rows import AXES, COUNTED, Row, joined
 
 HEADINGS = {
     "asked": "asked", "visual": "visual", "visual_mean": "visual mean", "prompt_kv": "KV", "kv_bytes": "KV bytes",
-    "prefill_flops": "FLOPs", "decode_bytes_per_token": "decode bytes",
+    "kv_bytes_held": "KV bytes held",    "prefill_flops": "FLOPs", "decode_bytes_per_token": "decode bytes",
 }  # fmt: skip
 REALISED = ("visual", "visual_mean", "prompt_kv")
 

@@ -25,7 +25,8 @@ class Account:
         visual_per_layer: visual tokens entering each decoder layer.
         tokens_per_layer: all tokens entering each decoder layer.
         kv_per_layer: prompt entries held per layer after prefill, mean over KV heads.
-        kv_bytes_per_layer: bytes of those entries, without padding that other rows of a batch force.
+        kv_bytes_per_layer: bytes of those entries. kv_held_per_layer: bytes of the tensors they are stored in, which pad
+            KV heads that keep unequal counts to the longest; neither has the padding that other rows of a batch force.
     """
 
     prompt_tokens: int
@@ -34,11 +35,17 @@ class Account:
     tokens_per_layer: tuple[int, ...]
     kv_per_layer: tuple[float, ...]
     kv_bytes_per_layer: tuple[int, ...]
+    kv_held_per_layer: tuple[int, ...]
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of all prompt entries held."""
         return sum(self.kv_bytes_per_layer)
+
+    @property
+    def kv_bytes_held(self) -> int:
+        """Bytes of the tensors that store them."""
+        return sum(self.kv_held_per_layer)
 
     @property
     def realised(self) -> dict[str, float]:
@@ -52,22 +59,25 @@ class Account:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, with total bytes and the realised shares."""
-        return asdict(self) | {"kv_bytes": self.kv_bytes, "realised": self.realised}
+        return asdict(self) | {"kv_bytes": self.kv_bytes, "kv_bytes_held": self.kv_bytes_held, "realised": self.realised}
 
     def lines(self) -> list[str]:
-        """A table: equal neighbouring layers share a line, and a last line has the totals."""
+        """A table: equal neighbouring layers share a line, and a last line has the totals; bytes held where heads are padded."""
         rows: list[tuple[list[int], tuple[str, ...]]] = []
-        held = list(zip(self.kv_per_layer, self.kv_bytes_per_layer, strict=True)) or [None] * len(self.tokens_per_layer)
-        for i, (tokens, visual, kv) in enumerate(zip(self.tokens_per_layer, self.visual_per_layer, held, strict=True)):
-            cells = (str(tokens), str(visual), *(("-", "-") if kv is None else (f"{kv[0]:g}", f"{kv[1]:,}")))
+        columns = 3 if self.kv_bytes_held != self.kv_bytes else 2
+        held = list(zip(self.kv_per_layer, self.kv_bytes_per_layer, self.kv_held_per_layer, strict=True))
+        for i, (tokens, visual) in enumerate(zip(self.tokens_per_layer, self.visual_per_layer, strict=True)):
+            kv = (f"{held[i][0]:g}", *(f"{n:,}" for n in held[i][1:])) if held else ("-",) * 3
+            cells = (str(tokens), str(visual), *kv[:columns])
             if rows and rows[-1][1] == cells:
                 rows[-1][0].append(i)
             else:
                 rows.append(([i], cells))
-        total = ("", "", f"{sum(self.kv_per_layer):g}", f"{self.kv_bytes:,}")
+        total = ("", "", f"{sum(self.kv_per_layer):g}", f"{self.kv_bytes:,}", f"{self.kv_bytes_held:,}")
         named = [(f"{at[0]}-{at[-1]}" if len(at) > 1 else str(at[0]), *cells) for at, cells in rows]
-        table = [("layers", "tokens", "visual", "KV entries", "KV bytes"), *named, ("all", *total)]
-        widths = [max(len(row[column]) for row in table) for column in range(5)]
+        titles = ("layers", "tokens", "visual", "KV entries", "KV bytes", "held")
+        table = [titles[: 3 + columns], *named, ("all", *total[: 2 + columns])]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
 
 
@@ -143,16 +153,19 @@ def _account(prompt: Prompt, promise: Promise, layers: int, row: int, cache: Any
         visual.append(int((prompt.visual[row, index[row]] & ok).sum()))
         tokens.append(int(ok.sum()))
     check_layers("visual tokens", [promise.visual(prompt, row, i) for i in range(layers)], visual)
-    held, size = [], []
+    held, size, stored = [], [], []
     for layer in cache.layers if cache is not None else ():
-        held.append(_held(prompt, layer, row))
-        size.append(round(held[-1] * layer.keys.shape[1] * 2 * layer.keys.shape[-1] * layer.keys.element_size()))
+        counts = _held(prompt, layer, row)
+        one = layer.keys.shape[1] * 2 * layer.keys.shape[-1] * layer.keys.element_size()
+        held.append(float(counts.float().mean()))
+        size.append(round(held[-1] * one))
+        stored.append(int(counts.max()) * one)
     real, seen = int(prompt.real[row].sum()), int(prompt.visual[row].sum())
-    return Account(real, seen, tuple(visual), tuple(tokens), tuple(held), tuple(size))
+    return Account(real, seen, tuple(visual), tuple(tokens), tuple(held), tuple(size), tuple(stored))
 
 
-def _held(prompt: Prompt, layer: SlotLayer, row: int) -> float:
-    """Prompt entries a layer holds for a row, mean over KV heads, counted in its tensors."""
+def _held(prompt: Prompt, layer: SlotLayer, row: int) -> Tensor:
+    """[KV], or [] if all heads hold the same: prompt entries a layer holds for a row, counted in its tensors."""
     assert layer.index is not None
     stored = layer.stored()[0].shape[-2] - (layer.seen - layer.prompt)
     if layer.index.shape[-1] != stored:
@@ -160,7 +173,7 @@ def _held(prompt: Prompt, layer: SlotLayer, row: int) -> float:
     ok = prompt.real[row][layer.index[row]]
     if layer.valid is not None:
         ok = ok & layer.valid[row]
-    return float(ok.sum(-1).float().mean())
+    return ok.sum(-1)
 
 
 def check_selection(method: Method, keep: Tensor, merged: Merge | None, k: int, n: int) -> None:
