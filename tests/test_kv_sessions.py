@@ -1,5 +1,7 @@
 """Cache settings on tiny models that the contract's default budgets do not reach: own rules, wrappers, merges, variants."""
 
+import weakref
+
 import pytest
 import torch
 from tiny import build, generate, prompt
@@ -7,7 +9,7 @@ from twin import Watched
 
 from effivlm.runtime import generate as stages
 from effivlm.runtime.attach import Session
-from effivlm.runtime.cache import bytes_held
+from effivlm.runtime.cache import bytes_held, cache_of
 from effivlm.setting import SettingError, parse_setting
 
 torch.set_num_threads(1)
@@ -60,6 +62,39 @@ def test_bytes_held_are_those_of_the_tensors(text):
     head, *lines = account.lines()
     assert ("held" in head.split()) == ragged and lines[-1].split()[-1] == f"{account.kv_bytes_held:,}"
     assert account.as_dict()["kv_bytes_held"] == account.kv_bytes_held
+
+
+def full_layers_alive(model, inputs, text):
+    """Per decoder layer, while it still holds everything: bytes of all layers before it, and how many were ever full at once."""
+    full, before, most = [], [], [0]
+
+    def attended(module, args, kwargs, output):
+        layers = [layer for layer in cache_of(kwargs).layers if layer.keys is not None and len(layer.keys)]
+        before.append([layer.bytes_held() for layer in layers])
+        full.append(weakref.ref(layers[-1].keys))
+        most[0] = max(most[0], sum(ref() is not None for ref in full))
+
+    handles = [layer.register_forward_hook(attended, with_kwargs=True) for layer in model.get_decoder().layers]
+    try:
+        with Session(model, text) as session:  # its hooks run after the ones above
+            generate(model, inputs, 1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return before, most[0], session.accounts[0]
+
+
+def test_layer_local_budgets_compress_each_layer_as_it_finishes():
+    """The peak is one full layer and the compressed rest; a budget over all layers needs every layer whole."""
+    model, inputs = build("qwen2_5_vl"), prompt("qwen2_5_vl", 2)
+    layers = len(model.get_decoder().layers)
+    for text, local in (("snapkv@0.1", True), ("adakv@0.1", True), ("pyramidkv@0.1", True), ("vl_cache@0.1", False)):
+        before, most, account = full_layers_alive(model, inputs, text)
+        whole = before[0][0]
+        assert whole * account.kv_per_layer[1] == account.kv_bytes_per_layer[1] * inputs["input_ids"].shape[1], text
+        for i, held in enumerate(before):
+            assert held == ([*account.kv_held_per_layer[:i], whole] if local else [whole] * (i + 1)), (text, i)
+        assert most == (1 if local else layers), f"{text}: {most} uncompressed layers were alive at once"
 
 
 @pytest.mark.parametrize("images", [0, 1])
