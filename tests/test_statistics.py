@@ -34,6 +34,33 @@ def test_column_sums_half_precision_input(dtype):
     near(statistics.column_sums(q, k, 0.3, block=16), dense(q, k, 0.3).sum(1))
 
 
+class OnCuda(torch.Tensor):
+    """A CPU tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_column_sums_are_fused_on_cuda(monkeypatch):
+    """The kernel runs where it applies, and nowhere else; without Triton the blocked twin does."""
+    q, k = tensors(4, 2, 40, dtype=torch.bfloat16)
+    want, seen = dense(q, k, 0.3).sum(1), []
+
+    def kernel(q, k, scaling):
+        seen.append((q.shape, k.shape, scaling))
+        return "fused"
+
+    monkeypatch.setattr(statistics, "fused_column_sums", lambda: kernel)
+    assert statistics.column_sums(q.as_subclass(OnCuda), k, 0.3) == "fused"
+    assert seen == [(q.shape, k.shape, 0.3)]
+    causal = torch.ones(40, 40).tril().bool()
+    near(statistics.column_sums(q, k, 0.3), want)
+    near(statistics.column_sums(q.as_subclass(OnCuda), k, 0.3, causal.__getitem__).as_subclass(torch.Tensor), want)
+    near(statistics.column_sums(q.float().as_subclass(OnCuda), k, 0.3).as_subclass(torch.Tensor), want)
+    monkeypatch.setattr(statistics, "fused_column_sums", lambda: None)
+    near(statistics.column_sums(q.as_subclass(OnCuda), k, 0.3).as_subclass(torch.Tensor), want)
+    assert len(seen) == 1
+
+
 def test_column_sums_of_strided_views():
     q, k = tensors(4, 2, 60)
     views = (x.transpose(0, 1).contiguous().transpose(0, 1)[:, 3:50] for x in (q, k))

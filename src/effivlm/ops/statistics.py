@@ -6,6 +6,7 @@ prompt can be given against the longer prefix of keys and chunks add up exactly.
 causal, is a function from rows to [R, L] bool. Probabilities are float32, every visible key in the denominator.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -78,8 +79,24 @@ def row_sums(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowM
     return out
 
 
+@functools.cache
+def fused_column_sums() -> Callable[[Tensor, Tensor, float], Tensor] | None:
+    """The Triton kernel of `column_sums`, or None where Triton is not installed."""
+    try:
+        from effivlm.ops.kernels import column_sums as kernel
+    except ImportError:
+        return None
+    return kernel.column_sums
+
+
 def column_sums(q: Tensor, k: Tensor, scaling: float, mask: RowMask = None, block: int = 256) -> Tensor:
-    """[H, L] attention each key receives from all rows of its prompt (q [H, L, d]); each head's sums total L."""
+    """[H, L] attention each key receives from all rows of its prompt (q [H, L, d]); each head's sums total L.
+
+    Fused on CUDA for plainly causal 16-bit queries, which is what a model in use has; blocked otherwise.
+    """
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    if q.is_cuda and half and mask is None and (fused := fused_column_sums()) is not None:
+        return fused(q, k, scaling)
     return row_sums(q, k, torch.arange(k.shape[1], device=k.device), scaling, mask, block)
 
 
