@@ -21,7 +21,7 @@ from rich.progress import (
 QUESTION = "Which training-free acceleration should I use on this vision-language model, what does it cost, what does it save?"
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=QUESTION)
 console = Console(width=None if sys.stdout.isatty() else 110)
-FAILED_DOCUMENTS, USER_ERROR, INTERRUPTED = 3, 2, 130
+BROKEN_CONTRACT, FAILED_DOCUMENTS, USER_ERROR, INTERRUPTED = 1, 3, 2, 130
 
 
 @app.command()
@@ -134,6 +134,24 @@ def _calibrate(method: str, model: str, task: str, documents: int, eta: float, r
     with console.status("preparing") as status:
         for line in fit(method, model, task, documents, eta, reduction, lambda n: status.update(f"document {n} of {documents}")):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def check(name: Annotated[str, typer.Argument(help="A method, of this package or found by entry point.")]) -> None:
+    """Put a method through the contract on a tiny random model of every family: counts, masks, batches, back ends, seeds."""
+    _guard(lambda: _check(name))
+
+
+def _check(name: str) -> None:
+    from effivlm.contract.rules import check as verdicts
+
+    broken = 0
+    for verdict in verdicts(name):
+        for line in verdict.lines():
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        broken += len(verdict.broken)
+    if broken:
+        raise typer.Exit(BROKEN_CONTRACT)
 
 
 @app.command()

@@ -1,0 +1,278 @@
+"""The rules, one function each: a method's name and a family's name in, ContractError out where the rule is broken."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effivlm import registry
+from effivlm.budget import BudgetError
+from effivlm.contract import twin
+from effivlm.contract.twin import STEPS, Watched, close, generate, kept_masks, require
+from effivlm.families.tiny import FAMILIES, batch, build, prompt
+from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, Method, PreEncoder, PreLLM
+from effivlm.runtime.attach import Session
+from effivlm.runtime.plan import Plan
+from effivlm.runtime.support import Unsupported, check_supported
+from effivlm.setting import Setting, parse_setting
+
+SHARE = 0.4
+
+
+def text_of(name: str, share: float = SHARE) -> str:
+    """The method with a budget, where it takes one; tiny encoders have few blocks to merge in."""
+    cls = registry.lookup("method", name, registry.methods())
+    share = max(share, 0.6) if issubclass(cls, EncoderReducer) else share
+    return name if cls.budget == "none" else f"{name}@{share}"
+
+
+def setting_for(name: str, family: str, share: float = SHARE) -> Setting:
+    """The method's setting.
+
+    Raises:
+        Unsupported: if the family cannot carry it out.
+    """
+    setting = parse_setting(text_of(name, share))
+    check_supported(setting, registry.families()[family])
+    return setting
+
+
+# -------------------------------------------------------------------------------------------------- counts and masking
+def counts_indices_and_masking(name: str, family: str) -> None:
+    """Promised counts are the lengths; kept indices are sound; dropping equals masking through six decode steps."""
+    setting, model, inputs = setting_for(name, family), build(family), prompt(family)
+    with Watched(model, setting) as session:
+        tokens, logits, cache = generate(model, inputs, STEPS)
+    seen = session.seen.prompt
+    _check_counts(setting, session, cache)
+    _check_indices(seen)
+    if any(getattr(p.method, "merges_cache", False) for p in setting.parts):
+        return  # merged keys have no masked twin; the method's own tests cover them
+    prefill, decode = kept_masks(session, model.get_decoder().config.num_attention_heads)
+    eager, writes = build(family, "eager"), dict(session.writes)
+    if "deepstack_visual_embeds" in seen.side:
+        writes["deepstack"] = seen.side["deepstack_visual_embeds"]
+    want = twin.run(eager, inputs, tokens, prefill, decode, seen.embeds, writes)
+    close(logits, want)
+    if any(p.at(s) for p in setting.parts for s in (PreEncoder, EncoderReducer, PreLLM, IntraLLM)):
+        changed = (logits[:, :1] - generate(model, inputs, 1)[1]).abs().max()
+    else:
+        every = {i: torch.ones_like(inputs["input_ids"]).bool() for i in range(session.layers)}
+        changed = (want[:, 1] - twin.run(eager, inputs, tokens, every, every)[:, 1]).abs().max()
+    require(float(changed) > 1e-4, "dropping tokens changed nothing")
+
+
+def _check_counts(setting: Setting, session: Watched, cache: Any) -> None:
+    (part,), seen, account = setting.parts, session.seen.prompt, session.accounts[0]
+    text = int((~seen.visual).sum())
+    for i, layer in enumerate(cache.layers):
+        held, kept = layer.keys.shape[2] - STEPS + 1, account.kv_per_layer[i]
+        if not layer.window:
+            require(held == layer.index.shape[-1], f"layer {i} holds {held} entries and indexes {layer.index.shape[-1]}")
+            require(layer.valid is not None or held == kept, f"layer {i} holds {held} entries, the account says {kept}")
+        if not part.at(KVCache):
+            entered = text + account.visual_per_layer[i]
+            require(kept == entered, f"layer {i} caches {kept} entries of the {entered} tokens that entered it")
+    if not part.method.exact or part.budget is None:
+        return
+    if part.budget.unit == "visual" and not isinstance(part.method, EncoderReducer):
+        want, got = sum(part.budget.count(len(image.slots)) for image in seen.images), account.visual_per_layer[-1]
+        require(got == want, f"{got} visual tokens enter the last layer, the budget is {want}")
+    if part.budget.unit == "prompt_kv":
+        want, got = session.layers * part.budget.count(seen.visual.shape[1]), sum(account.kv_per_layer)
+        require(got == want, f"{got} cache entries are held over all layers, the budget is {want}")
+
+
+def _check_indices(seen: Any) -> None:
+    text = set((~seen.visual[0]).nonzero()[:, 0].tolist())
+    for index, _ in seen.kept.values():
+        sound = bool((index[0].diff() > 0).all()) and int(index.max()) < seen.visual.shape[1]
+        require(sound, "kept indices are not ascending, unique and in range")
+        require(text <= set(index[0].tolist()), "text was dropped")
+
+
+# ------------------------------------------------------------------------------------------------------- equivalences
+def keep_all_is_bit_identical(name: str, family: str) -> None:
+    """A share of 1.0 gives the same bits, and leaving the session restores the model."""
+    if registry.methods()[name].budget == "none":
+        return
+    setting, model, inputs = setting_for(name, family, 1.0), build(family), prompt(family)
+    tokens, logits, _ = generate(model, inputs, 3)
+    with Session(model, setting):
+        again = generate(model, inputs, 3)
+    require(torch.equal(tokens, again[0]) and torch.equal(logits, again[1]), "a share of 1.0 changes the output")
+    require(torch.equal(logits, generate(model, inputs, 3)[1]), "the model is not what it was before the session")
+
+
+def batch_of_two_is_two_singles(name: str, family: str) -> None:
+    """Left padding, other images, other budgets: each row equals its own run; three images and one."""
+    setting, model = setting_for(name, family), build(family)
+    one, other = prompt(family, 3, seed=5, before=4, after=3), prompt(family, 1)
+    if any(p.at(PreEncoder) for p in setting.parts) and "image_sizes" in one:
+        return  # tiles of one call must have one size
+    single = []
+    for x in (one, other):
+        with Session(model, setting) as session:
+            single.append((generate(model, x, 4)[1], session.accounts[0]))
+    with Session(model, setting) as session:
+        both = generate(model, batch(family, one, other), 4)[1]
+    for i, (logits, account) in enumerate(single):
+        same = dataclasses.astuple(session.accounts[i]) == dataclasses.astuple(account)
+        require(same, f"row {i} of a batch costs {session.accounts[i]}, alone {account}")
+        close(both[i : i + 1], logits, 2e-4)
+
+
+def eager_is_sdpa(name: str, family: str) -> None:
+    """The same decisions and logits whatever the attention back end."""
+    setting, inputs, results = setting_for(name, family), prompt(family, 2), []
+    for attention in ("sdpa", "eager"):
+        model = build(family, attention)
+        with Session(model, setting) as session:
+            results.append((generate(model, inputs, 2)[1], session.accounts))
+    require(results[0][1] == results[1][1], f"sdpa costs {results[0][1]}, eager {results[1][1]}")
+    close(results[0][0], results[1][0], 2e-4)
+
+
+def shared_is_separate(name: str, family: str) -> None:
+    """One pass over two budgets and the whole model gives the tokens and accounts of separate runs."""
+    setting_for(name, family)
+    check_shared([parse_setting("none"), *(parse_setting(text_of(name, s)) for s in (0.4, 0.7))], family)
+
+
+def check_shared(settings: Iterable[Setting], family: str) -> None:
+    """One pass over settings gives the tokens and accounts of separate runs."""
+    model, inputs, settings = build(family), prompt(family), list(dict.fromkeys(settings))
+    outcomes = {o.setting: o for o in Plan(model, settings, width=7).run(inputs, STEPS, [])}
+    require(set(outcomes) == set(settings), "the plan left settings out")
+    for setting in settings:
+        with Session(model, setting) as session:
+            tokens = generate(model, inputs, STEPS)[0]
+        outcome = outcomes[setting]
+        require(outcome.error is None and outcome.generated is not None, f"{setting} failed when shared: {outcome.error}")
+        assert outcome.generated is not None
+        require(outcome.generated.tokens == tokens[0].tolist(), f"{setting} gives other tokens when shared")
+        require(outcome.account == session.accounts[0], f"{setting} costs {outcome.account} shared, {session.accounts[0]} alone")
+
+
+def repack_is_a_shorter_prompt(name: str, family: str) -> None:
+    """Renumbered positions equal masking with positions counted over the survivors."""
+    cls = registry.methods()[name]
+    if not issubclass(cls, PreLLM | EncoderReducer | PreEncoder) or issubclass(cls, IntraLLM):
+        return
+    setting_for(name, family)
+    model, inputs = build(family), prompt(family)
+    with Watched(model, parse_setting(f"{text_of(name)}:positions=repack")) as session:
+        tokens, logits, _ = generate(model, inputs, STEPS)
+    prefill, decode = kept_masks(session, 4)
+    position: Tensor = (prefill[0].cumsum(-1) - 1).clamp(min=0)
+    position = position.expand(3, *position.shape) if family.startswith("qwen") else position
+    close(logits, twin.run(build(family, "eager"), inputs, tokens, prefill, decode, session.seen.prompt.embeds, None, position))
+
+
+# ------------------------------------------------------------------------------------------- prompts, seeds and words
+def image_last_text_only_and_one_token(name: str, family: str) -> None:
+    """An image at the end of the prompt, no image at all, a budget of one token."""
+    setting, model = setting_for(name, family), build(family)
+    with Session(model, setting) as session:
+        generate(model, prompt(family, 1, after=0), 2)
+        require(session.accounts[0].visual_tokens > 0, "an image at the end is not seen")
+        generate(model, prompt(family, 0, after=9), 2)
+        require(session.accounts[0].visual_tokens == 0, "a text-only prompt has visual tokens")
+    if registry.methods()[name].budget != "none":
+        try:
+            with Session(model, parse_setting(text_of(name, 0.01))):
+                generate(model, prompt(family, 2), 2)
+        except BudgetError as error:
+            require("smallest feasible" in str(error), f"an infeasible budget does not name the smallest feasible one: {error}")
+
+
+def seed_and_global_random_state(name: str, family: str) -> None:
+    """The same prompt gives the same choice; the global generator is not touched."""
+    setting, model, inputs = setting_for(name, family), build(family), prompt(family)
+    state, chosen = torch.random.get_rng_state(), []
+    for _ in range(2):
+        with Watched(model, setting):
+            cache = generate(model, inputs, 2)[2]
+        chosen.append([layer.index.tolist() for layer in cache.layers])
+    require(chosen[0] == chosen[1], "the same prompt gives another choice the second time")
+    require(torch.equal(state, torch.random.get_rng_state()), "the global random state was touched")
+
+
+def text_form_and_paper(name: str, family: str) -> None:
+    """The text form round-trips; the paper is filled in; the class is documented and frozen."""
+    cls: type[Method] = registry.methods()[name]
+    setting = parse_setting(text_of(name))
+    require(parse_setting(str(setting)) == setting, f"the text form {str(setting)!r} does not round-trip")
+    source = cls.paper.arxiv or "baseline" in cls.paper.title or "openreview" in cls.paper.title
+    require(bool(cls.paper.title and source), "paper needs a title, and an arXiv number or the word baseline")
+    require(bool(cls.__doc__) and len(cls.__doc__ or "") > 30, "the class has no docstring")
+    frozen = dataclasses.is_dataclass(cls) and getattr(cls, "__dataclass_params__").frozen  # noqa: B009
+    require(frozen, "the class is not a frozen dataclass")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A rule and the families it is checked on."""
+
+    check: Callable[[str, str], None]
+    families: tuple[str, ...] = tuple(FAMILIES)
+
+    @property
+    def title(self) -> str:
+        """The rule in words."""
+        return self.check.__name__.replace("_", " ")
+
+
+RULES = (
+    Rule(text_form_and_paper, ("llava",)),
+    Rule(counts_indices_and_masking),
+    Rule(keep_all_is_bit_identical),
+    Rule(batch_of_two_is_two_singles),
+    Rule(eager_is_sdpa),
+    Rule(shared_is_separate),
+    Rule(repack_is_a_shorter_prompt, ("llava", "qwen2_vl", "internvl")),
+    Rule(image_last_text_only_and_one_token, ("llava", "qwen2_5_vl")),
+    Rule(seed_and_global_random_state, ("llava",)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What came of a method on a family: rules kept, rules broken with what was wrong, or why it is unsupported."""
+
+    family: str
+    kept: int
+    broken: tuple[str, ...]
+    unsupported: str = ""
+
+    def lines(self) -> Iterator[str]:
+        """The verdict in words."""
+        if self.unsupported:
+            yield f"{self.family}: unsupported: {self.unsupported.split(': ', 1)[-1]}"
+        elif not self.broken:
+            yield f"{self.family}: keeps all {self.kept} rules"
+        yield from (f"{self.family}: breaks {what}" for what in self.broken)
+
+
+def check(name: str) -> Iterator[Verdict]:
+    """Put a method through every rule on every family.
+
+    Raises:
+        UnknownName: with near names.
+    """
+    registry.lookup("method", name, registry.methods())
+    for family in FAMILIES:
+        rules, broken = [r for r in RULES if family in r.families], []
+        try:
+            for rule in rules:
+                try:
+                    rule.check(name, family)
+                except Unsupported:
+                    raise
+                except Exception as error:  # a method may fail in any way; that is what is reported
+                    broken.append(f"{rule.title}: {type(error).__name__}: {error}")
+            yield Verdict(family, len(rules) - len(broken), tuple(broken))
+        except Unsupported as error:
+            yield Verdict(family, 0, tuple(broken), str(error))

@@ -1,0 +1,61 @@
+"""Tiny models with random weights, one per family, and prompts for them: what the contract is checked on."""
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+
+from effivlm import registry
+from effivlm.families.base import Family
+from effivlm.families.loading import collate, example
+
+FAMILIES = sorted(registry.families())
+
+
+def randomise(model: nn.Module, seed: int) -> None:
+    """Default initialisation gives flat attention; spread the weights so that dropping a token matters."""
+    g = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        r = torch.randn(p.shape, generator=g, dtype=torch.float64)
+        if p.ndim >= 2:
+            r *= 1.3 / max(p[0].numel(), 1) ** 0.5
+        elif ("norm" in name and name.endswith("weight")) or "lambda" in name:
+            r = r * 0.2 + (0.0 if type(model).__name__.startswith("Gemma3") and "vision" not in name else 1.0)
+        else:
+            r *= 0.2
+        p.data.copy_(r)
+
+
+@functools.cache
+def build(family: str, attn: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    """A family's tiny model; the same one for the same arguments."""
+    from transformers import AutoModelForImageTextToText
+
+    torch.manual_seed(seed)
+    config = _config(registry.families()[family])
+    config._attn_implementation = attn
+    model: Any = AutoModelForImageTextToText.from_config(config).eval()
+    randomise(model, seed)
+    model = model.to(dtype).requires_grad_(False)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    if getattr(model.generation_config, "cache_implementation", None):
+        model.generation_config.cache_implementation = None
+    return model
+
+
+def prompt(family: str, images: int = 2, **sizes: Any) -> dict[str, torch.Tensor]:
+    """A prompt of noise images between random text; arguments as of `families.loading.example`."""
+    f = registry.families()[family]
+    return example(f, _config(f), images=images, **sizes)
+
+
+def batch(family: str, *prompts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Several prompts as one left-padded batch."""
+    return collate(prompts)
+
+
+def _config(family: Family) -> Any:
+    assert family.tiny is not None
+    return family.tiny()
