@@ -1,8 +1,8 @@
 """What KV statistics cost on a CPU, as a ratio to the layer's prefill in the same run: `python benchmarks/kv_cost.py`.
 
 One decoder layer of a 7B model (28 query heads, 4 KV heads, d = 128, hidden 3584, MLP 18944), random weights, float32.
-Layer and methods take turns, so that a change of machine load hits both; printed are medians over rounds, with range.
-``speed`` is layer / (layer + method); ``memory`` is the higher of the two peaks over the layer's own.
+Layer and methods take turns; printed are medians over rounds, with range, of processor time, which other jobs on the machine
+hardly change. ``speed`` is layer / (layer + method); ``memory`` is the higher of the two peaks over the layer's own.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def resident() -> int:
 
 
 def measured(work: Callable[[], object]) -> tuple[float, int]:
-    """Seconds and peak bytes above what was held before."""
+    """Processor seconds, and peak bytes above what was held before."""
     before, peak, done = resident(), [0], threading.Event()
 
     def watch() -> None:
@@ -69,9 +69,9 @@ def measured(work: Callable[[], object]) -> tuple[float, int]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    start = time.monotonic()
+    start = time.process_time()
     work()
-    took = time.monotonic() - start
+    took = time.process_time() - start
     done.set()
     watcher.join()
     return took, max(0, peak[0] - before)
