@@ -104,8 +104,10 @@ def _support() -> Iterator[str]:
     yield f"| method | stages | {' | '.join(families)} |"
     yield "|---|---|" + ":-:|" * len(families)
     for name, cls in registry.methods().items():
+        if not stages_of(cls):
+            continue  # the uncompressed model
         cells = [reasons.setdefault(why, len(reasons) + 1) if why else "+" for why in supported(cls).values()]
-        yield f"| {name} | {', '.join(stages_of(cls)) or '-'} | {' | '.join(map(str, cells))} |"
+        yield f"| {name} | {', '.join(stages_of(cls))} | {' | '.join(map(str, cells))} |"
     yield ""
     yield from (f"{number}. {why}" for why, number in reasons.items())
 
