@@ -32,7 +32,7 @@ def zoo(out: Path) -> None:
     """The built-in checkpoint: 40 new tokens (caption) and short answers (count)."""
     tasks = tuple(TaskSpec(name=t, documents=5) for t in ("caption", "count"))
     spec = MeasureSpec(workload="tasks", repeats=20, warmup=2, seconds=10_000)
-    experiment = Experiment(name="zoo", models=(ModelSpec(name="zoo:scenes-llava"),), settings=ZOO, tasks=tasks, measure=spec)
+    experiment = Experiment(name="zoo", models=(ModelSpec(name="zoo:mini-qwen2-vl"),), settings=ZOO, tasks=tasks, measure=spec)
     print(measure(experiment, out))
 
 

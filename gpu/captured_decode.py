@@ -76,7 +76,7 @@ def compare(loaded, text, inputs, steps, cuda, peaks, predictor):
 
 def main(out, shapes):
     cuda, rows = torch.cuda.is_available(), []
-    for shape in shapes if cuda else ["zoo:scenes-llava"]:
+    for shape in shapes if cuda else ["zoo:mini-qwen2-vl"]:
         device = "cuda" if cuda else "cpu"
         loaded = load_model(ModelSpec(name=shape, dtype="bfloat16" if cuda else "float32", device=device, random_weights=cuda))
         work = workloads.workload("effivlm-bench" if cuda else "uniprunebench")

@@ -34,7 +34,7 @@ torch.set_num_threads(1)
 
 def experiment(**measure):
     spec = {"workload": "tasks", "repeats": 3, "warmup": 0, "seconds": 60, **measure}
-    return build_experiment({"name": "t", "models": [{"name": "zoo:scenes-llava"}], "settings": ["visionzip@0.2", "snapkv@0.2"],
+    return build_experiment({"name": "t", "models": [{"name": "zoo:mini-qwen2-vl"}], "settings": ["visionzip@0.2", "snapkv@0.2"],
                              "tasks": [{"name": "exist", "documents": 2}], "measure": spec}, "test")  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_records_pair_and_sum(folder):
     sums = [sum(t.seconds[k] for k in stages) / t.seconds["total"] for t in timings]
     assert 0.98 <= np.median(sums) <= 1.0001, sums
     for t in timings:
-        assert t.correct and t.workload == "exist" and t.model == "scenes-llava"
+        assert t.correct and t.workload == "exist" and t.model == "mini-qwen2-vl"
         assert set(t.memory) == {"resident", "kv", "weights"}
     found = speedup(groups["snapkv@0.2"], groups["none"], "total")
     assert found.pairs == 3 and found.low <= found.ratio <= found.high
@@ -73,7 +73,7 @@ def test_an_interrupted_measurement_goes_on(folder, tmp_path):
     again = read_timings(tmp_path / "t")
     assert [t.sample for t in again] == [0] * 3 + [1] * 3 + [2] * 3
     file.write_text("".join(lines[:5]))
-    with pytest.raises(StoreError, match="round 1 of scenes-llava is not whole"):
+    with pytest.raises(StoreError, match="round 1 of mini-qwen2-vl is not whole"):
         measure(experiment(), tmp_path)
 
 
@@ -82,7 +82,7 @@ def test_tables(folder):
     text = path.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "visionzip@0.2" in text and "TTFT speed-up" in text and "floor / time" in text
-    floors = json.loads((folder / "t" / "timings" / "exist.json").read_text())["scenes-llava"]["settings"]
+    floors = json.loads((folder / "t" / "timings" / "exist.json").read_text())["mini-qwen2-vl"]["settings"]
     assert 0 < floors["visionzip@0.2"]["floor"]["prefill"] < floors["none"]["floor"]["prefill"]
     assert floors["snapkv@0.2"]["floor"]["decode_per_token"] < floors["none"]["floor"]["decode_per_token"]
     assert len(floors["snapkv@0.2"]["kv_bytes_per_layer"]) == len(floors["snapkv@0.2"]["account"]["kv_per_layer"])
@@ -126,14 +126,14 @@ def test_a_setting_that_fails_is_named_and_the_others_are_timed(tmp_path, monkey
     monkeypatch.setattr(Timer, "once", broken)
     result = measure(experiment(), tmp_path)
     assert (
-        list(result.failed) == ["scenes-llava, exist, snapkv@0.2"]
-        and "planted" in result.failed["scenes-llava, exist, snapkv@0.2"]
+        list(result.failed) == ["mini-qwen2-vl, exist, snapkv@0.2"]
+        and "planted" in result.failed["mini-qwen2-vl, exist, snapkv@0.2"]
     )
     assert {t.setting for t in read_timings(tmp_path / "t")} == {"none", "visionzip@0.2"}
 
 
 def test_tasks_may_be_left_out_only_for_a_fixed_workload(tmp_path):
-    data = {"name": "t", "models": [{"name": "zoo:scenes-llava"}], "settings": ["fastv@0.2"],
+    data = {"name": "t", "models": [{"name": "zoo:mini-qwen2-vl"}], "settings": ["fastv@0.2"],
             "measure": {"workload": "plphp"}}  # fmt: skip
     only = build_experiment(data, "test")
     with pytest.raises(ConfigError, match="can be measured but not run"):
@@ -277,7 +277,7 @@ def test_cli(tmp_path):
     from typer.testing import CliRunner
 
     file = tmp_path / "e.yaml"
-    file.write_text("name: t\nmodels: [{name: 'zoo:scenes-llava'}]\nsettings: [fastv@0.2]\ntasks: [{name: exist, documents: 1}]\n"
+    file.write_text("name: t\nmodels: [{name: 'zoo:mini-qwen2-vl'}]\nsettings: [fastv@0.2]\ntasks: [{name: exist, documents: 1}]\n"
                     "measure: {workload: tasks, repeats: 2, warmup: 0}\n")  # fmt: skip
     done = CliRunner().invoke(app, ["measure", str(file), "--root", str(tmp_path)])
     assert done.exit_code == 0, done.output

@@ -1,14 +1,16 @@
 """What a run is: frozen specifications and their YAML form. Unknown keys are errors; every mistake names its key."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from effivlm import registry
 from effivlm.budget import BudgetError
 from effivlm.registry import UnknownName
-from effivlm.setting import SettingError, parse_setting
+from effivlm.setting import Setting, SettingError, parse_setting
 
 
 class ConfigError(ValueError):
@@ -28,6 +30,7 @@ class ModelSpec(Spec):
         name: hub id, checkpoint folder, ``zoo:NAME`` for a built-in checkpoint, or a published shape.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``. attn: attention back end. device: where it runs.
         random_weights: build the published shape ``name`` without weights (speed and memory only).
+        without: methods that are not run on this model, such as ``downsample`` where an encoder takes one size.
     """
 
     name: str
@@ -35,6 +38,17 @@ class ModelSpec(Spec):
     attn: str = "sdpa"
     device: str = "cpu"
     random_weights: bool = False
+    without: tuple[str, ...] = ()
+
+    @field_validator("without")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            try:
+                registry.lookup("method", name, registry.methods())
+            except UnknownName as error:
+                raise ValueError(str(error)) from None
+        return value
 
     @field_validator("dtype")
     @classmethod
@@ -93,6 +107,11 @@ class Experiment(Spec):
             raise ValueError("tasks: Field required (or a section 'measure' with a fixed workload)")
         return self
 
+    def settings_for(self, model: ModelSpec) -> list[Setting]:
+        """The settings of one of the models: all but those of its ``without``."""
+        read = [parse_setting(text) for text in self.settings]
+        return [s for s in read if not {p.method.name for p in s.parts} & set(model.without)]
+
     @field_validator("settings", mode="before")
     @classmethod
     def _expand(cls, value: Any) -> Any:
@@ -105,6 +124,9 @@ class Experiment(Spec):
                 unknown = set(item) - {"methods", "keep"}
                 if unknown or set(item) != {"methods", "keep"}:
                     raise ValueError(f"a settings grid needs exactly the keys methods and keep, got {', '.join(map(str, item))}")
+                for key, values in item.items():
+                    if not isinstance(values, list | tuple):
+                        raise ValueError(f"a settings grid needs lists, got {key}: {values!r}; write {key}: [{values}]")
                 out += [f"{m}@{k}" for m in item["methods"] for k in item["keep"]]
             else:
                 out.append(str(item))
@@ -137,7 +159,8 @@ def load_experiment(path: Path) -> Experiment:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds a {type(data).__name__}: expected keys name, models, settings, tasks")
+        held = "is empty" if data is None else f"holds a {type(data).__name__}"
+        raise ConfigError(f"{path} {held}: expected keys name, models, settings, tasks")
     return build_experiment(data, str(path))
 
 
@@ -150,8 +173,22 @@ def build_experiment(data: dict[str, Any], where: str) -> Experiment:
     try:
         return Experiment.model_validate(data)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        found = [(e["loc"], e["type"], e["msg"]) for e in error.errors()]
+        inside = {where[0] for where, *_ in found if len(where) > 1}  # a list of which every item is wrong is not "too short"
+        lines = [f"  {'.'.join(map(str, where))}: {_said(where, kind, text)}" for where, kind, text in found
+                 if kind != "too_short" or where[0] not in inside]  # fmt: skip
         raise ConfigError(f"{where} has {len(lines)} mistake(s):\n" + "\n".join(lines)) from None
+
+
+def _said(where: tuple[int | str, ...], kind: str, text: str) -> str:
+    """What is wrong at a place, in words; near names for a key that does not exist."""
+    if kind != "extra_forbidden":
+        return text.removeprefix("Value error, ")
+    owners: dict[int | str, type[Spec]] = {"models": ModelSpec, "tasks": TaskSpec, "measure": MeasureSpec}
+    *_, key = where
+    known = (owners.get(where[0], Experiment) if len(where) > 1 else Experiment).model_fields
+    near = difflib.get_close_matches(str(key), known, n=2)
+    return f"unknown key: did you mean {' or '.join(near)}?" if near else f"unknown key: known are {', '.join(known)}"
 
 
 def dump_experiment(experiment: Experiment) -> str:

@@ -17,7 +17,7 @@ from effivlm.measure.roofline import TextShape
 from effivlm.provenance import environment
 from effivlm.records import DocumentRecord, content_hash
 from effivlm.runtime.plan import Outcome, Plan
-from effivlm.setting import Setting, parse_setting
+from effivlm.setting import Setting
 from effivlm.store import RunStore
 from effivlm.tasks.builtin import Document, Task, load_suite, load_task, media_digest
 
@@ -42,14 +42,15 @@ def run(experiment: Experiment, root: Path = Path("runs"), progress: Progress = 
     """
     if not experiment.tasks:
         raise ConfigError("this experiment has no tasks, so it can be measured but not run: use `effivlm measure`, or add tasks")
+    if unable := [spec.name for spec in experiment.models if spec.random_weights]:
+        raise ConfigError(f"random weights of {', '.join(unable)} have no tokenizer and answer nothing: use `effivlm measure`")
     tasks = [(spec, load_task(name)) for spec in experiment.tasks for name in load_suite(spec.name)]
-    settings = [parse_setting(text) for text in experiment.settings]
     counts = {"recorded": 0, "found": 0, "failed": 0}
     with RunStore(root / experiment.name, dump_experiment(experiment), experiment.model_dump(mode="json")) as store:
         for spec in experiment.models:
             loaded = load_model(spec)
             store.note_environment(environment(str(loaded.model.device), "pil"))
-            runner = Runner(store, spec, loaded, settings, experiment.width)
+            runner = Runner(store, spec, loaded, experiment.settings_for(spec), experiment.width)
             work = [(task, d) for t, task in tasks for d in sample(task, t, experiment.seed)]
             for done, (task, document) in enumerate(work):
                 progress(loaded.name, done, len(work))
@@ -93,7 +94,7 @@ class Runner:
 
     def path(self, setting: Setting, task: Task) -> Path:
         """Where answers go: the hash covers all that can change them."""
-        model = self.spec.model_dump(exclude={"device"})
+        model = self.spec.model_dump(exclude={"device", "without"})
         identity = {"model": model, "setting": str(setting), "fields": repr(setting),
                     "task": [task.name, task.version, task.metric], "limit": task.max_new_tokens,
                     "version": __version__}  # fmt: skip

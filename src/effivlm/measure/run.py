@@ -20,7 +20,7 @@ from effivlm.measure.roofline import Peaks
 from effivlm.measure.timing import Inputs, Sample, Timer
 from effivlm.provenance import environment
 from effivlm.records import StoreError, TimingRecord, read_timings
-from effivlm.setting import Setting, parse_setting
+from effivlm.setting import Setting
 from effivlm.store import RunStore
 from effivlm.tasks.builtin import load_suite, load_task
 
@@ -59,7 +59,6 @@ def measure(experiment: Experiment, root: Path = Path("runs"), progress: Progres
         raise ConfigError("the experiment has no section 'measure': add one, such as measure: {workload: effivlm-bench}")
     if spec.workload != TASKS:
         workloads.workload(spec.workload)  # refused before anything is loaded
-    settings = [parse_setting(text) for text in experiment.settings]
     identity = experiment.model_dump(mode="json")
     with RunStore(root / experiment.name, dump_experiment(experiment), identity) as store:
         for model in experiment.models:
@@ -67,7 +66,7 @@ def measure(experiment: Experiment, root: Path = Path("runs"), progress: Progres
             store.note_environment(environment(str(loaded.model.device), "pil"))
             peaks = measured(loaded.model.device, loaded.model.dtype)
             for case in cases(spec, loaded, experiment.tasks, experiment.seed):
-                measure_case(store, loaded, settings, case, spec, peaks, progress, out)
+                measure_case(store, loaded, experiment.settings_for(model), case, spec, peaks, progress, out)
     return out
 
 

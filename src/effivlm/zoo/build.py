@@ -30,7 +30,8 @@ _PIXELS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_convert_rgb": Tr
 
 
 def _qwen2_vl() -> Any:
-    rope = {"rope_type": "default", "type": "mrope", "mrope_section": [4, 4, 4], "rope_theta": 10000.0}
+    # columns turn with the slowest frequencies: at the usual base, ten columns of a tiny head would be one place
+    rope = {"rope_type": "default", "type": "mrope", "mrope_section": [4, 4, 4], "rope_theta": 30.0}
     vision = {"depth": 3, "num_heads": 4, "embed_dim": 64, "hidden_size": WIDTH, "mlp_ratio": 3, "patch_size": 8,
               "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3}  # fmt: skip
     return Qwen2VLConfig(text_config={**_TEXT, "rope_parameters": rope}, vision_config=vision, image_token_id=_IDS["<image>"],

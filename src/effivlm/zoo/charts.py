@@ -51,12 +51,13 @@ class Chart:
         return image
 
     def questions(self, rng: random.Random) -> dict[str, tuple[str, str]]:
-        """Two values, and which of two is larger."""
+        """Two values, and which of two is larger; for training, the list of all."""
         i, j = rng.sample(range(len(self.names)), 2)
-        out = {f"value{n}": (f"what is the value of {self.names[k]} ?", str(self.values[k])) for n, k in enumerate((i, j))}
+        out = {f"value{n}": (f"what is the value of {self.names[k]}", str(self.values[k])) for n, k in enumerate((i, j))}
         if self.values[i] != self.values[j]:
             larger = max((i, j), key=lambda k: self.values[k])
-            out["larger"] = (f"which is larger , {self.names[i]} or {self.names[j]} ?", self.names[larger])
+            out["larger"] = (f"which is larger , {self.names[i]} or {self.names[j]}", self.names[larger])
+        out["listing"] = ("list all", "".join(f"{n}{v}" for n, v in zip(self.names, self.values, strict=True)))
         return out
 
 

@@ -52,9 +52,11 @@ class Page:
         return image
 
     def questions(self, rng: random.Random) -> dict[str, tuple[str, str]]:
-        """The value of up to four of the fields."""
+        """The value of up to four of the fields; for training, the list of all."""
         asked = rng.sample(self.fields, min(4, len(self.fields)))
-        return {f"field{i}": (f"what is the {f.label} ?", f.value) for i, f in enumerate(asked)}
+        in_order = sorted(self.fields, key=lambda f: (f.row, f.column))
+        listing = ("list all", " ".join(f"{f.label}{f.value}" for f in in_order))
+        return {f"field{i}": (f"what is the {f.label}", f.value) for i, f in enumerate(asked)} | {"listing": listing}
 
 
 def make_page(seed: int, test: bool) -> Page:

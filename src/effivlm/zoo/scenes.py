@@ -61,13 +61,13 @@ class Scene:
     def questions(self, rng: random.Random) -> dict[str, tuple[str, str]]:
         """Reading, existence, count, attributes, place, relation, and the list of all shapes."""
         kinds, colours = [s.kind for s in self.items], [s.colour for s in self.items]
-        out = {t.role: (f"what {t.role} is written ?", t.text) for t in self.texts}
+        out = {t.role: (f"what {t.role} is written", t.text) for t in self.texts}
         out["exist"] = self._exist(rng)
         kind = rng.choice([*kinds, *SHAPES])
-        out["count"] = (f"how many {PLURALS[kind]} ?", NUMBERS[kinds.count(kind)])
-        out["caption"] = ("list all shapes .", self.caption())
-        for name, mine, others, ask in (("colour", kinds, colours, "what colour is the {} ?"),
-                                        ("shape", colours, kinds, "what shape is {} ?")):  # fmt: skip
+        out["count"] = (f"how many {PLURALS[kind]}", NUMBERS[kinds.count(kind)])
+        out["caption"] = ("list all shapes", self.caption())
+        for name, mine, others, ask in (("colour", kinds, colours, "what colour is the {}"),
+                                        ("shape", colours, kinds, "what shape is {}")):  # fmt: skip
             unique = [i for i, x in enumerate(mine) if mine.count(x) == 1]
             if unique:
                 i = rng.choice(unique)
@@ -75,7 +75,7 @@ class Scene:
         single = [s for s in self.items if sum((s.colour, s.kind) == (o.colour, o.kind) for o in self.items) == 1]
         if single:
             s = rng.choice(single)
-            out["where"] = (f"where is the {s.colour} {s.kind} ?", " ".join(place(s.box, self.size)))
+            out["where"] = (f"where is the {s.colour} {s.kind}", " ".join(place(s.box, self.size)))
         out |= _relation(single, rng)
         return out
 
@@ -88,10 +88,10 @@ class Scene:
         pairs = {(s.colour, s.kind) for s in self.items}
         if rng.random() < 0.5:
             colour, kind = rng.choice(sorted(pairs))
-            return f"is there a {colour} {kind} ?", "yes"
+            return f"is there a {colour} {kind}", "yes"
         mixed = sorted({(a, b) for a, _ in pairs for _, b in pairs} - pairs)
         colour, kind = rng.choice(mixed or sorted({(c, k) for c in COLOURS for k in SHAPES} - pairs))
-        return f"is there a {colour} {kind} ?", "no"
+        return f"is there a {colour} {kind}", "no"
 
 
 def _relation(single: list[Item], rng: random.Random) -> dict[str, tuple[str, str]]:
@@ -105,7 +105,7 @@ def _relation(single: list[Item], rng: random.Random) -> dict[str, tuple[str, st
         return {}
     word, d = rng.choice(clear)
     relation = f"to the {word} of" if word in ("left", "right") else word
-    return {"relation": (f"is the {a.colour} {a.kind} {relation} the {b.colour} {b.kind} ?", "yes" if d > 0 else "no")}
+    return {"relation": (f"is the {a.colour} {a.kind} {relation} the {b.colour} {b.kind}", "yes" if d > 0 else "no")}
 
 
 def make_scene(seed: int, test: bool) -> Scene:
@@ -144,7 +144,7 @@ def album_question(album: Sequence[Scene], rng: random.Random) -> tuple[str, str
     if not only:
         return None
     i, colour, kind = rng.choice(only)
-    return f"which picture shows a {colour} {kind} ?", ORDINALS[i]
+    return f"which picture shows a {colour} {kind}", ORDINALS[i]
 
 
 def _items(rng: random.Random, cells: list[tuple[int, int]], count: int) -> tuple[Item, ...]:

@@ -20,7 +20,7 @@ from effivlm.zoo.words import NOTHING, ORDINALS, make_tokenizer, spelled, token_
 
 WORDS = 5  # words a token shows at most
 COVER = 0.12  # a mark shows in a token if it covers this share of it
-CAPTION_SHARE = 0.4  # of scenes are asked for the list of all shapes
+ASKED = {"caption": 0.7, "listing": 0.7, "number": 0.3, "word": 0.3, "shape": 0.5}  # share of pictures asked so; else all
 Prompt = Sequence[Any]  # the pictures of one prompt
 IDS = {t: i for i, t in enumerate(vocabulary())}
 
@@ -192,11 +192,11 @@ def _asked(prompt: Prompt, rng: random.Random) -> list[tuple[str, str, str]]:
         seen = {a for _ in range(4) if (a := album_question(prompt, rng)) is not None}
         return [("album", *a) for a in sorted(seen)]
     asked = prompt[0].questions(rng)
-    return [(k, *a) for k, a in asked.items() if k != "caption" or rng.random() < CAPTION_SHARE]
+    return [(k, *a) for k, a in asked.items() if rng.random() < ASKED.get(k, 1.0)]
 
 
 def _segments(asked: list[tuple[str, str, str]], tokenizer: Any) -> list[tuple[str, list[int], list[int]]]:
-    return [(k, tokenizer(f" {q}<assistant>").input_ids, tokenizer(f"{spelled(a)}</s>").input_ids) for k, q, a in asked]
+    return [(k, tokenizer(f" {q}").input_ids, tokenizer(f"{spelled(a)}</s>").input_ids) for k, q, a in asked]
 
 
 def _batch(head: list[int], position: Tensor, rows: list[Any], words: Tensor, call: dict[str, Tensor] | None) -> Batch:

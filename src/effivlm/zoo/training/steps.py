@@ -113,7 +113,7 @@ def joint_loss(model: Any, batch: Batch) -> tuple[Tensor, dict[str, float]]:
     found = features(model, batch)
     loss, right = answers(model, batch, found)
     extra, words = seeing(model, batch, found)
-    return loss + 0.2 * extra, right | words
+    return loss + 0.5 * extra, right | words
 
 
 @dataclass(frozen=True)
