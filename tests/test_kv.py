@@ -207,6 +207,15 @@ def test_constant_scores_keep_the_lowest_positions():
     assert heads_of(kept(Tova(), 30, 10, attention=flat)[0]) == [list(range(10))] * 2
 
 
+def test_max_pooling_keeps_the_peak_of_a_plateau():
+    """One peak at 20 spreads over 18..22; of equal pooled scores the higher own score wins, then the lower position."""
+    attention = torch.full((4, 60, 60), 1e-3)
+    attention[..., 20], attention[..., 22] = 0.5, 0.4
+    for k, want in ((2, [20, 59]), (3, [20, 22, 59]), (4, [18, 20, 22, 59]), (5, [18, 19, 20, 22, 59])):
+        got = heads_of(kept(SnapKV(pooling="max", window=0.0), 60, k, attention=attention)[0])
+        assert got == [want] * 2, k
+
+
 # -------------------------------------------------------------------------------------------------------- allocators
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.4)
 ALLOCATORS = [allocators.Pyramid(20, 0.1), allocators.Density(0.1), allocators.Density(0.1, 0.4), allocators.Density(0.1, 0.8),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from effivlm.methods.base import LayerCache, Paper
@@ -28,6 +29,7 @@ class SnapKV(WindowedKV):
         (
             "one choice per KV head (group mean), so that the cache stays small under grouped queries; the original repeats keys",
             "observing rows and kept window default to 10 % of the budget (EffiVLM-Bench); the original uses 32 or 64",
+            "pooling=max: within the plateau that a peak makes, the entries' own scores decide, not torch.topk's order",
         ),
     )
     rows: int = 0
@@ -48,7 +50,9 @@ class SnapKV(WindowedKV):
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Attention from the observing rows; pooled over the entries before the kept window."""
         window = recent(k, self.window)
-        seen = self.folded(cache[WindowRows(self.rows or window)], cache).clone()
+        seen = self.folded(cache[WindowRows(self.rows or window)], cache)
         past = cache.length - window
-        seen[:, :past] = pool(seen[:, :past], self.kernel, self.pooling)
-        return protect_recent(seen, window)
+        pooled = pool(seen[:, :past], self.kernel, self.pooling)
+        if self.pooling == "max":  # a peak makes a plateau: below the last bit of float32, the entries' own scores decide
+            pooled = pooled.double() + seen[:, :past].double() * 2.0**-30
+        return protect_recent(torch.cat([pooled, seen[:, past:].to(pooled)], 1), window)
