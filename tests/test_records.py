@@ -94,7 +94,8 @@ def test_two_processes(tmp_path):
 
 
 def test_lock_is_released_when_opening_fails(tmp_path):
-    opened(tmp_path, "one").close()
+    with opened(tmp_path, "one") as store:
+        store.append(store.path("tiny", "abc", "colour"), document(0))
     for _ in range(2):  # the second refusal must be the same one, not "in use"
         with pytest.raises(StoreError, match=r"holds another experiment .*choose another name, or delete the folder"):
             opened(tmp_path, "two")
@@ -102,8 +103,19 @@ def test_lock_is_released_when_opening_fails(tmp_path):
     assert (tmp_path / "experiment.yaml").read_text() == "name: x\n"
 
 
+def test_an_experiment_that_answered_nothing_makes_room_for_the_mended_one(tmp_path):
+    """A misspelt model is found once the folder is claimed: mending it must not need another name."""
+    opened(tmp_path, "misspelt").close()
+    with opened(tmp_path, "mended") as store:
+        store.append(store.path("tiny", "abc", "colour"), document(0))
+    with pytest.raises(StoreError, match="holds another experiment"):
+        opened(tmp_path, "misspelt")
+    assert len(read_run(tmp_path)) == 1
+
+
 def test_another_version_of_the_package_is_another_experiment(tmp_path, monkeypatch):
-    opened(tmp_path).close()
+    with opened(tmp_path) as store:
+        store.append(store.path("tiny", "abc", "colour"), document(0))
     monkeypatch.setattr(store_module, "package_version", lambda name: "999")
     with pytest.raises(StoreError, match="another version of effivlm wrote it"):
         opened(tmp_path)

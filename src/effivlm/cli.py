@@ -60,9 +60,10 @@ def _run(path: Path | None, root: Path) -> None:
         console.print(f"\ninterrupted: what was finished is in {folder}; the same command goes on from there")
         raise typer.Exit(INTERRUPTED) from None
     _report(folder)
-    console.print(f"{summary.recorded} answers recorded, {summary.found} found from before, {summary.failed} failed")
+    console.print(f"{summary.recorded} answers recorded, {summary.found} found from before")
     if summary.failed:
-        console.print(f"[bold red]{summary.failed} documents failed[/]: see the column 'failed' and {folder}/log.txt")
+        total = summary.recorded + summary.found
+        console.print(f"[bold red]{summary.failed} of {total} answers failed[/]: see the column 'failed' and {folder}/log.txt")
         raise typer.Exit(FAILED_DOCUMENTS)
 
 

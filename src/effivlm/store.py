@@ -59,17 +59,21 @@ class RunStore:
 
     def _claim(self, experiment: str, stamp: str) -> None:
         marker = self.folder / "identity"
-        if marker.exists():
-            if marker.read_text().strip() != stamp:
-                why = "its experiment.yaml differs, or another version of effivlm wrote it"
-                raise StoreError(f"{self.folder} holds another experiment ({why}): "
-                                 "choose another name, or delete the folder")  # fmt: skip
+        if marker.exists() and marker.read_text().strip() == stamp:
             return
-        if any((self.folder / "records").rglob("*.jsonl")):
+        if marker.exists() and self._holds_lines():
+            why = "its experiment.yaml differs, or another version of effivlm wrote it"
+            raise StoreError(f"{self.folder} holds another experiment ({why}): "
+                             "choose another name, or delete the folder")  # fmt: skip
+        if self._holds_lines():
             raise StoreError(f"{self.folder} holds records but not the file 'identity' that says of what: "
                              "choose another name, or delete the folder")  # fmt: skip
+        marker.unlink(missing_ok=True)  # of an experiment that never got as far as a first line: nothing is lost
         _replace(self.folder / "experiment.yaml", experiment)
         _replace(marker, stamp + "\n")  # last: a folder with a marker is complete
+
+    def _holds_lines(self) -> bool:
+        return any(path.stat().st_size for part in ("records", "timings") for path in (self.folder / part).rglob("*.jsonl"))
 
     def close(self) -> None:
         """Flush everything and release the folder, also where flushing fails."""

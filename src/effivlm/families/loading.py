@@ -3,12 +3,14 @@
 import copy
 import difflib
 import importlib.util
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from effivlm import registry
@@ -80,7 +82,7 @@ def load(name: str | Path, dtype: str = "auto", attn: str = "sdpa", device: str 
         return _random(str(name), dtype, attn, device)
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    _check_folder(Path(name))
+    _check_folder(str(name))
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -91,11 +93,14 @@ def load(name: str | Path, dtype: str = "auto", attn: str = "sdpa", device: str 
     family = family_named(config.model_type, f"the checkpoint {str(name)!r}")
     try:
         family.prefix(config)  # refuses encoders of a layout that the family does not describe
-        model = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=dtype, attn_implementation=attn, device_map=device, use_safetensors=True
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=dtype, attn_implementation=attn, device_map=device, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ImportError, ValueError, NotImplementedError) as error:
+        model, loading = loaded
+    except (OSError, ImportError, ValueError, NotImplementedError, SafetensorError) as error:
         raise LoadError(f"cannot load {str(name)!r}: {_said(error)}") from error
+    if missing := sorted(loading["missing_keys"]):  # transformers fills them with noise
+        raise LoadError(f"the weights of {str(name)!r} are not complete: {len(missing)} missing, such as {missing[0]}")
     return Loaded(model.eval(), load_processor(name), family, Path(name).name)
 
 
@@ -149,11 +154,19 @@ def require_video() -> None:
         raise LoadError("video inputs need torchvision, which is not installed: install it, or pass single frames as images")
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(name: str) -> None:
+    folder = Path(name)
     if not folder.is_dir():
+        if folder.exists() or folder.is_absolute() or name.startswith("."):  # cannot be the name of a hub's repository
+            raise LoadError(f"{name} is not a folder: expected a transformers checkpoint folder, or a hub id such as owner/model")
         return
     if not (folder / "config.json").exists():
         raise LoadError(f"{folder} holds no config.json: expected a transformers checkpoint folder")
+    try:
+        kind = json.loads((folder / "config.json").read_text())["model_type"]
+    except (ValueError, KeyError, TypeError):
+        raise LoadError(f"{folder}/config.json names no model_type: expected a transformers checkpoint folder") from None
+    family_named(str(kind), f"the checkpoint {name!r}")
     if not any(folder.glob("*.safetensors")):
         raise LoadError(f"{folder} holds no weights: expected *.safetensors (other formats can run code and are not loaded)")
 

@@ -133,8 +133,8 @@ def _checked(name: str, at: Sequence[int], layers: int, n: int, budget: Budget |
     share = budget.as_share(n)
     if budget.unit == "visual_mean" and share < floor - 1e-12:
         raise BudgetError(
-            f"{name}: visual_mean budget {share:g} is infeasible with the first cut before layer {at[0]} of {layers} and "
-            f"{n} tokens: the smallest feasible share is {floor:.4f}; cut earlier or ask for more"
+            f"{name}: visual_mean budget {share:g} is infeasible with the first cut before layer {at[0]} of {layers}: "
+            f"the smallest feasible share is {floor:.4f}; cut earlier or ask for more"
         )
     return budget
 

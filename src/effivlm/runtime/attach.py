@@ -24,6 +24,7 @@ from effivlm.runtime.stages import (
     at_layer,
     before_llm,
     compress_layer,
+    first_cuts,
     layer_caches,
     needs_all_layers,
     plan_cuts,
@@ -51,7 +52,7 @@ class Session:
         accounts: what the last prefill cost, one `Account` per row of the batch. audit: the same, to print.
 
     Raises:
-        SettingError, BudgetError, UnknownName: for a setting that cannot be read. Unsupported: see `check_supported`.
+        SettingError, BudgetError, UnknownName: for a setting that cannot be read. Others: see `check_supported`.
     """
 
     def __init__(self, model: nn.Module, setting: Setting | str, trunk: bool = False, watch: Sequence[Part] = (),
@@ -59,10 +60,10 @@ class Session:
         self.setting = parse_setting(setting) if isinstance(setting, str) else setting
         self.model: Any = model
         self.family = family_of(model)
-        check_supported(self.setting, self.family)
         self.text: Any = self.model.get_decoder()
         self.base: Any = self.model.base_model
         self.layers = len(self.text.layers)
+        check_supported(self.setting, self.family, self.layers)
         self.intra = () if trunk else self.setting.stage(IntraLLM)
         self.live = None if trunk else next(iter(self.setting.stage(KVCache)), None)
         self.watch, self.branches = tuple(watch), tuple(branches)
@@ -160,8 +161,7 @@ class Session:
         state = self.state = self._begin(embeds, kwargs)
         kept = before_llm(state.prompt, self.vision.encoded, self.setting.stage(PreLLM), self.layers, state.notes)
         state.promise = plan_cuts(state.prompt, kept, self.intra, self.layers)
-        plans = [plan_cuts(state.prompt, kept, b.stage(IntraLLM), self.layers) for b in self.branches]
-        self.record = frozenset(min(p.cuts, default=0) for p in plans)
+        self.record = first_cuts(state.prompt, kept, self.branches, self.layers)
         self.watch_layers()
         if any(len(k) < len(i.slots) for k, i in zip(kept, state.prompt.images, strict=True)):
             self._cut_before(state, kept, kwargs, cache)

@@ -1,5 +1,6 @@
 """Applies decisions: what happens to a prompt before the LLM, before a decoder layer, and to a layer's cache."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +26,7 @@ from effivlm.runtime.cache import SlotLayer, apply_entries
 from effivlm.runtime.encoder import Encoded
 from effivlm.runtime.signals import LayerSource
 from effivlm.runtime.tokens import Image, Prompt, merge_rows
-from effivlm.setting import Part
+from effivlm.setting import Part, Setting
 
 Notes = dict[tuple[str, int], dict[str, Any]]  # (method, row) -> that method's scratch for that prompt
 
@@ -136,6 +137,15 @@ def plan_cuts(prompt: Prompt, kept: list[Tensor], parts: Sequence[Part], layers:
                 previous = cut.keep
             now[number] = previous
     return promise
+
+
+def first_cuts(prompt: Prompt, kept: list[Tensor], settings: Sequence[Setting], layers: int) -> frozenset[int]:
+    """The layers from which ``settings`` resume; one whose budget this prompt cannot meet is told so when it resumes."""
+    out = set()
+    for setting in settings:
+        with contextlib.suppress(BudgetError):
+            out.add(min(plan_cuts(prompt, kept, setting.stage(IntraLLM), layers).cuts, default=0))
+    return frozenset(out)
 
 
 def _left_over(part: Part, image: Image) -> Budget | None:

@@ -2,24 +2,28 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from effivlm.families.base import Family
-from effivlm.methods.base import EncoderReducer, PreEncoder
+from effivlm.methods.base import EncoderReducer, IntraLLM, PreEncoder, PreLLM
 from effivlm.runtime.cache import cache_of
 from effivlm.runtime.encoder import ENCODER_SIGNALS
-from effivlm.setting import Setting, SettingError
+from effivlm.setting import Part, Setting, SettingError
+
+MANY = 1 << 20  # visual tokens: what is infeasible for so many, rounding apart, is infeasible for any image
 
 
 class Unsupported(SettingError):
     """A method cannot work with a family; the message says why."""
 
 
-def check_supported(setting: Setting, family: Family) -> None:
-    """Refuse methods that cannot apply to a family.
+def check_supported(setting: Setting, family: Family, layers: int | None = None) -> None:
+    """Refuse methods that cannot apply to a family or, if its number is known, to so many decoder layers.
 
     Raises:
         Unsupported: naming the method, the family and the reason.
+        BudgetError: for a budget that no image could meet (names the smallest feasible one), or a layer that does not exist.
     """
     traits = set(family.traits) | ({"no_resize"} if family.resize is None else set())
     for part in setting.parts:
@@ -34,6 +38,23 @@ def check_supported(setting: Setting, family: Family) -> None:
             reasons["no_resize"] = "its encoder takes images of one size only"
         for trait in sorted(traits & set(reasons)):
             raise Unsupported(f"{part.method.name} cannot be used with {family.name}: {reasons[trait]}")
+    if layers is not None:
+        for part in setting.stage(IntraLLM):
+            _check_feasible(part, layers)
+
+
+def _check_feasible(part: Part, layers: int) -> None:
+    method, budget, n = part.method, part.budget, MANY
+    assert isinstance(method, IntraLLM)
+    if budget is not None and budget.tokens is not None and budget.unit == "visual_mean":
+        return  # how much of an image a number of tokens is differs from image to image
+    if budget is not None and (part.at(EncoderReducer) or part.at(PreLLM)):  # earlier stages leave a count to the schedule
+        if isinstance(method, EncoderReducer):
+            n = method.encoder_budget(n, budget)
+        if isinstance(method, PreLLM):
+            n = method.image_budget(layers, n, budget)
+        budget = replace(budget, share=None, tokens=budget.count(MANY))
+    method.schedule(layers, n, budget)
 
 
 def whole_prompts(model: Any) -> None:

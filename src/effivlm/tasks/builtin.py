@@ -95,8 +95,12 @@ def load_task(name: str) -> Task:
     if not (folder / "task.yaml").exists():
         if folder.is_dir() or "/" in name:
             raise TaskError(f"{folder} holds no task.yaml: expected a folder in the built-in task format")
-        folder = registry.lookup("task", name, {n: HOME / n for n in task_names()})
-    spec = yaml.safe_load((folder / "task.yaml").read_text())
+        folder = HOME / name
+        registry.lookup("task or suite", name, dict.fromkeys([*task_names(), *suite_names()]))
+    try:
+        spec = yaml.safe_load((folder / "task.yaml").read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TaskError(f"{folder}/task.yaml is not YAML: {error}") from None
     return _build(spec, folder)
 
 
@@ -114,6 +118,9 @@ def _build(spec: Any, folder: Path) -> Task:
     registry.lookup("metric", spec["metric"], SCORERS)
     rows = _generated(spec["generator"], folder) if "generator" in spec else _rows(folder / spec["rows"])
     documents = tuple(_document(row, i, spec["prompt"], folder) for i, row in enumerate(rows))
+    if len({d.id for d in documents}) < len(documents):
+        twice = next(d.id for i, d in enumerate(documents) if d.id in {e.id for e in documents[:i]})
+        raise TaskError(f"{folder}: two rows have the id {twice!r}: ids must differ, for answers are found by them")
     return Task(spec["name"], int(spec.get("version", 1)), spec["metric"], int(spec.get("max_new_tokens", 16)),
                 str(spec.get("stands_for", "")), documents)  # fmt: skip
 
@@ -146,12 +153,19 @@ def _generated(spec: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
 
 
 def _document(row: dict[str, Any], number: int, template: str, folder: Path) -> Document:
+    if not isinstance(row, dict):
+        raise TaskError(f"{folder}: row {number + 1} is a {type(row).__name__}: expected fields such as question and answers")
     try:
         prompt = template.format(**row)
         answers = row["answers"] if "answers" in row else [row["answer"]]
     except KeyError as error:
         raise TaskError(f"{folder}: row {number + 1} has no field {error}, which the task needs") from None
+    except (ValueError, IndexError, AttributeError) as error:
+        raise TaskError(f"{folder}/task.yaml: the prompt {template!r} cannot be filled in: {error}") from None
     images = row.get("images", [row["image"]] if "image" in row else [])
+    for field, values in (("answers", answers), ("images", images)):
+        if isinstance(values, str | bytes | dict):  # a text would be read letter by letter
+            raise TaskError(f"{folder}: row {number + 1}: {field} is one value: give a list, or name the field {field[:-1]}")
     openers = tuple(_opener(image, folder) for image in images)
     return Document(str(row.get("id", number)), prompt, tuple(map(str, answers)), openers)
 
