@@ -4,13 +4,14 @@ import inspect
 
 import pytest
 import torch
+import twin
 from tiny import FAMILIES, batch, build, generate, prompt
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from effivlm.methods.base import PreLLM
 from effivlm.methods.signals import ColumnSums
 from effivlm.ops import statistics
-from effivlm.runtime import signals, stages
+from effivlm.runtime import attach, signals, stages
 from effivlm.runtime.attach import Session
 from effivlm.runtime.audit import AuditError
 from effivlm.runtime.cache import CACHE
@@ -91,8 +92,6 @@ def test_statistics_equal_the_dense_matrices(family):
         seen[caches[0].layer] = caches[0][ColumnSums()]
         return original(part, caches)
 
-    import effivlm.runtime.attach as attach
-
     attach.score_layer = spy
     try:
         with Session(model, "h2o@0.5"), torch.no_grad():
@@ -123,6 +122,58 @@ def test_nan_in_dropped_tokens_never_reaches_the_output():
             assert torch.equal(generate(model, inputs, 4)[1], want)
     finally:
         Session._cut_before = original
+
+
+def test_nan_in_tokens_dropped_inside_the_llm_never_reaches_the_output(monkeypatch):
+    """Hidden states of dropped tokens are poisoned after selection."""
+    model, inputs = build("llava"), prompt("llava")
+    with Session(model, "fastv@0.4"):
+        want = generate(model, inputs, 4)[1]
+    poisoned = []
+
+    def poison(prompt, *args):
+        hidden, keep = stages.at_layer(prompt, *args)
+        poisoned.append(int((~keep).sum()))
+        return hidden.masked_fill(~keep[..., None], torch.nan), keep
+
+    monkeypatch.setattr(attach, "at_layer", poison)
+    with Session(model, "fastv@0.4"):
+        assert torch.equal(generate(model, inputs, 4)[1], want)
+    assert poisoned == [20]
+
+
+@pytest.mark.parametrize("setting", ["snapkv@0.4", "adakv@0.4", "fastv@0.5 + h2o@0.3"])
+def test_nan_in_dropped_cache_entries_never_reaches_the_output(setting, monkeypatch):
+    """Dropped entries are poisoned before the layer is narrowed; AdaKV's heads hold unequal counts, padded by some of them."""
+    model, inputs = build("qwen2_5_vl"), prompt("qwen2_5_vl")
+    with Session(model, setting):
+        want = generate(model, inputs, 4)[1]
+    original = stages.apply_entries
+
+    def poison(layer, alive, chosen):
+        gone = torch.ones_like(layer.keys[..., 0], dtype=torch.bool)
+        for row, (where, entries) in enumerate(zip(alive, chosen, strict=True)):
+            gone[row][:, where] = ~entries.keep
+        layer.keys, layer.values = (x.masked_fill(gone[..., None], torch.nan) for x in (layer.keys, layer.values))
+        original(layer, alive, chosen)
+
+    monkeypatch.setattr(stages, "apply_entries", poison)
+    with Session(model, setting):
+        assert torch.equal(generate(model, inputs, 4)[1], want)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_and_three_images_equal_the_masked_twin(family, images):
+    """Cuts at every stage; the contract's own prompts have two images."""
+    model, inputs = build(family), prompt(family, images, seed=3)
+    with twin.Watched(model, "random_pre@0.5 + fastv@0.5:layer=1 + h2o@0.5") as session:
+        tokens, logits, _ = generate(model, inputs, twin.STEPS)
+    prefill, decode = twin.kept_masks(session, model.get_decoder().config.num_attention_heads)
+    seen = session.seen.prompt
+    assert len(seen.images) >= images  # Idefics 3 counts every tile
+    writes = {"deepstack": seen.side["deepstack_visual_embeds"]} if seen.side else None
+    twin.close(logits, twin.run(build(family, "eager"), inputs, tokens, prefill, decode, seen.embeds, writes))
 
 
 # --------------------------------------------------------------------------------------- the audit catches methods

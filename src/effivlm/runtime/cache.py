@@ -170,6 +170,8 @@ def apply_entries(layer: SlotLayer, alive: list[Tensor], chosen: list[Entries]) 
     slots, valid = _padded(alive, chosen, max(counts), keys.shape[1])
     layer.keys = torch.take_along_dim(keys, slots[..., None], 2)
     layer.values = torch.take_along_dim(values, slots[..., None], 2)
+    if ragged:  # what pads short heads is dropped: masked, and nothing that 0 times it could be NaN of
+        layer.keys, layer.values = (x.masked_fill(~valid[..., None], 0) for x in (layer.keys, layer.values))
     assert layer.index is not None
     index = torch.take_along_dim(layer.index[:, None], slots, 2)
     layer.index, layer.valid = (index[:, 0], None) if shared else (index, valid if ragged else None)
