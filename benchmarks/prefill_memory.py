@@ -5,7 +5,7 @@ A LLaVA of tiny width (hidden 128, 4 query and 2 KV heads, 4 layers, float32, SD
 peak of bytes in live tensors, counted operation by operation (exact, but blind to memory inside an operation); ``resident``
 is the peak of the process's resident set, median over rounds. Both are above what was held before the prefill, so weights,
 images and libraries are left out. Target: at most 1.2 times `none` plus the signal itself, [heads, L] float32 per layer;
-one L x L matrix per head would be 256 MiB. Exit status 1 where it is missed.
+the L x L matrices of four heads would be 256 MiB. Exit status 1 where it is missed.
 """
 
 import argparse

@@ -49,3 +49,49 @@ def test_readme_commands_are_make_targets():
     text, targets = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", text, re.M):
         assert f"\n{target}:" in targets, target
+
+
+def test_the_readme_has_both_commands_and_its_experiment_can_be_read():
+    import yaml
+
+    from effivlm.config import build_experiment
+
+    text = (ROOT / "README.md").read_text()
+    assert re.findall(r"^make (\w+)$", text, re.M) == ["demo", "test"]
+    (shown,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    experiment = build_experiment(yaml.safe_load(shown), "README.md")
+    assert experiment.settings[0] == "none" and len(experiment.settings) == 17
+
+
+def test_experiments_round_trip_through_yaml():
+    import yaml
+
+    from effivlm.config import build_experiment, default_experiment, dump_experiment, load_experiment
+
+    for path in (default_experiment(), *(ROOT / "gpu/measure").glob("*.yaml")):
+        experiment = load_experiment(path)
+        assert build_experiment(yaml.safe_load(dump_experiment(experiment)), "again") == experiment
+
+
+def test_verbs_in_the_readme_are_those_of_the_command_line():
+    from effivlm.cli import app
+
+    shown = set(re.findall(r"^effivlm (\w+)", (ROOT / "README.md").read_text(), re.M))
+    assert shown == {c.name or c.callback.__name__.rstrip("_") for c in app.registered_commands}
+
+
+def test_scripts_are_listed():
+    for folder in ("gpu", "benchmarks"):
+        text = (ROOT / folder / "README.md").read_text()
+        for script in [*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("*.sh")]:
+            assert f"{script.name}" in text, script
+
+
+def test_contract_table_names_tests_that_exist():
+    """Section 11 of the design: every item has a test, and the test is there."""
+    table = re.search(r"\| 1 \|.*?\n\n", (ROOT / "docs/design.md").read_text(), re.S).group(0)
+    assert [int(n) for n in re.findall(r"^\| (\d+) \|", table, re.M)] == list(range(1, 16))
+    for path, names in re.findall(r"`(test_\w+\.py)`: ([^|;]+)", table):
+        source = (ROOT / "tests" / path).read_text()
+        for name in re.findall(r"`(\w+)`", names):
+            assert f"def {name}(" in source, f"{path} has no {name}"
