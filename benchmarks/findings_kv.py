@@ -48,9 +48,9 @@ def scores_of(records: Sequence[DocumentRecord]) -> Scores:
 
 
 def differences(scores: Scores, pairs: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
-    """Task -> [documents, 1] score of the first minus score of the second setting, mean over the pairs."""
+    """Task -> [documents] score of the first minus score of the second setting, mean over the pairs."""
     tasks = scores[pairs[0][0]]
-    return {t: np.array([[np.mean([scores[a][t][d] - scores[b][t][d] for a, b in pairs])] for d in tasks[t]]) for t in tasks}
+    return {t: np.array([np.mean([scores[a][t][d] - scores[b][t][d] for a, b in pairs]) for d in tasks[t]]) for t in tasks}
 
 
 def verdict(low: float, high: float, p: float) -> str:
@@ -65,7 +65,7 @@ def table(scores: Scores, comparisons: Sequence[tuple[str, str, str]]) -> str:
         pairs = [(first.format(k), second.format(k)) for k in KEEP]
         rows += [(what, k, differences(scores, [p])) for k, p in zip(KEEP, pairs, strict=True)]
         rows.append((what, "all", differences(scores, pairs)))
-    corrected = holm([paired_test({t: d[:, 0] for t, d in x.items()}) for *_, x in rows])
+    corrected = holm([paired_test(x) for *_, x in rows])
     lines = ["| comparison | budget | points | 95 % | p | better? |", "| --- | --- | --- | --- | --- | --- |"]
     for (what, keep, x), p in zip(rows, corrected, strict=True):
         mean, (low, high) = 100 * np.mean([d.mean() for d in x.values()]), bootstrap_mean(x)

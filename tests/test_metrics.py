@@ -264,3 +264,9 @@ def test_what_cannot_be_compared_is_refused(mine, base, stage, why):
 
 def test_values_of_scores():
     assert values([document(0, score=0.25), document(1, error=ERROR)]).tolist() == [[0.25], [0.0]]
+
+
+def test_a_column_of_numbers_is_not_taken_for_documents():
+    """With numbers [n, 1] the mean would go over the one column, and the interval would be that of single documents."""
+    with pytest.raises(ValueError, match="one number a document"):
+        bootstrap_mean({"t": np.zeros((5, 1))})

@@ -66,7 +66,13 @@ def bootstrap_overall(rows: Rows, originals: Rows, how: Mapping[str, Aggregate],
 
 
 def bootstrap_mean(numbers: Mapping[str, Array], draws: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Interval of the mean over tasks of each task's mean."""
+    """Interval of the mean over tasks of each task's mean; numbers [n] by task.
+
+    Raises:
+        ValueError: for numbers of more than one axis, whose last would be averaged instead of the documents.
+    """
+    if bad := {t: n.shape for t, n in numbers.items() if n.ndim != 1}:
+        raise ValueError(f"expected one number a document, got {bad}")
 
     def mean(picks: Picks) -> Array:
         return np.mean([numbers[t][pick].mean(-1) for t, pick in picks.items()], axis=0)
