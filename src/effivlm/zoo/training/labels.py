@@ -41,7 +41,7 @@ class Reader:
     def __init__(self, name: str) -> None:
         self.model, self.processor = make_model(name).eval(), make_processor(name)
         self.family = family_of(self.model)
-        self.known: dict[Any, tuple[Spot, ...]] = {}
+        self.known: dict[int, tuple[tuple[Spot, ...], list[int], Tensor]] = {}
 
     def call(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Arguments of ``get_image_features`` for rendered prompts."""
@@ -51,14 +51,22 @@ class Reader:
 
     def spots(self, prompt: Prompt) -> tuple[Spot, ...]:
         """Spots of every picture of a prompt; prompts with as many pictures are alike."""
+        return self.opening(prompt)[0]
+
+    def opening(self, prompt: Prompt) -> tuple[tuple[Spot, ...], list[int], Tensor]:
+        """What prompts with as many pictures share: spots, ids before the question [P], their positions [axes or 1, P]."""
         if len(prompt) not in self.known:
-            pieces = self.family.layout(self.model, self.call([prompt]))
+            call = self.call([prompt])
+            pieces = self.family.layout(self.model, call)
             share = len(pieces) // len(prompt)  # tiles a picture, where each is a piece
-            self.known[len(prompt)] = tuple(_spot(pieces[i : i + share]) for i in range(0, len(pieces), share))
+            spots = tuple(_spot(pieces[i : i + share]) for i in range(0, len(pieces), share))
+            ids = [IDS["<s>"], IDS["<user>"]]
+            for name, spot in zip(ORDINALS, spots, strict=False):
+                ids += [IDS[f" {name}"], IDS["<img>"], *[IDS["<image>"]] * len(spot.row), IDS["</img>"]]
+            self.known[len(prompt)] = spots, ids, self._positions(torch.tensor([ids]), call)
         return self.known[len(prompt)]
 
-    def positions(self, ids: Tensor, call: dict[str, Tensor]) -> Tensor:
-        """[axes or 1, P] positions of a prompt's tokens before the question."""
+    def _positions(self, ids: Tensor, call: dict[str, Tensor]) -> Tensor:
         if not hasattr(self.model.base_model, "get_rope_index"):
             return torch.arange(ids.shape[1])[None]
         kinds = (ids == self.model.config.image_token_id).int()
@@ -173,15 +181,9 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
         else:
             makers: list[Any] = [make_scene] * 2 + [make_page, make_chart]
             prompts = [(rng.choice(makers)(seed + i, self.test),) for i in range(self.batch)]
-        spots = reader.spots(prompts[0])
+        spots, head, position = reader.opening(prompts[0])
         words = torch.stack([torch.cat([labels(p, s) for p, s in zip(prompt, spots, strict=True)]) for prompt in prompts])
-        head = [IDS["<s>"], IDS["<user>"]]
-        for i, spot in enumerate(spots):
-            head += [IDS[" " + ORDINALS[i]], IDS["<img>"], *[IDS["<image>"]] * len(spot.row), IDS["</img>"]]
         call = reader.call(prompts) if self.pixels else None
-        known = call if call is not None else reader.call(prompts[:1])
-        first = {k: v[: len(spots)] for k, v in known.items() if k == "image_grid_thw"}
-        position = reader.positions(torch.tensor([head]), first)
         rows = [_segments(_asked(p, random.Random(seed + i)), tokenizer) if self.questions else [] for i, p in enumerate(prompts)]
         return _batch(head, position, rows, words, call)
 
