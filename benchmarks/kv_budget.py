@@ -1,7 +1,8 @@
 """Realised against asked KV budget of every cache method: `python benchmarks/kv_budget.py`.
 
-A cell is the realised total over all layers and KV heads minus the asked one, in entries: 0 everywhere, or the script
-fails. Variants that reproduce published miscounting are listed below the table with the ratio they realise.
+A cell is the realised total over all layers and KV heads minus the asked one, in entries: 0
+everywhere, or the script fails. Variants that reproduce published miscounting are listed below the
+table with the ratio they realise.
 """
 
 import sys
@@ -39,7 +40,11 @@ def realised(method: KVCache, stack: list[Layer], budget: Budget) -> int:
     total = 0
     for cache, first, k in zip(caches, own, final, strict=True):
         keeps_all = k >= cache.length
-        total += GROUPS * k if keeps_all else int(method.choose(cache, method.score(cache, first), k).keep.sum())
+        total += (
+            GROUPS * k
+            if keeps_all
+            else int(method.choose(cache, method.score(cache, first), k).keep.sum())
+        )
     return total
 
 
@@ -47,8 +52,17 @@ def main() -> int:
     """Print the table; 1 if any method misses its budget."""
     torch.set_num_threads(1)
     stacks = {n: [Layer(n, 4, GROUPS, 16, i, LAYERS) for i in range(LAYERS)] for n in LENGTHS}
-    every = [cls() for cls in methods().values() if issubclass(cls, KVCache) and cls.units[0] == "prompt_kv"]
-    every += [AdaKV(base="h2o"), LayerAdaptive(base="h2o", uniform=0.4), VLCache(uniform=0.4), VLCache(uniform=0.8)]
+    every = [
+        cls()
+        for cls in methods().values()
+        if issubclass(cls, KVCache) and cls.units[0] == "prompt_kv"
+    ]
+    every += [
+        AdaKV(base="h2o"),
+        LayerAdaptive(base="h2o", uniform=0.4),
+        VLCache(uniform=0.4),
+        VLCache(uniform=0.8),
+    ]
     print("realised minus asked entries, all layers and KV heads; columns: L =", *LENGTHS)
     print(f"{'method':34}" + "".join(f"{s:>22}" for s in SHARES))
     missed = 0
@@ -56,17 +70,29 @@ def main() -> int:
         cells = []
         for share in SHARES:
             budget = budget_of(share)
-            off = [realised(method, stacks[n], budget) - LAYERS * GROUPS * budget.count(n) for n in LENGTHS]
+            off = [
+                realised(method, stacks[n], budget) - LAYERS * GROUPS * budget.count(n)
+                for n in LENGTHS
+            ]
             missed += sum(x != 0 for x in off)
             cells.append(" ".join(map(str, off)))
         fields = {k: getattr(method, k) for k in ("base", "uniform") if getattr(method, k, 0)}
-        print(f"{method.name + ' ' + ' '.join(map(str, fields.values())):34}" + "".join(f"{c:>22}" for c in cells), flush=True)
+        print(
+            f"{method.name + ' ' + ' '.join(map(str, fields.values())):34}"
+            + "".join(f"{c:>22}" for c in cells),
+            flush=True,
+        )
     print("\nrealised over asked of variants that reproduce published miscounting, L = 2000")
-    published = {"pyramidkv variant=effivlm": PyramidKV(variant="effivlm"),
-                 "vl_cache renormalise=false": VLCache(renormalise=False)}  # fmt: skip
+    published = {
+        "pyramidkv variant=effivlm": PyramidKV(variant="effivlm"),
+        "vl_cache renormalise=false": VLCache(renormalise=False),
+    }
     asked = [LAYERS * GROUPS * budget_of(s).count(2000) for s in SHARES]
     for label, method in published.items():
-        ratios = [realised(method, stacks[2000], budget_of(s)) / a for s, a in zip(SHARES, asked, strict=True)]
+        ratios = [
+            realised(method, stacks[2000], budget_of(s)) / a
+            for s, a in zip(SHARES, asked, strict=True)
+        ]
         print(f"{label:34}" + "".join(f"{r:>22.3f}" for r in ratios))
     return 1 if missed else 0
 

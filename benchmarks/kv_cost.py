@@ -1,8 +1,10 @@
-"""What KV statistics cost on a CPU, as a ratio to the layer's prefill in the same run: `python benchmarks/kv_cost.py`.
+"""What KV statistics cost on a CPU, as a ratio to the layer's prefill in the same run: `python
+benchmarks/kv_cost.py`.
 
-One decoder layer of a 7B model (28 query heads, 4 KV heads, d = 128, hidden 3584, MLP 18944), random weights, float32.
-Layer and methods take turns; printed are medians over rounds, with range, of processor time, which other jobs on the machine
-hardly change. ``speed`` is layer / (layer + method); ``memory`` is the higher of the two peaks over the layer's own.
+One decoder layer of a 7B model (28 query heads, 4 KV heads, d = 128, hidden 3584, MLP 18944),
+random weights, float32. Layer and methods take turns; printed are medians over rounds, with range,
+of processor time, which other jobs on the machine hardly change. ``speed`` is layer / (layer +
+method); ``memory`` is the higher of the two peaks over the layer's own.
 """
 
 import argparse
@@ -31,9 +33,16 @@ HIDDEN, MLP, HEADS, GROUPS, WIDTH = 3584, 18944, 28, 4, 128
 ROWS, COLUMNS = 0.97, 0.85  # least speed of row-restricted and of column-sum methods
 PEAK = 1.1
 CASES: tuple[tuple[KVCache, float], ...] = (
-    (SnapKV(), ROWS), (SnapKV(rows=32), ROWS), (PyramidKV(), ROWS), (Tova(), ROWS), (VLCache(), ROWS), (PLPHP(), ROWS),
-    (H2O(), COLUMNS), (LookM(merge="none"), COLUMNS), (LookM(), COLUMNS),
-)  # fmt: skip
+    (SnapKV(), ROWS),
+    (SnapKV(rows=32), ROWS),
+    (PyramidKV(), ROWS),
+    (Tova(), ROWS),
+    (VLCache(), ROWS),
+    (PLPHP(), ROWS),
+    (H2O(), COLUMNS),
+    (LookM(merge="none"), COLUMNS),
+    (LookM(), COLUMNS),
+)
 
 
 class Block(nn.Module):
@@ -41,9 +50,17 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        sizes = {"q": (HIDDEN, HIDDEN), "kv": (HIDDEN, 2 * GROUPS * WIDTH), "o": (HIDDEN, HIDDEN),
-                 "gate": (HIDDEN, MLP), "up": (HIDDEN, MLP), "down": (MLP, HIDDEN)}  # fmt: skip
-        self.linear = nn.ModuleDict({name: nn.Linear(a, b, bias=False) for name, (a, b) in sizes.items()})
+        sizes = {
+            "q": (HIDDEN, HIDDEN),
+            "kv": (HIDDEN, 2 * GROUPS * WIDTH),
+            "o": (HIDDEN, HIDDEN),
+            "gate": (HIDDEN, MLP),
+            "up": (HIDDEN, MLP),
+            "down": (MLP, HIDDEN),
+        }
+        self.linear = nn.ModuleDict(
+            {name: nn.Linear(a, b, bias=False) for name, (a, b) in sizes.items()}
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[L, D] to [L, D]."""
@@ -51,7 +68,9 @@ class Block(nn.Module):
         k, v = self.linear["kv"](x).view(1, -1, 2 * GROUPS, WIDTH).transpose(1, 2).chunk(2, 1)
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         x = x + self.linear["o"](y.transpose(1, 2).reshape(x.shape))
-        return x + self.linear["down"](functional.silu(self.linear["gate"](x)) * self.linear["up"](x))
+        return x + self.linear["down"](
+            functional.silu(self.linear["gate"](x)) * self.linear["up"](x)
+        )
 
 
 def resident() -> int:
@@ -96,7 +115,10 @@ def main() -> int:
     options = args.parse_args()
     torch.set_num_threads(options.threads)
     block, x = Block(), torch.randn(options.length, HIDDEN)
-    layer, k = Layer(options.length, HEADS, GROUPS, WIDTH, number=3, layers=28), int(options.keep * options.length)
+    layer, k = (
+        Layer(options.length, HEADS, GROUPS, WIDTH, number=3, layers=28),
+        int(options.keep * options.length),
+    )
     block(x[:64]), compress(H2O(), Layer(256, HEADS, GROUPS, WIDTH), 20)  # warm-up
     full, times, speeds, peaks = [], {}, {}, {}
     for _ in range(options.rounds):
@@ -107,16 +129,26 @@ def main() -> int:
             times.setdefault(i, []).append(took)
             speeds.setdefault(i, []).append(base / (base + took))
             peaks.setdefault(i, []).append(max(base_peak, peak) / max(base_peak, 1))
-    print(f"torch {torch.__version__}, {options.threads} threads, L = {options.length}, keep {options.keep:g}")
-    print(f"layer prefill, {options.rounds} rounds: {statistics.median(full):.2f} s ({min(full):.2f} to {max(full):.2f})")
+    print(
+        f"torch {torch.__version__}, {options.threads} threads, L = {options.length}, keep"
+        f" {options.keep:g}"
+    )
+    print(
+        f"layer prefill, {options.rounds} rounds: {statistics.median(full):.2f} s ({min(full):.2f}"
+        f" to {max(full):.2f})"
+    )
     print(f"{'method':22}{'seconds':>9}{'speed':>8}{'range':>18}{'target':>8}{'memory':>8}")
     missed = 0
     for i, (method, target) in enumerate(CASES):
         speed, peak = statistics.median(speeds[i]), max(peaks[i])
         missed += speed < target or peak > PEAK
-        label = " ".join([method.name, *(f"{f}={v}" for f in ("rows", "merge") if (v := getattr(method, f, 0)))])
+        label = " ".join(
+            [method.name, *(f"{f}={v}" for f in ("rows", "merge") if (v := getattr(method, f, 0)))]
+        )
         span = f"{min(speeds[i]):.3f} to {max(speeds[i]):.3f}"
-        print(f"{label:22}{statistics.median(times[i]):>9.2f}{speed:>8.3f}{span:>18}{target:>8.2f}{peak:>8.2f}")
+        print(
+            f"{label:22}{statistics.median(times[i]):>9.2f}{speed:>8.3f}{span:>18}{target:>8.2f}{peak:>8.2f}"
+        )
     return 1 if missed else 0
 
 

@@ -1,11 +1,13 @@
-"""What choosing costs: every pre-LLM method's selection as a share of one 7B decoder layer's prefill of the same tokens.
+"""What choosing costs: every pre-LLM method's selection as a share of one 7B decoder layer's
+prefill of the same tokens.
 
     nice python benchmarks/method_time.py --threads 1 --keep 0.1
 
-One image of 2,880 tokens of width 4,096 (encoder width 1,024, 64 text tokens), float32 on the CPU, random clustered
-features. Signals are given: their cost belongs to the encoder. The layer is a Llama layer 4096/11008/32 with random
-weights and SDPA attention. Times are processor time, so that other jobs on the machine matter less. The largest tensor
-that a selection makes is given in units of N x N float32; anything near N x N x D is an error. Prints Markdown.
+One image of 2,880 tokens of width 4,096 (encoder width 1,024, 64 text tokens), float32 on the CPU,
+random clustered features. Signals are given: their cost belongs to the encoder. The layer is a
+Llama layer 4096/11008/32 with random weights and SDPA attention. Times are processor time, so that
+other jobs on the machine matter less. The largest tensor that a selection makes is given in units
+of N x N float32; anything near N x N x D is an error. Prints Markdown.
 """
 
 import argparse
@@ -54,7 +56,13 @@ def largest(function) -> float:
 
 def layer_prefill(repeats: int) -> float:
     """One decoder layer on all tokens."""
-    config = LlamaConfig(hidden_size=WIDTH, intermediate_size=11008, num_attention_heads=32, num_hidden_layers=1, vocab_size=32)
+    config = LlamaConfig(
+        hidden_size=WIDTH,
+        intermediate_size=11008,
+        num_attention_heads=32,
+        num_hidden_layers=1,
+        vocab_size=32,
+    )
     config._attn_implementation = "sdpa"
     layer = LlamaDecoderLayer(config, 0).eval()
     hidden = torch.randn(1, TOKENS, WIDTH)
@@ -68,19 +76,30 @@ def image() -> tuple[dict, torch.Tensor, torch.Tensor]:
 
     def clustered(width):
         centres = torch.randn(64, width, generator=g)
-        return centres[torch.randint(64, (TOKENS,), generator=g)] + 0.7 * torch.randn(TOKENS, width, generator=g)
+        return centres[torch.randint(64, (TOKENS,), generator=g)] + 0.7 * torch.randn(
+            TOKENS, width, generator=g
+        )
 
     logits = 2 * torch.randn(TOKENS, generator=g)
-    values = {Saliency(): logits.softmax(0), ClsLogits(): logits, EncoderKeys(): clustered(ENCODER // HEADS),
-              EncoderKeys("last", "concat"): clustered(ENCODER), EncoderFeatures(): clustered(ENCODER),
-              TextEmbeds(): torch.randn(TEXT, WIDTH, generator=g)}  # fmt: skip
+    values = {
+        Saliency(): logits.softmax(0),
+        ClsLogits(): logits,
+        EncoderKeys(): clustered(ENCODER // HEADS),
+        EncoderKeys("last", "concat"): clustered(ENCODER),
+        EncoderFeatures(): clustered(ENCODER),
+        TextEmbeds(): torch.randn(TEXT, WIDTH, generator=g),
+    }
     place = torch.cartesian_prod(torch.arange(ROWS), torch.arange(COLUMNS)).float()
     return values, clustered(WIDTH), place
 
 
-def run(method: PreLLM, k: int, values: dict, embeds: torch.Tensor, place: torch.Tensor, repeats: int) -> tuple[float, float]:
+def run(
+    method: PreLLM, k: int, values: dict, embeds: torch.Tensor, place: torch.Tensor, repeats: int
+) -> tuple[float, float]:
     """Seconds and largest tensor of one method's selection."""
-    given = {s: values[Saliency()] if isinstance(s, Saliency) else values.get(s) for s in method.signals}
+    given = {
+        s: values[Saliency()] if isinstance(s, Saliency) else values.get(s) for s in method.signals
+    }
     tokens = ImageTokens(given.__getitem__, method.signals, 0, {}, embeds, place, 0, 0)
 
     def select() -> None:
@@ -90,7 +109,9 @@ def run(method: PreLLM, k: int, values: dict, embeds: torch.Tensor, place: torch
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", default="0.1")
     parser.add_argument("--repeats", type=int, default=3)
@@ -99,7 +120,11 @@ def main() -> None:
     k = parse_budget(options.keep, "visual").count(TOKENS)
     with torch.inference_mode():
         values, embeds, place = image()
-        kinds = [c for c in registry.methods().values() if issubclass(c, PreLLM) and c.select_image is not PreLLM.select_image]
+        kinds = [
+            c
+            for c in registry.methods().values()
+            if issubclass(c, PreLLM) and c.select_image is not PreLLM.select_image
+        ]
         costs = {c.name: run(c(), k, values, embeds, place, options.repeats) for c in kinds}
         layer = layer_prefill(options.repeats)
     where = f"{options.threads} thread(s), {machine()}, torch {torch.__version__}"
@@ -114,7 +139,13 @@ def machine() -> str:
     """The processor, by its own name where the system tells it."""
     path = Path("/proc/cpuinfo")
     names = (
-        [line.split(":")[1].strip() for line in path.read_text().splitlines() if "model name" in line] if path.exists() else []
+        [
+            line.split(":")[1].strip()
+            for line in path.read_text().splitlines()
+            if "model name" in line
+        ]
+        if path.exists()
+        else []
     )
     return names[0] if names else platform.processor() or platform.machine()
 

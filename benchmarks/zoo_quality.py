@@ -1,9 +1,11 @@
-"""What the zoo's models answer, with their pictures and without: `python benchmarks/zoo_quality.py [MODEL ...]`.
+"""What the zoo's models answer, with their pictures and without: `python benchmarks/zoo_quality.py
+[MODEL ...]`.
 
-For every task of the suite: the score of the uncompressed model on all 200 documents, its score when every picture is blank, and
-the best that can be said without looking, chosen with hindsight for each kind of question (its first two words): one answer, or
-the word at one place of the question. A model that looks must fall to about that when its pictures are blank. Prints the table of
-docs/zoo.md.
+For every task of the suite: the score of the uncompressed model on all 200 documents, its score
+when every picture is blank, and the best that can be said without looking, chosen with hindsight
+for each kind of question (its first two words): one answer, or the word at one place of the
+question. A model that looks must fall to about that when its pictures are blank. Prints the table
+of docs/zoo.md.
 """
 
 import argparse
@@ -28,7 +30,9 @@ from effivlm.tasks.builtin import Document, Task, load_suite, load_task
 def blank(document: Document) -> Document:
     """The same question about empty pictures."""
     sizes = [image().size for image in document.images]
-    return replace(document, images=tuple(partial(Image.new, "RGB", size, (255, 255, 255)) for size in sizes))
+    return replace(
+        document, images=tuple(partial(Image.new, "RGB", size, (255, 255, 255)) for size in sizes)
+    )
 
 
 def score(answers: list[str], task: Task, documents: list[Document]) -> float:
@@ -43,7 +47,14 @@ def score(answers: list[str], task: Task, documents: list[Document]) -> float:
         "finish": "stop",
     }
     records = [
-        DocumentRecord(**common, document=d.id, references=d.answers, answer=a, score=task.scorer(a, d.answers), error=None)
+        DocumentRecord(
+            **common,
+            document=d.id,
+            references=d.answers,
+            answer=a,
+            score=task.scorer(a, d.answers),
+            error=None,
+        )
         for a, d in zip(answers, documents, strict=True)
     ]
     return 100 * task_score(records)
@@ -56,26 +67,39 @@ def answered(loaded: Loaded, plan: Plan, task: Task, documents: list[Document]) 
         (outcome,) = plan.run(inputs, task.max_new_tokens, stop_ids(loaded))
         if outcome.error is not None or outcome.generated is None:
             raise RuntimeError(f"{task.name} {document.id} failed") from outcome.error
-        out.append(loaded.processor.tokenizer.decode(outcome.generated.tokens, skip_special_tokens=True).strip())
+        out.append(
+            loaded.processor.tokenizer.decode(
+                outcome.generated.tokens, skip_special_tokens=True
+            ).strip()
+        )
     return out
 
 
 def unseen(documents: list[Document]) -> list[str]:
-    """The best that can be said without looking: for each kind of question one answer, or the word at one place of it."""
+    """The best that can be said without looking: for each kind of question one answer, or the word
+    at one place of it.
+    """
     kinds: dict[str, list[Document]] = {}
     for d in documents:
         kinds.setdefault(" ".join(d.prompt.split()[:2]), []).append(d)
     said = {}
     for mine in kinds.values():
         usual = Counter(d.answers[0] for d in mine).most_common(1)[0][0]
-        guesses = [[usual] * len(mine), *([(d.prompt.split()[-n:] or [""])[0] for d in mine] for n in range(1, 5))]
-        best = max(guesses, key=lambda g: sum(a == d.answers[0] for a, d in zip(g, mine, strict=True)))
+        guesses = [
+            [usual] * len(mine),
+            *([(d.prompt.split()[-n:] or [""])[0] for d in mine] for n in range(1, 5)),
+        ]
+        best = max(
+            guesses, key=lambda g: sum(a == d.answers[0] for a, d in zip(g, mine, strict=True))
+        )
         said |= {d.id: a for d, a in zip(mine, best, strict=True)}
     return [said[d.id] for d in documents]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", default=zoo.names())
     parser.add_argument("--documents", type=int, default=200)
     args = parser.parse_args()

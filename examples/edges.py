@@ -1,4 +1,4 @@
-"""Edges: keep the tokens nearest to the border of the image. The example of docs/adding-a-method.md."""
+"""Edges: keep the tokens nearest to the border of the image: docs/adding-a-method.md."""
 
 from dataclasses import dataclass
 

@@ -1,12 +1,14 @@
-"""Captured decoding on a GPU: a CUDA graph of one step in fixed slots, against plain eager decoding and the byte floor.
+"""Captured decoding on a GPU: a CUDA graph of one step in fixed slots, against plain eager decoding
+and the byte floor.
 
     python gpu/captured_decode.py OUT [SHAPE ...]
 
-7B shapes with random weights, 8k prompts, 100 new tokens, batch 1. For every setting: milliseconds a token, eager and
-captured, taking turns; how often the captured time exceeds the floor; and at how many of the tokens both agree (bfloat16
-sums in another order may settle a near tie of random weights differently; the CPU tests show equality in float64).
-Target: captured at most 1.6 times the floor. Exit status 1 where it is missed. With no GPU it runs the built-in checkpoint
-eagerly, as a smoke test.
+7B shapes with random weights, 8k prompts, 100 new tokens, batch 1. For every setting: milliseconds
+a token, eager and captured, taking turns; how often the captured time exceeds the floor; and at how
+many of the tokens both agree (bfloat16 sums in another order may settle a near tie of random
+weights differently; the CPU tests show equality in float64).
+Target: captured at most 1.6 times the floor. Exit status 1 where it is missed. With no GPU it runs
+the built-in checkpoint eagerly, as a smoke test.
 """
 
 import json
@@ -54,7 +56,9 @@ def compare(loaded, text, inputs, steps, cuda, peaks, predictor):
 
     def plain():
         with Session(model, Setting(())) as session:
-            return generate.decode(session, [replace(done, cache=fork(done.cache))], steps, ())[0].tokens
+            return generate.decode(session, [replace(done, cache=fork(done.cache))], steps, ())[
+                0
+            ].tokens
 
     def fixed():
         with torch.inference_mode(), decoder.attending():
@@ -70,25 +74,51 @@ def compare(loaded, text, inputs, steps, cuda, peaks, predictor):
             times += [spent / (steps - 1)] if turn else []  # the first turn warms up
     floor = predictor.floors(done.accounts[0], setting, peaks)["decode_per_token"]
     e, c = statistics.median(eager), statistics.median(captured)
-    return {"setting": text, "eager_ms": 1000 * e, "captured_ms": 1000 * c, "ratio": e / c, "floor_ms": 1000 * floor,
-            "times_floor": c / floor, "agree": sum(a == b for a, b in zip(*tokens, strict=True)) / steps}  # fmt: skip
+    return {
+        "setting": text,
+        "eager_ms": 1000 * e,
+        "captured_ms": 1000 * c,
+        "ratio": e / c,
+        "floor_ms": 1000 * floor,
+        "times_floor": c / floor,
+        "agree": sum(a == b for a, b in zip(*tokens, strict=True)) / steps,
+    }
 
 
 def main(out, shapes):
     cuda, rows = torch.cuda.is_available(), []
     for shape in shapes if cuda else ["zoo:mini-qwen2-vl"]:
         device = "cuda" if cuda else "cpu"
-        loaded = load_model(ModelSpec(name=shape, dtype="bfloat16" if cuda else "float32", device=device, random_weights=cuda))
+        loaded = load_model(
+            ModelSpec(
+                name=shape,
+                dtype="bfloat16" if cuda else "float32",
+                device=device,
+                random_weights=cuda,
+            )
+        )
         work = workloads.workload("effivlm-bench" if cuda else "uniprunebench")
-        made = workloads.prompts(work, loaded.family, loaded.model.config, 1, workloads.image_sizes(shape))
-        inputs, peaks = workloads.on_device(made, loaded), measured(loaded.model.device, loaded.model.dtype)
-        predictor = Predictor(loaded.model, loaded.family, inputs, work.new_tokens, loaded.model.dtype.itemsize)
+        made = workloads.prompts(
+            work, loaded.family, loaded.model.config, 1, workloads.image_sizes(shape)
+        )
+        inputs, peaks = (
+            workloads.on_device(made, loaded),
+            measured(loaded.model.device, loaded.model.dtype),
+        )
+        predictor = Predictor(
+            loaded.model, loaded.family, inputs, work.new_tokens, loaded.model.dtype.itemsize
+        )
         for text in SETTINGS:
-            rows.append({"shape": shape} | compare(loaded, text, inputs, work.new_tokens, cuda, peaks, predictor))
+            rows.append(
+                {"shape": shape}
+                | compare(loaded, text, inputs, work.new_tokens, cuda, peaks, predictor)
+            )
             print(rows[-1], flush=True)
     out.mkdir(parents=True, exist_ok=True)
     facts = environment(str(loaded.model.device), "none")
-    (out / "captured_decode.json").write_text(json.dumps({"environment": facts, "rows": rows}, indent=1) + "\n")
+    (out / "captured_decode.json").write_text(
+        json.dumps({"environment": facts, "rows": rows}, indent=1) + "\n"
+    )
     return max(r["times_floor"] for r in rows) <= TARGET or not cuda
 
 

@@ -1,9 +1,11 @@
-"""KV statistics on a GPU: is the Triton kernel right, and what do statistics cost? `python gpu/kv_statistics.py`.
+"""KV statistics on a GPU: is the Triton kernel right, and what do statistics cost? `python
+gpu/kv_statistics.py`.
 
-First the fused column sums against the blocked twin. Then one bfloat16 decoder layer of a 7B model at 8k and 32k tokens,
-timed with CUDA events: layer, layer and row-restricted statistic, layer and column sums, taking turns. Every layer of a
-model does the same work, so the ratio is that of the prefill. Targets: rows >= 0.98, column sums >= 0.93 of the plain
-speed, peak memory at 32k <= 1.05. Exit status 1 on a wrong number or a missed target.
+First the fused column sums against the blocked twin. Then one bfloat16 decoder layer of a 7B model
+at 8k and 32k tokens, timed with CUDA events: layer, layer and row-restricted statistic, layer and
+column sums, taking turns. Every layer of a model does the same work, so the ratio is that of the
+prefill. Targets: rows >= 0.98, column sums >= 0.93 of the plain speed, peak memory at 32k <= 1.05.
+Exit status 1 on a wrong number or a missed target.
 """
 
 import statistics
@@ -26,8 +28,11 @@ ROWS, COLUMNS, PEAK = 0.98, 0.93, 1.05
 def check() -> bool:
     """Kernel against twin: odd lengths, groups of 1, 7 and 28, chunks, bfloat16 and float32."""
     good = True
-    for heads, groups, length, width, dtype in ((28, 4, 1000, 128, torch.bfloat16), (8, 8, 333, 64, torch.float32),
-                                                (28, 1, 2049, 80, torch.bfloat16)):  # fmt: skip
+    for heads, groups, length, width, dtype in (
+        (28, 4, 1000, 128, torch.bfloat16),
+        (8, 8, 333, 64, torch.float32),
+        (28, 1, 2049, 80, torch.bfloat16),
+    ):
         q, k = (torch.randn(h, length, width, device="cuda", dtype=dtype) for h in (heads, groups))
         want = blocked.column_sums(q, k, width**-0.5)
         half = length // 2
@@ -36,7 +41,10 @@ def check() -> bool:
         for name, got in (("whole", column_sums(q, k, width**-0.5)), ("chunked", chunked)):
             error = float(((got - want).abs() / want).max())
             good &= error < 1e-3
-            print(f"{name:8} H={heads} KV={groups} L={length} d={width} {dtype}: largest relative error {error:.1e}")
+            print(
+                f"{name:8} H={heads} KV={groups} L={length} d={width} {dtype}: largest relative"
+                f" error {error:.1e}"
+            )
     return good
 
 
@@ -62,14 +70,19 @@ def cost(length: int, rounds: int = 15) -> bool:
     """Speed and memory at one length."""
     block = Block().to("cuda", torch.bfloat16)
     x = torch.randn(length, HIDDEN, device="cuda", dtype=torch.bfloat16)
-    q, k = (torch.randn(h, length, WIDTH, device="cuda", dtype=torch.bfloat16) for h in (HEADS, GROUPS))
+    q, k = (
+        torch.randn(h, length, WIDTH, device="cuda", dtype=torch.bfloat16) for h in (HEADS, GROUPS)
+    )
     at = torch.arange(length - 256, length, device="cuda")
 
     def rows() -> Tensor:
         return blocked.row_sums(q[:, at], k, at, WIDTH**-0.5)
 
-    cases = {"layer": (lambda: block(x), 1.0), "rows": (lambda: (block(x), rows()), ROWS),
-             "columns": (lambda: (block(x), column_sums(q, k, WIDTH**-0.5)), COLUMNS)}  # fmt: skip
+    cases = {
+        "layer": (lambda: block(x), 1.0),
+        "rows": (lambda: (block(x), rows()), ROWS),
+        "columns": (lambda: (block(x), column_sums(q, k, WIDTH**-0.5)), COLUMNS),
+    }
     for work, _ in cases.values():
         work()
     taken = {name: [] for name in cases}
@@ -80,10 +93,14 @@ def cost(length: int, rounds: int = 15) -> bool:
     good = True
     for name, (work, target) in cases.items():
         speed, memory = plain / statistics.median(taken[name]), peak(work) / held
-        good &= speed >= target - (0.01 if name == "layer" else 0) and (memory <= PEAK or length < 32768)
+        good &= speed >= target - (0.01 if name == "layer" else 0) and (
+            memory <= PEAK or length < 32768
+        )
         ratios = [a / b for a, b in zip(taken["layer"], taken[name], strict=True)]
-        print(f"L={length} {name:8} {1e3 * statistics.median(taken[name]):8.2f} ms  speed {speed:.3f} "
-              f"({min(ratios):.3f} to {max(ratios):.3f})  target {target:.2f}  memory {memory:.3f}")  # fmt: skip
+        print(
+            f"L={length} {name:8} {1e3 * statistics.median(taken[name]):8.2f} ms  speed {speed:.3f}"
+            f" ({min(ratios):.3f} to {max(ratios):.3f})  target {target:.2f}  memory {memory:.3f}"
+        )
     return good
 
 

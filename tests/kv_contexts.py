@@ -48,11 +48,27 @@ def threshold(attention, rows, p):
 def future(q, sinks):
     x = q.double()[:, min(sinks, q.shape[1] - 1) :]
     centred = x - x.mean(1, keepdim=True)
-    return torch.cat([centred.transpose(1, 2) @ centred / x.shape[1], x.mean(1)[..., None]], -1).float()
+    return torch.cat(
+        [centred.transpose(1, 2) @ centred / x.shape[1], x.mean(1)[..., None]], -1
+    ).float()
 
 
-def layer_cache(method, length=80, heads=4, groups=2, d=8, seed=0, image=None, layer=3, layers=8, q=None, k=None, v=None,
-                dtype=torch.float32, attention=None):  # fmt: skip
+def layer_cache(
+    method,
+    length=80,
+    heads=4,
+    groups=2,
+    d=8,
+    seed=0,
+    image=None,
+    layer=3,
+    layers=8,
+    q=None,
+    k=None,
+    v=None,
+    dtype=torch.float32,
+    attention=None,
+):
     """A `LayerCache` for one method, and the dense attention [H, L, L] behind its signals."""
     g = torch.Generator().manual_seed(seed)
     q = 1.5 * torch.randn(heads, length, d, generator=g) if q is None else q
@@ -70,8 +86,18 @@ def layer_cache(method, length=80, heads=4, groups=2, d=8, seed=0, image=None, l
         ValueOutputNorms: lambda s: v.double().abs().sum(-1) * 3,
         FutureQueries: lambda s: future(q, s.sinks),
     }
-    cache = LayerCache(lambda s: read[type(s)](s).float(), method.signals, 11 + layer, {}, k, v, image,
-                       torch.arange(length), layer, layers)  # fmt: skip
+    cache = LayerCache(
+        lambda s: read[type(s)](s).float(),
+        method.signals,
+        11 + layer,
+        {},
+        k,
+        v,
+        image,
+        torch.arange(length),
+        layer,
+        layers,
+    )
     return cache, attention
 
 

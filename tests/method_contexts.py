@@ -20,11 +20,17 @@ def features(kind, n, width, seed=0):
         return torch.randn(n, width, generator=g)
     if kind == "clustered":
         centres = torch.randn(6, width, generator=g)
-        return centres[torch.randint(6, (n,), generator=g)] + 0.2 * torch.randn(n, width, generator=g)
+        return centres[torch.randint(6, (n,), generator=g)] + 0.2 * torch.randn(
+            n, width, generator=g
+        )
     base = torch.zeros(7, width)
     for row in base:
-        row[torch.randperm(width, generator=g)[:4]] = torch.randint(2, (4,), generator=g).float() - 0.5
-    return base[torch.randint(7, (n,), generator=g)] if kind == "duplicated" else base[:1].repeat(n, 1)
+        row[torch.randperm(width, generator=g)[:4]] = (
+            torch.randint(2, (4,), generator=g).float() - 0.5
+        )
+    return (
+        base[torch.randint(7, (n,), generator=g)] if kind == "duplicated" else base[:1].repeat(n, 1)
+    )
 
 
 def coarse(x, steps=64):
@@ -50,7 +56,18 @@ def signals(n, width, text, seed=0, heads=4, d=8, exact=False):
     }
 
 
-def image_tokens(method, kind="random", rows=8, columns=9, width=24, seed=0, text=5, dtype=torch.float32, values=None, key=7):
+def image_tokens(
+    method,
+    kind="random",
+    rows=8,
+    columns=9,
+    width=24,
+    seed=0,
+    text=5,
+    dtype=torch.float32,
+    values=None,
+    key=7,
+):
     """An `ImageTokens` for one method; features and embeddings of ``kind``."""
     n = rows * columns
     table = signals(n, width, text, seed, exact=kind in ("duplicated", "constant"))
@@ -60,9 +77,14 @@ def image_tokens(method, kind="random", rows=8, columns=9, width=24, seed=0, tex
         table[EncoderKeys(at="last", heads="concat")] = features(kind, n, 32, seed + 2)
         table[TextEmbeds()] = features("duplicated", text, width, seed + 3)
     table |= values or {}
-    table = {s: v.to(dtype) if isinstance(s, EncoderFeatures | TextEmbeds) else v for s, v in table.items()}
+    table = {
+        s: v.to(dtype) if isinstance(s, EncoderFeatures | TextEmbeds) else v
+        for s, v in table.items()
+    }
     embeds = features(kind, n, width, seed + 5).to(dtype)
-    return ImageTokens(table.__getitem__, method.signals, key, {}, embeds, grid(rows, columns), 0, 0)
+    return ImageTokens(
+        table.__getitem__, method.signals, key, {}, embeds, grid(rows, columns), 0, 0
+    )
 
 
 def block_tokens(kind="random", rows=8, columns=9, width=24, seed=0, block=2, dtype=torch.float32):
@@ -72,9 +94,17 @@ def block_tokens(kind="random", rows=8, columns=9, width=24, seed=0, block=2, dt
     received = torch.rand(n, generator=g)
     sizes = torch.randint(1, 4, (n,), generator=g).float()
     return BlockTokens(
-        _nothing, frozenset(), 7, {}, features(kind, n, width, seed).to(dtype), features(kind, n, 16, seed + 2).to(dtype),
-        received / received.sum(), sizes, grid(rows, columns), block,
-    )  # fmt: skip
+        _nothing,
+        frozenset(),
+        7,
+        {},
+        features(kind, n, width, seed).to(dtype),
+        features(kind, n, 16, seed + 2).to(dtype),
+        received / received.sum(),
+        sizes,
+        grid(rows, columns),
+        block,
+    )
 
 
 def _nothing(signal):

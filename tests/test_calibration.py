@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from effivlm.calibration import Shape, fit_deletions, tokens_left, withdrawal_divergence, withdrawal_layer
+from effivlm.calibration import (
+    Shape,
+    fit_deletions,
+    tokens_left,
+    withdrawal_divergence,
+    withdrawal_layer,
+)
 from effivlm.methods.intra_llm.fitprune import FitPrune
 
 SHAPE = Shape(64, 128)
@@ -13,7 +19,10 @@ SHAPE = Shape(64, 128)
 
 def samples(count, layers=6, n=50, seed=0):
     g = torch.Generator().manual_seed(seed)
-    return [[tuple(torch.rand(n, generator=g) ** 4 for _ in range(2)) for _ in range(layers)] for _ in range(count)]
+    return [
+        [tuple(torch.rand(n, generator=g) ** 4 for _ in range(2)) for _ in range(layers)]
+        for _ in range(count)
+    ]
 
 
 def spent(deletions, n):
@@ -41,7 +50,10 @@ def delete_twin(layers, alpha, reduction):
     for number, (a, b) in enumerate(layers):
         gone = set()
         if not done:
-            both = [prefix_twin({i: float(s[i]) for i in alive}, float(s.double().sum()), alpha) for s in (a, b)]
+            both = [
+                prefix_twin({i: float(s[i]) for i in alive}, float(s.double().sum()), alpha)
+                for s in (a, b)
+            ]
             gone = set(list(both[0] & both[1])[: len(alive) - 1])
         alive = [i for i in alive if i not in gone]
         counts.append(len(gone))
@@ -92,8 +104,12 @@ def test_divergence_direction_and_first_layer():
     """The withdrawn distribution is the reference; the first layer under eta wins, None if there is none."""
     full, withdrawn = torch.tensor([3.0, 0.0, -1.0]), torch.tensor([0.0, 1.0, 0.5])
     p, q = withdrawn.softmax(0), full.softmax(0)
-    assert withdrawal_divergence(full, withdrawn) == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-5)
-    assert withdrawal_divergence(full, withdrawn) != pytest.approx(withdrawal_divergence(withdrawn, full), rel=0.05)
+    assert withdrawal_divergence(full, withdrawn) == pytest.approx(
+        float((p * (p / q).log()).sum()), rel=1e-5
+    )
+    assert withdrawal_divergence(full, withdrawn) != pytest.approx(
+        withdrawal_divergence(withdrawn, full), rel=0.05
+    )
     near = {5: withdrawn, 6: full + 0.01 * withdrawn, 7: full}
     assert withdrawal_layer([(full, near)]).layer == 6
     assert withdrawal_layer([(full, {5: withdrawn})]).layer is None

@@ -23,12 +23,25 @@ def prefilled(model, setting, inputs):
 
 def plain(model, done, limit, stop=()):
     with Session(model, Setting(())) as session:
-        return generate.decode(session, [replace(d, cache=fork(d.cache)) for d in done], limit, stop)
+        return generate.decode(
+            session, [replace(d, cache=fork(d.cache)) for d in done], limit, stop
+        )
 
 
-@pytest.mark.parametrize("family", ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3"))
 @pytest.mark.parametrize(
-    "setting", ("none", "divprune@0.5", "fastv@0.3", "snapkv@0.3", "adakv@0.3", "pyramidkv@0.3", "divprune@0.5:positions=repack")
+    "family", ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3")
+)
+@pytest.mark.parametrize(
+    "setting",
+    (
+        "none",
+        "divprune@0.5",
+        "fastv@0.3",
+        "snapkv@0.3",
+        "adakv@0.3",
+        "pyramidkv@0.3",
+        "divprune@0.5:positions=repack",
+    ),
 )
 def test_same_tokens_as_plain_decoding(family, setting):
     model, inputs = tiny.build(family, dtype=torch.float64), tiny.prompt(family)
@@ -44,14 +57,21 @@ def test_same_tokens_as_plain_decoding(family, setting):
 
 def test_rows_of_different_length_and_stop_tokens():
     model = tiny.build("qwen2_vl", dtype=torch.float64)
-    inputs = tiny.batch("qwen2_vl", tiny.prompt("qwen2_vl", images=1), tiny.prompt("qwen2_vl", images=2, seed=3))
+    inputs = tiny.batch(
+        "qwen2_vl", tiny.prompt("qwen2_vl", images=1), tiny.prompt("qwen2_vl", images=2, seed=3)
+    )
     inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
     done = prefilled(model, "divprune@0.4 + adakv@0.4", inputs)
     want = plain(model, [done], 8)
     stop = want[0].tokens[4]
     assert FixedDecoder(model, [done], 8).run((), graph=False) == want
-    assert FixedDecoder(model, [done], 8).run((stop,), graph=False) == plain(model, [done], 8, (stop,))
-    two = [prefilled(model, s, dict(tiny.prompt("qwen2_vl")) | _double("qwen2_vl")) for s in ("none", "snapkv@0.3")]
+    assert FixedDecoder(model, [done], 8).run((stop,), graph=False) == plain(
+        model, [done], 8, (stop,)
+    )
+    two = [
+        prefilled(model, s, dict(tiny.prompt("qwen2_vl")) | _double("qwen2_vl"))
+        for s in ("none", "snapkv@0.3")
+    ]
     assert FixedDecoder(model, two, 6).run((), graph=False) == plain(model, two, 6)
 
 

@@ -14,14 +14,23 @@ SUPPORT = Path(__file__).parent.parent / "docs/support.md"
 
 
 def test_support_is_what_the_registry_says_now():
-    assert SUPPORT.read_text() == "\n".join(LISTS["support"]()) + "\n", "run `effivlm list support > docs/support.md`"
+    assert SUPPORT.read_text() == "\n".join(LISTS["support"]()) + "\n", (
+        "run `effivlm list support > docs/support.md`"
+    )
 
 
 def test_every_pair_is_in_the_table_and_every_refusal_has_a_reason():
     lines = SUPPORT.read_text().splitlines()
-    families = [c.strip() for c in next(line for line in lines if line.startswith("| method")).split("|")[3:-1]]
+    families = [
+        c.strip()
+        for c in next(line for line in lines if line.startswith("| method")).split("|")[3:-1]
+    ]
     reasons = {m[1]: m[2] for line in lines if (m := re.fullmatch(r"(\d+)\. (.+)", line))}
-    rows = {c[1].strip(): [x.strip() for x in c[3:-1]] for c in (line.split("|") for line in lines) if len(c) > 3}
+    rows = {
+        c[1].strip(): [x.strip() for x in c[3:-1]]
+        for c in (line.split("|") for line in lines)
+        if len(c) > 3
+    }
     methods = {n: c for n, c in registry.methods().items() if n != "none"}
     assert families == list(registry.families()) and set(methods) <= set(rows)
     for name, cls in methods.items():
@@ -31,10 +40,16 @@ def test_every_pair_is_in_the_table_and_every_refusal_has_a_reason():
     assert 0 < refused < 0.05 * len(families) * len(methods), "few pairs may be unsupported"
 
 
-@pytest.mark.parametrize(("name", "preset", "means"), [
-    ("sparsevlm", "preset=192", ("206.5 (35.9 %)", "187.8 (32.6 %)")), ("sparsevlm", "variant=plus,preset=64", ("81.8", "69.5")),
-    ("adaptinfer", "preset=64", ("82.9",)), ("pyramiddrop", "preset=paper", ("270.0 (46.9 %)",)), ("fitprune", "preset=60", ("246.9",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "preset", "means"),
+    [
+        ("sparsevlm", "preset=192", ("206.5 (35.9 %)", "187.8 (32.6 %)")),
+        ("sparsevlm", "variant=plus,preset=64", ("81.8", "69.5")),
+        ("adaptinfer", "preset=64", ("82.9",)),
+        ("pyramiddrop", "preset=paper", ("270.0 (46.9 %)",)),
+        ("fitprune", "preset=60", ("246.9",)),
+    ],
+)
 def test_published_schedules_are_shown_with_their_true_average(name, preset, means):
     (line,) = [line for line in describe(name) if line.startswith(f"published {name}:{preset}:")]
     assert all(m in line for m in means), line

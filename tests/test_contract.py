@@ -55,8 +55,12 @@ def test_eager_is_sdpa(name, family):
 def test_shared_is_separate(family):
     """One pass over all settings, with combinations, gives the tokens and accounts of separate runs."""
     settings = []
-    for text in ["none", *(rules.text_of(m, s) for m in METHODS for s in (0.4, 0.7)),
-                 "random_pre@0.5 + fastv@0.5 + snapkv@0.5", "fastv@0.5 + h2o@0.5"]:  # fmt: skip
+    for text in [
+        "none",
+        *(rules.text_of(m, s) for m in METHODS for s in (0.4, 0.7)),
+        "random_pre@0.5 + fastv@0.5 + snapkv@0.5",
+        "fastv@0.5 + h2o@0.5",
+    ]:
         setting = parse_setting(text)
         try:
             check_supported(setting, registry.families()[family])
@@ -83,8 +87,15 @@ def test_text_form_and_paper(name):
     rules.text_form_and_paper(name, "llava")
 
 
-@pytest.mark.parametrize("name", [m for m in METHODS if issubclass(registry.methods()[m], PreLLM | EncoderReducer | PreEncoder)
-                                  and not issubclass(registry.methods()[m], IntraLLM)])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        m
+        for m in METHODS
+        if issubclass(registry.methods()[m], PreLLM | EncoderReducer | PreEncoder)
+        and not issubclass(registry.methods()[m], IntraLLM)
+    ],
+)
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "internvl"])
 def test_repack_is_a_shorter_prompt(name, family):
     keeps(rules.repack_is_a_shorter_prompt, name, family)
@@ -92,7 +103,11 @@ def test_repack_is_a_shorter_prompt(name, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "text", ["random_pre@0.4 + random_intra@0.5:layer=1 + random_kv@0.5", "uniform@0.5 + fastv@0.5:layer=3 + h2o@0.4"]
+    "text",
+    [
+        "random_pre@0.4 + random_intra@0.5:layer=1 + random_kv@0.5",
+        "uniform@0.5 + fastv@0.5:layer=3 + h2o@0.4",
+    ],
 )
 def test_combinations(family, text):
     """Cuts before and inside the LLM and in the cache together equal the masks together."""
@@ -102,11 +117,30 @@ def test_combinations(family, text):
     prefill, decode = kept_masks(session, 4)
     side = session.seen.prompt.side
     writes = {"deepstack": side["deepstack_visual_embeds"]} if side else None
-    close(logits, twin.run(build(family, "eager"), inputs, tokens, prefill, decode, session.seen.prompt.embeds, writes))
+    close(
+        logits,
+        twin.run(
+            build(family, "eager"),
+            inputs,
+            tokens,
+            prefill,
+            decode,
+            session.seen.prompt.embeds,
+            writes,
+        ),
+    )
 
 
-BEFORE = [n for n in METHODS if issubclass(registry.methods()[n], PreLLM) and not issubclass(registry.methods()[n], IntraLLM)]
-INSIDE = [n for n in METHODS if issubclass(registry.methods()[n], IntraLLM) and not issubclass(registry.methods()[n], PreLLM)]
+BEFORE = [
+    n
+    for n in METHODS
+    if issubclass(registry.methods()[n], PreLLM) and not issubclass(registry.methods()[n], IntraLLM)
+]
+INSIDE = [
+    n
+    for n in METHODS
+    if issubclass(registry.methods()[n], IntraLLM) and not issubclass(registry.methods()[n], PreLLM)
+]
 
 
 @pytest.mark.parametrize("before", BEFORE)
@@ -123,7 +157,9 @@ def test_any_cut_before_the_llm_with_any_inside_has_the_joint_share(before):
         account = session.accounts[0]
         entered, left = account.visual_per_layer[0], account.visual_per_layer[-1]
         promised = half.count(account.visual_tokens), third.count(entered)
-        assert entered == promised[0] or (not registry.methods()[before].exact and entered < promised[0]), inside
+        assert entered == promised[0] or (
+            not registry.methods()[before].exact and entered < promised[0]
+        ), inside
         assert left == promised[1] or (not method.exact and left < promised[1]), inside
         assert account.realised["visual"] == left / account.visual_tokens
 
@@ -166,8 +202,13 @@ def test_check_passes_a_sound_method_and_names_what_is_unsupported(monkeypatch, 
     assert ("idefics2: unsupported" in text) == (method is not Uniform)
 
 
-@pytest.mark.parametrize(("method", "broken"), [(Repeats, "counts indices and masking: AuditError: repeats returned indices"),
-                                                (Restless, "seed and global random state")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "broken"),
+    [
+        (Repeats, "counts indices and masking: AuditError: repeats returned indices"),
+        (Restless, "seed and global random state"),
+    ],
+)
 def test_check_names_the_rule_a_method_breaks(monkeypatch, method, broken):
     code, text = check(monkeypatch, method, ["llava"])
     assert code == cli.BROKEN_CONTRACT and f"llava: breaks {broken}" in text, text

@@ -9,7 +9,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_example_method_is_the_one_in_the_docs():
-    shown = re.search(r"```python\n(.*?)```", (ROOT / "docs/adding-a-method.md").read_text(), re.S).group(1)
+    shown = re.search(
+        r"```python\n(.*?)```", (ROOT / "docs/adding-a-method.md").read_text(), re.S
+    ).group(1)
     code = (ROOT / "examples/edges.py").read_text()
     assert shown.strip() == code.strip()
     assert len(code.splitlines()) <= 40
@@ -19,9 +21,15 @@ def test_a_method_in_one_file_is_found_and_passes_the_contract(tmp_path):
     """A copy of the package with one file more; no other file is touched."""
     import shutil
 
-    shutil.copytree(ROOT / "src/effivlm", tmp_path / "effivlm", ignore=shutil.ignore_patterns("checkpoints", "__pycache__"))
+    shutil.copytree(
+        ROOT / "src/effivlm",
+        tmp_path / "effivlm",
+        ignore=shutil.ignore_patterns("checkpoints", "__pycache__"),
+    )
     shutil.copy(ROOT / "examples/edges.py", tmp_path / "effivlm/methods/pre_llm/edges.py")
-    shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("golden", "__pycache__"))
+    shutil.copytree(
+        ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("golden", "__pycache__")
+    )
     command = [
         sys.executable,
         "-m",
@@ -66,7 +74,12 @@ def test_the_readme_has_both_commands_and_its_experiment_can_be_read():
 def test_experiments_round_trip_through_yaml():
     import yaml
 
-    from effivlm.config import build_experiment, default_experiment, dump_experiment, load_experiment
+    from effivlm.config import (
+        build_experiment,
+        default_experiment,
+        dump_experiment,
+        load_experiment,
+    )
 
     for path in (default_experiment(), *(ROOT / "gpu/measure").glob("*.yaml")):
         experiment = load_experiment(path)

@@ -41,7 +41,9 @@ def test_tome_merges_pairs_by_size(kind, dtype, k):
     for t, group in members.items():
         want = (tokens.states[group].double() * sizes[group, None]).sum(0) / sizes[group].sum()
         torch.testing.assert_close(rows[t].double(), want, atol=1e-5, rtol=1e-5)
-    assert torch.equal(got.merged.source.sort().values, torch.arange(n))  # every group is merged somewhere
+    assert torch.equal(
+        got.merged.source.sort().values, torch.arange(n)
+    )  # every group is merged somewhere
 
 
 @pytest.mark.parametrize("blocks", [2, 3, 24, 32])

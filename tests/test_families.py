@@ -54,7 +54,9 @@ def encoder_input(model, call, monkeypatch):
     """What enters the first encoder block."""
     seen = {}
     block = vision_blocks(model)[0]
-    handle = block.register_forward_pre_hook(lambda m, a, k: seen.update(x=a[0] if a else k["hidden_states"]), with_kwargs=True)
+    handle = block.register_forward_pre_hook(
+        lambda m, a, k: seen.update(x=a[0] if a else k["hidden_states"]), with_kwargs=True
+    )
     features(model, call)
     handle.remove()
     return seen["x"]
@@ -94,7 +96,11 @@ def check_sources(name, monkeypatch, shrunk=False, **sizes):
         changed = ((features(model, call) - want).abs().amax(1) > 1e-6).nonzero()[:, 0].tolist()
         handle.remove()
         expected = (source == of_group(family, model.config, patch)).nonzero()[:, 0].tolist()
-        assert set(expected) <= set(changed) if shrunk else changed == expected, (patch, changed, expected)
+        assert set(expected) <= set(changed) if shrunk else changed == expected, (
+            patch,
+            changed,
+            expected,
+        )
         reached |= set(expected)
     return source, reached
 
@@ -102,7 +108,9 @@ def check_sources(name, monkeypatch, shrunk=False, **sizes):
 @pytest.mark.parametrize("name", WITH_GRID)
 def test_source_is_the_group_a_token_is_made_of(name, monkeypatch):
     source, reached = check_sources(name, monkeypatch, count=3)
-    assert reached == set((source >= 0).nonzero()[:, 0].tolist())  # every placeholder but newlines was reached
+    assert reached == set(
+        (source >= 0).nonzero()[:, 0].tolist()
+    )  # every placeholder but newlines was reached
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(40, 56), (56, 30), (28, 28), (20, 90)])
@@ -113,8 +121,12 @@ def test_source_in_mosaics_of_an_image_alone(rows, columns, monkeypatch):
 def test_source_in_a_mosaic_that_is_shrunk_is_a_patch_it_is_made_of(monkeypatch):
     model = tiny.build.__wrapped__("llava_onevision")
     model.config.vision_aspect_ratio = model.model.config.vision_aspect_ratio = "anyres_max_1"
-    source, reached = check_sources("llava_onevision", monkeypatch, shrunk=True, count=1, model=model, sizes=[(56, 56)])
-    assert len(source) == 16 + 4 * 5 and len(reached) == 16 + 4 * 4  # 8 x 8 patches became 4 x 4 tokens and newlines
+    source, reached = check_sources(
+        "llava_onevision", monkeypatch, shrunk=True, count=1, model=model, sizes=[(56, 56)]
+    )
+    assert (
+        len(source) == 16 + 4 * 5 and len(reached) == 16 + 4 * 4
+    )  # 8 x 8 patches became 4 x 4 tokens and newlines
 
 
 def test_order_in_qwen25_windows_is_not_raster_order():
@@ -126,7 +138,9 @@ def test_order_in_qwen25_windows_is_not_raster_order():
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_pieces_account_for_every_placeholder(name, count):
     model, inputs, call, pieces = case(name, count)
-    assert sum(len(p.source) for p in pieces) == int((inputs["input_ids"] == model.config.image_token_id).sum())
+    assert sum(len(p.source) for p in pieces) == int(
+        (inputs["input_ids"] == model.config.image_token_id).sum()
+    )
     assert sum(len(p.source) for p in pieces) == len(features(model, call))
     for p in pieces:
         assert p.source.dtype == p.unit.dtype == torch.long and p.place.dtype == torch.float32
@@ -148,7 +162,9 @@ def test_mosaic_rows_end_in_newlines(name):
     assert int(piece.source[16]) == 16 + 4  # unpadding took the mosaic's first row
 
 
-@pytest.mark.parametrize("name", [n for n in WITH_GRID if not isinstance(FAMILIES[n].group(FAMILIES[n].tiny()), int)])
+@pytest.mark.parametrize(
+    "name", [n for n in WITH_GRID if not isinstance(FAMILIES[n].group(FAMILIES[n].tiny()), int)]
+)
 def test_groups_are_equal_and_complete(name):
     group = FAMILIES[name].group(FAMILIES[name].tiny())
     assert len(set(torch.bincount(group).tolist())) == 1
@@ -158,7 +174,10 @@ def test_groups_are_equal_and_complete(name):
 def test_feature_block_is_what_the_projector_takes(name):
     """NaN in the output of the block reaches the features; NaN in the output of the next one does not."""
     model, _, call, _ = case(name, 1)
-    blocks, at = vision_blocks(model), FAMILIES[name].feature_block(model.config, len(vision_blocks(model)))
+    blocks, at = (
+        vision_blocks(model),
+        FAMILIES[name].feature_block(model.config, len(vision_blocks(model))),
+    )
 
     def poisoned(i):
         def hook(module, args, output):
@@ -166,7 +185,9 @@ def test_feature_block_is_what_the_projector_takes(name):
             x = torch.full_like(x, torch.nan)
             return (x, *output[1:]) if isinstance(output, tuple) else x
 
-        handle = blocks[i].register_forward_hook(hook, prepend=True)  # before those that record hidden states
+        handle = blocks[i].register_forward_hook(
+            hook, prepend=True
+        )  # before those that record hidden states
         out = features(model, call).isnan().any()
         handle.remove()
         return bool(out)
@@ -218,8 +239,12 @@ def test_resized_images_have_the_tokens_asked_for(name, grid):
     new = FAMILIES[name].layout(model, small)
     assert [len(p.source) for p in new] == [grid[0] * grid[1]] * len(pieces)
     assert len(features(model, small)) == grid[0] * grid[1] * len(pieces)
-    assert all(torch.equal(call[k], v) for k, v in before.items())  # the caller's tensors are untouched
-    assert set(torch.cat([p.source for p in new]).tolist()) == set(range(grid[0] * grid[1] * len(pieces)))
+    assert all(
+        torch.equal(call[k], v) for k, v in before.items()
+    )  # the caller's tensors are untouched
+    assert set(torch.cat([p.source for p in new]).tolist()) == set(
+        range(grid[0] * grid[1] * len(pieces))
+    )
 
 
 @pytest.mark.parametrize("name", RESIZABLE)
@@ -250,12 +275,20 @@ def _halves(family, model, call, pieces, across):
 @pytest.mark.parametrize("name", RESIZABLE)
 @pytest.mark.parametrize("across", [0, 1])
 def test_resizing_keeps_up_up_and_left_left(name, across):
-    model, _, call, pieces = case(name, grids=[[1, 8, 8]] * 2) if FAMILIES[name].packed else case(name)
+    model, _, call, pieces = (
+        case(name, grids=[[1, 8, 8]] * 2) if FAMILIES[name].packed else case(name)
+    )
     family = FAMILIES[name]
-    small = family.resize(model, {**call, "pixel_values": _halves(family, model, call, pieces, across)}, [(2, 2)] * len(pieces))
+    small = family.resize(
+        model,
+        {**call, "pixel_values": _halves(family, model, call, pieces, across)},
+        [(2, 2)] * len(pieces),
+    )
     shape = family.layout(model, small)
     want = _halves(family, model, small, shape, across)
-    assert float((small["pixel_values"] - want).abs().mean()) < 0.06  # only the edge between the halves is soft
+    assert (
+        float((small["pixel_values"] - want).abs().mean()) < 0.06
+    )  # only the edge between the halves is soft
 
 
 def test_tiles_of_one_call_share_a_size():
@@ -267,7 +300,11 @@ def test_tiles_of_one_call_share_a_size():
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("count", [0, 2])
 def test_a_batch_answers_as_its_prompts_do(name, count):
-    model, a, b = tiny.build(name), tiny.prompt(name, images=count), tiny.prompt(name, images=1, seed=3)
+    model, a, b = (
+        tiny.build(name),
+        tiny.prompt(name, images=count),
+        tiny.prompt(name, images=1, seed=3),
+    )
     tokens, logits, _ = tiny.generate(model, tiny.batch(name, a, b), 4)
     for row, inputs in enumerate((a, b)):
         alone = tiny.generate(model, inputs, 4)
@@ -288,7 +325,10 @@ def test_random_weights_tell_images_apart(name):
     """Attention that is not flat and pixels that matter: a perturbed image moves the answer's logits."""
     model, inputs = tiny.build(name), tiny.prompt(name, images=1)
     other = {**inputs, "pixel_values": inputs["pixel_values"].flip(-1)}
-    assert float((tiny.generate(model, inputs, 1)[1] - tiny.generate(model, other, 1)[1]).abs().max()) > 1e-2
+    assert (
+        float((tiny.generate(model, inputs, 1)[1] - tiny.generate(model, other, 1)[1]).abs().max())
+        > 1e-2
+    )
 
 
 @pytest.mark.parametrize("name", sorted(shapes()))
@@ -302,10 +342,17 @@ def test_every_published_shape_is_in_the_table():
     assert set(PARAMETERS) == set(shapes())
 
 
-@pytest.mark.parametrize(("name", "tokens"), [
-    ("llava-1.5-7b", 576), ("llava-next-7b", 576 + 48 * 49), ("llava-onevision-7b", 729 + 54 * 55),
-    ("qwen2-vl-7b", 576), ("qwen2.5-vl-7b", 576), ("internvl3-8b", 1280),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [
+        ("llava-1.5-7b", 576),
+        ("llava-next-7b", 576 + 48 * 49),
+        ("llava-onevision-7b", 729 + 54 * 55),
+        ("qwen2-vl-7b", 576),
+        ("qwen2.5-vl-7b", 576),
+        ("internvl3-8b", 1280),
+    ],
+)
 def test_example_images_have_the_published_token_count(name, tokens):
     family, shape = shapes()[name]
     inputs = example(family, config_of(family, shape), 1, before=20, after=30, **shape.image)
@@ -319,7 +366,8 @@ def test_family_of_a_model(name):
 
 
 @pytest.mark.parametrize(
-    ("tower", "strategy"), [("clip_vision_model", "full"), ("siglip_vision_model", "default"), ("pixtral", "full")]
+    ("tower", "strategy"),
+    [("clip_vision_model", "full"), ("siglip_vision_model", "default"), ("pixtral", "full")],
 )
 def test_encoders_of_another_layout_are_refused(tower, strategy):
     config = FAMILIES["llava"].tiny()

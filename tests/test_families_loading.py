@@ -69,7 +69,11 @@ EXTRA = {
         "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
     },
-    "gemma3": {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"},
+    "gemma3": {
+        "image_token": "<image_soft_token>",
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+    },
 }
 
 
@@ -101,7 +105,9 @@ def image_processor(family):
     kind = IMAGE_PROCESSOR_MAPPING_NAMES[family]["pil"]
     for home in (family, "llava", "qwen2_vl", "got_ocr2", "clip", "siglip"):
         try:
-            module = importlib.import_module(f"transformers.models.{home}.image_processing_pil_{home}")
+            module = importlib.import_module(
+                f"transformers.models.{home}.image_processing_pil_{home}"
+            )
         except ImportError:
             continue
         if hasattr(module, kind):
@@ -118,9 +124,11 @@ def checkpoint(tmp_path_factory):
             made[family] = tmp_path_factory.mktemp(family)
             tiny.build(family).save_pretrained(made[family])
             kind = loading._image_only(PROCESSOR_MAPPING[CONFIG_MAPPING[family]])
-            kind(image_processor=image_processor(family), tokenizer=tokenizer(family), **OPTIONS.get(family, {})).save_pretrained(
-                made[family]
-            )
+            kind(
+                image_processor=image_processor(family),
+                tokenizer=tokenizer(family),
+                **OPTIONS.get(family, {}),
+            ).save_pretrained(made[family])
         return made[family]
 
     return make
@@ -131,20 +139,34 @@ def test_a_folder_loads_and_answers_about_an_image(name, checkpoint):
     try:
         loaded = load(checkpoint(name), dtype="float32")
     except LoadError as error:
-        if name.startswith("idefics") and "Missing optional dependencies: torchvision" in str(error):
-            pytest.skip("Idefics' PIL image processors import torchvision on this transformers version")
+        if name.startswith("idefics") and "Missing optional dependencies: torchvision" in str(
+            error
+        ):
+            pytest.skip(
+                "Idefics' PIL image processors import torchvision on this transformers version"
+            )
         raise
     assert loaded.family.name == name and loaded.processor.tokenizer.padding_side == "left"
     mark, _, start, end = names(name)
-    shown = {"qwen": f"{start}{mark}{end}", "gemma3": start}.get(name[:4] if name.startswith("qwen") else name, mark)
+    shown = {"qwen": f"{start}{mark}{end}", "gemma3": start}.get(
+        name[:4] if name.startswith("qwen") else name, mark
+    )
     picture = Image.effect_noise((90, 60), 80).convert("RGB")
     inputs = loaded.processor(
-        images=[[picture]] if name.startswith("idefics") else [picture], text=[f"w7 {shown} w8 w9"], return_tensors="pt"
+        images=[[picture]] if name.startswith("idefics") else [picture],
+        text=[f"w7 {shown} w8 w9"],
+        return_tensors="pt",
     )
     model = loaded.model
     call = {
         k: inputs[k]
-        for k in ("pixel_values", "image_sizes", "image_grid_thw", "batch_num_images", "pixel_attention_mask")
+        for k in (
+            "pixel_values",
+            "image_sizes",
+            "image_grid_thw",
+            "batch_num_images",
+            "pixel_attention_mask",
+        )
         if k in inputs
     }
     pieces = loaded.family.layout(model, call)
@@ -156,9 +178,14 @@ def test_a_folder_loads_and_answers_about_an_image(name, checkpoint):
 
 
 def test_weights_come_back_as_they_were(checkpoint):
-    loaded, made = load(checkpoint("qwen2_vl"), dtype="float32", attn="eager"), tiny.build("qwen2_vl")
+    loaded, made = (
+        load(checkpoint("qwen2_vl"), dtype="float32", attn="eager"),
+        tiny.build("qwen2_vl"),
+    )
     assert loaded.model.config._attn_implementation == "eager"
-    assert all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), made.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.model.parameters(), made.parameters(), strict=True)
+    )
 
 
 def test_videos_are_refused_without_torchvision(checkpoint):
@@ -187,7 +214,9 @@ def test_pickled_weights_are_not_loaded(checkpoint, tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize(("kind", "near"), [("bert", "supported are"), ("qwen2_vll", "supported are")])
+@pytest.mark.parametrize(
+    ("kind", "near"), [("bert", "supported are"), ("qwen2_vll", "supported are")]
+)
 def test_a_model_type_nobody_serves(checkpoint, tmp_path, kind, near):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     shutil.copy(checkpoint("llava") / "model.safetensors", tmp_path)
@@ -214,7 +243,9 @@ def test_an_unknown_shape_names_near_ones():
 
 
 def test_family_of_a_model_that_is_not_a_vision_language_model():
-    config = CONFIG_MAPPING["llama"](hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8)
+    config = CONFIG_MAPPING["llama"](
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8
+    )
     from transformers import AutoModelForCausalLM
 
     with pytest.raises(LoadError, match="llama"):
@@ -222,7 +253,9 @@ def test_family_of_a_model_that_is_not_a_vision_language_model():
 
 
 def test_an_encoder_of_another_layout_is_refused_before_its_weights_are_read(checkpoint, tmp_path):
-    config = json.loads((checkpoint("llava") / "config.json").read_text()) | {"vision_feature_select_strategy": "full"}
+    config = json.loads((checkpoint("llava") / "config.json").read_text()) | {
+        "vision_feature_select_strategy": "full"
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(LoadError, match="vision_feature_select_strategy='full'"):

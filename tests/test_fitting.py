@@ -29,7 +29,9 @@ def test_withdrawal_logits_are_those_of_separate_runs(family):
     assert list(withdrawn) == [1, 2, 3]
     for layer, logits in withdrawn.items():
         with Session(model, f"vtw:layer={layer}"):
-            torch.testing.assert_close(logits, generate(model, inputs, 1)[1][0, 0], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                logits, generate(model, inputs, 1)[1][0, 0], atol=1e-4, rtol=1e-4
+            )
     assert not torch.allclose(withdrawn[1], whole, atol=1e-3)
 
 
@@ -55,8 +57,14 @@ def tiny_task(monkeypatch):
     model = build("llava")
     prompts = {str(i): prompt("llava", 1, seed=i, after=5 + i) for i in range(3)}
     documents = tuple(Document(i, "", ("",), (blank,)) for i in prompts)
-    monkeypatch.setattr(fitting, "load_task", lambda name: Task(name, 1, "exact_match", 4, "", documents))
-    monkeypatch.setattr(fitting, "load_model", lambda spec: Loaded(model, None, registry.families()["llava"], "tiny"))
+    monkeypatch.setattr(
+        fitting, "load_task", lambda name: Task(name, 1, "exact_match", 4, "", documents)
+    )
+    monkeypatch.setattr(
+        fitting,
+        "load_model",
+        lambda spec: Loaded(model, None, registry.families()["llava"], "tiny"),
+    )
     monkeypatch.setattr(fitting, "prepare", lambda loaded, document, images: prompts[document.id])
     return model, list(prompts.values())
 
@@ -75,7 +83,9 @@ def test_vtw_prints_the_layer_of_the_search(tiny_task):
         assert result.exit_code == 0, result.output
         last = result.output.strip().splitlines()[-1]
         assert last == (
-            f"vtw:layer={layer}" if layer else "no layer stays within 0.0 nats of the whole model: allow more with --eta"
+            f"vtw:layer={layer}"
+            if layer
+            else "no layer stays within 0.0 nats of the whole model: allow more with --eta"
         )
 
 
@@ -94,7 +104,9 @@ def test_fitprune_prints_a_setting_that_deletes_what_was_fitted(tiny_task):
     left = [n]
     for d in deletions:
         left.append(left[-1] - d)
-    assert session.accounts[0].visual_per_layer[-1] < n, "nothing was deleted: the test could not fail"
+    assert session.accounts[0].visual_per_layer[-1] < n, (
+        "nothing was deleted: the test could not fail"
+    )
     for got, want in zip(session.accounts[0].visual_per_layer, left, strict=False):
         assert want - 1 <= got <= want  # through counts of 576 and back
 
@@ -103,6 +115,11 @@ def test_what_cannot_be_calibrated_is_refused(tiny_task, monkeypatch):
     result = run("fastv", "model")
     assert result.exit_code == cli.USER_ERROR and "unknown method to calibrate" in result.output
     album = Document("7", "", ("",), (blank, blank))
-    monkeypatch.setattr(fitting, "load_task", lambda name: Task(name, 1, "exact_match", 4, "", (album,)))
+    monkeypatch.setattr(
+        fitting, "load_task", lambda name: Task(name, 1, "exact_match", 4, "", (album,))
+    )
     result = run("vtw", "model")
-    assert result.exit_code == cli.USER_ERROR and "t 7 has 2 images: calibrate on documents with one" in result.output
+    assert (
+        result.exit_code == cli.USER_ERROR
+        and "t 7 has 2 images: calibrate on documents with one" in result.output
+    )

@@ -35,9 +35,15 @@ def test_mustdrop_merges_the_most_uniform_windows(kind, dtype, k):
     for i, (r, c) in enumerate(tokens.place.tolist()):
         cells.setdefault((int(r) // 3, int(c) // 3), []).append(i)
     groups = [cells[c] for c in sorted(cells)]
-    similarity = [average([cos(tokens.states[a], tokens.states[b]) for a in g for b in g if a != b]) for g in groups]
+    similarity = [
+        average([cos(tokens.states[a], tokens.states[b]) for a in g for b in g if a != b])
+        for g in groups
+    ]
     torch.testing.assert_close(
-        uniformity(tokens.states, windows(tokens.place, 3)).double(), torch.tensor(similarity).double(), atol=1e-5, rtol=0
+        uniformity(tokens.states, windows(tokens.place, 3)).double(),
+        torch.tensor(similarity).double(),
+        atol=1e-5,
+        rtol=0,
     )
     want, gone = torch.eye(72, dtype=torch.float64), []
     for w in order(similarity):
@@ -64,7 +70,9 @@ def test_mustdrop_encoder_stage_is_exact_on_any_grid(kind, dtype):
             (cut,) = MustDrop().encoder_schedule(12, n, parse_budget(str(share), "visual"))
             assert cut.layer == 1 and cut.keep >= parse_budget(str(share), "visual").count(n)
             if cut.keep < n:
-                got = MustDrop().reduce_block(block_tokens(kind, rows, columns, dtype=dtype), cut.keep)
+                got = MustDrop().reduce_block(
+                    block_tokens(kind, rows, columns, dtype=dtype), cut.keep
+                )
                 check_selection(MustDrop(), got.keep, got.merged, cut.keep, n)
 
 
@@ -76,10 +84,14 @@ def test_mustdrop_filter(kind, k):
     saliency = torch.rand(40, generator=torch.Generator().manual_seed(2))
     notes: dict = {}
     picture = image_tokens(method, rows=5, columns=8, values={Saliency(at="last"): saliency})
-    method.observe_image(ImageTokens(**{**vars(picture), "notes": notes, "position": torch.arange(5, 45)}))
+    method.observe_image(
+        ImageTokens(**{**vars(picture), "notes": notes, "position": torch.arange(5, 45)})
+    )
     tokens = layer_tokens(method, kind, notes=notes)
     a = tokens[TextRows()].double()
-    mean = [[average([a[h, t, j] for h in range(4)]) for j in tokens.visual.tolist()] for t in range(6)]
+    mean = [
+        [average([a[h, t, j] for h in range(4)]) for j in tokens.visual.tolist()] for t in range(6)
+    ]
     g = [sum(float(row[j]) for row in mean) for j in range(40)]
     u = [max(float(row[j]) for row in mean) for j in range(40)]
     score = [max(g[j] / (0.001 * sum(g)), u[j] / 0.001) for j in range(40)]
@@ -95,7 +107,18 @@ def test_mustdrop_caches_hold_the_final_set():
     notes = {"final": {0: torch.tensor([3, 5]), 1: torch.tensor([9])}}
     position = torch.tensor([0, 1, 3, 4, 5, 7, 8, 9, 10])
     image = torch.tensor([-1, -1, 0, 0, 0, -1, 1, 1, -1])
-    cache = LayerCache(None, method.signals, 7, notes, torch.zeros(2, 9, 4), torch.zeros(2, 9, 4), image, position, 3, 32)
+    cache = LayerCache(
+        None,
+        method.signals,
+        7,
+        notes,
+        torch.zeros(2, 9, 4),
+        torch.zeros(2, 9, 4),
+        image,
+        position,
+        3,
+        32,
+    )
     entries = method.choose(cache, method.score(cache, 9), 7)
     check_entries(method, entries, 7, 9, 2)
     assert position[entries.keep[1]].tolist() == [0, 1, 3, 5, 7, 9, 10]
@@ -141,7 +164,11 @@ def test_polymorphic_before_the_llm(kind, dtype, k):
     tokens = image_tokens(method, kind, dtype=dtype)
     clusters = min(max(1, int(k / 6.4)), k - 1)
     ranking = order(tokens[Saliency()])
-    groups = clusters_twin(tokens.embeds, torch.tensor(sorted(ranking[k - clusters :])), clusters) if clusters else {}
+    groups = (
+        clusters_twin(tokens.embeds, torch.tensor(sorted(ranking[k - clusters :])), clusters)
+        if clusters
+        else {}
+    )
     got = method.select_image(tokens, k)
     assert got.keep.tolist() == sorted(ranking[: k - clusters] + list(groups))
     torch.testing.assert_close(dense(got, 72), merged_twin(groups, 72), atol=1e-6, rtol=0)
@@ -163,7 +190,9 @@ def test_polymorphic_matches(kind, dtype, normed):
     chosen = [i for i in range(6) if weight[i] > average(weight)]
     want = [average([row[i] for i in chosen]) for row in match]
     got = matches(tokens.hidden[tokens.visual], tokens.hidden[tokens.text], normed)
-    torch.testing.assert_close(got.double(), torch.tensor(want, dtype=torch.float64), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        got.double(), torch.tensor(want, dtype=torch.float64), rtol=1e-4, atol=1e-6
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- VScan
@@ -180,17 +209,30 @@ def test_vscan_scans(kind, dtype, k):
     groups = [cells[c] for c in sorted(cells)]
     quota = [len(g) * (k // 2) / 72 for g in groups]
     counts = [int(q + 1e-9) for q in quota]
-    for i in sorted(range(len(groups)), key=lambda i: (counts[i] - quota[i], i))[: k // 2 - sum(counts)]:
+    for i in sorted(range(len(groups)), key=lambda i: (counts[i] - quota[i], i))[
+        : k // 2 - sum(counts)
+    ]:
         counts[i] += 1
-    local = [i for g, c in zip(groups, counts, strict=True) for i in sorted(g, key=lambda i: (-float(shallow[i]), i))[:c]]
+    local = [
+        i
+        for g, c in zip(groups, counts, strict=True)
+        for i in sorted(g, key=lambda i: (-float(shallow[i]), i))[:c]
+    ]
     deep = [-1.0 if i in local else float(tokens[Saliency()][i]) for i in range(72)]
     got = method.select_image(tokens, k)
     assert got.keep.tolist() == sorted(local + best(deep, k - len(local)))
     if kind in ("random", "clustered"):
         heirs: dict = {c: [c] for c in got.keep.tolist()}
         for i in sorted(set(range(72)) - set(heirs)):
-            heirs[max(got.keep.tolist(), key=lambda c, i=i: (cos(tokens.embeds[i], tokens.embeds[c]), -c))].append(i)
-        torch.testing.assert_close(dense(got, 72)[got.keep], merged_twin(heirs, 72)[got.keep], atol=1e-5, rtol=0)
+            heirs[
+                max(
+                    got.keep.tolist(),
+                    key=lambda c, i=i: (cos(tokens.embeds[i], tokens.embeds[c]), -c),
+                )
+            ].append(i)
+        torch.testing.assert_close(
+            dense(got, 72)[got.keep], merged_twin(heirs, 72)[got.keep], atol=1e-5, rtol=0
+        )
 
 
 def test_vscan_without_a_grid_scans_globally():
@@ -204,18 +246,30 @@ def test_vscan_without_a_grid_scans_globally():
 def test_vscan_inside_the_llm(kind, k):
     tokens = layer_tokens(VScan(), kind)
     row = tokens[LastRow()].double()
-    assert VScan().select_layer(tokens, k).keep.tolist() == best([average(list(row[:, j])) for j in tokens.visual.tolist()], k)
+    assert VScan().select_layer(tokens, k).keep.tolist() == best(
+        [average(list(row[:, j])) for j in tokens.visual.tolist()], k
+    )
 
 
 # -------------------------------------------------------------------------------------------------- through tiny models
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "internvl"])
-@pytest.mark.parametrize("text", ["polymorphic@0.45", "vscan@0.6:unit=visual_mean", "mustdrop@0.85:unit=visual_mean", "illava@0.8:unit=visual_mean",
+@pytest.mark.parametrize(
+    "text",
+    [
+        "polymorphic@0.45",
+        "vscan@0.6:unit=visual_mean",
+        "mustdrop@0.85:unit=visual_mean",
+        "illava@0.8:unit=visual_mean",
         "vscan@0.2",
         "polymorphic@0.25:unit=visual",
         "mustdrop@0.3",
         "illava@0.3",
         "random_pre@0.8 + vscan@0.2",
-                                  "random_pre@0.8 + vscan@0.5", "random_pre@0.8 + polymorphic@0.5", "visionzip@0.8 + fastv_sink@0.5"])  # fmt: skip
+        "random_pre@0.8 + vscan@0.5",
+        "random_pre@0.8 + polymorphic@0.5",
+        "visionzip@0.8 + fastv_sink@0.5",
+    ],
+)
 def test_one_budget_over_all_stages(family, text):
     """The tensors hold at most the share asked for, counted over all layers; a part after another one starts from what that left."""
     model, inputs = build(family), prompt(family, 1)
@@ -245,16 +299,25 @@ def test_keep_counts_of_mustdrop_in_the_cache():
 
 
 # ------------------------------------------------------------------------------------------------------ stage 1 alone
-@pytest.mark.parametrize(("alone", "whole"), [(VScanStage1(), VScan()), (PolymorphicStage1(), Polymorphic())])
+@pytest.mark.parametrize(
+    ("alone", "whole"), [(VScanStage1(), VScan()), (PolymorphicStage1(), Polymorphic())]
+)
 @pytest.mark.parametrize("k", [1, 9, 40])
 def test_stage_1_alone_is_what_the_whole_method_does_first(alone, whole, k):
-    tokens = image_tokens(whole, values={Saliency(at=5): torch.rand(72, generator=torch.Generator().manual_seed(4))})
-    got = [m.select_image(ImageTokens(**{**vars(tokens), "declared": m.signals}), k) for m in (alone, whole)]
+    tokens = image_tokens(
+        whole, values={Saliency(at=5): torch.rand(72, generator=torch.Generator().manual_seed(4))}
+    )
+    got = [
+        m.select_image(ImageTokens(**{**vars(tokens), "declared": m.signals}), k)
+        for m in (alone, whole)
+    ]
     assert torch.equal(got[0].keep, got[1].keep)
     torch.testing.assert_close(dense(got[0], 72), dense(got[1], 72))
 
 
-@pytest.mark.parametrize("text", ["vscan_stage1@0.3", "polymorphic_stage1@0.3", "mustdrop_stage1@0.6"])
+@pytest.mark.parametrize(
+    "text", ["vscan_stage1@0.3", "polymorphic_stage1@0.3", "mustdrop_stage1@0.6"]
+)
 def test_stage_1_alone_cuts_before_the_llm_only(text):
     model, inputs = build("llava"), prompt("llava", 1)
     with Session(model, text) as session:
@@ -268,6 +331,9 @@ def test_stage_1_alone_cuts_before_the_llm_only(text):
 def test_mustdrop_stage_1_names_the_smallest_share_its_windows_allow():
     method, tokens = MustDropStage1(), block_tokens("random", 8, 9)
     assert method.reduce_block(tokens, 9).keep.tolist() == [10, 13, 16, 37, 40, 43, 63, 66, 69]
-    with pytest.raises(BudgetError, match=r"72 tokens lie in 9 windows of side 3.*smallest feasible share is 0\.1250"):
+    with pytest.raises(
+        BudgetError,
+        match=r"72 tokens lie in 9 windows of side 3.*smallest feasible share is 0\.1250",
+    ):
         method.reduce_block(tokens, 8)
     assert len(MustDropStage1(window=4).reduce_block(tokens, 8).keep) == 8

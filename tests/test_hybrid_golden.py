@@ -28,14 +28,18 @@ def test_mustdrop_windows(case):
     chosen = ranked(similarity)[: len(t["merged_windows"])]
     assert chosen.tolist() == t["merged_windows"].tolist()
     k = len(t["unmerged"]) + len(chosen)
-    tokens = BlockTokens(None, frozenset(), 7, {}, x, x, torch.ones(side * side), torch.ones(side * side), place, 1)
+    tokens = BlockTokens(
+        None, frozenset(), 7, {}, x, x, torch.ones(side * side), torch.ones(side * side), place, 1
+    )
     got = MustDrop(window=w).reduce_block(tokens, k)
     written = got.merged.target.unique()
     assert got.keep[~torch.isin(got.keep, written)].tolist() == t["unmerged"].tolist()
     rows = merge.apply(x, (got.merged.target, got.merged.source, got.merged.weight))
     middles = torch.stack([(number == c).nonzero()[w * w // 2, 0] for c in chosen])
     assert middles.sort().values.tolist() == written.tolist()
-    torch.testing.assert_close(rows[middles], t["output"][1 : 1 + len(chosen)], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        rows[middles], t["output"][1 : 1 + len(chosen)], rtol=1e-4, atol=1e-5
+    )
 
 
 @cases("mustdrop_stage2")
@@ -46,13 +50,17 @@ def test_mustdrop_filter(case):
     torch.testing.assert_close(attention.sum(0), t["global_score"], rtol=1e-4, atol=1e-6)
     protected = torch.zeros(p["n"], dtype=torch.bool)
     protected[t["key_set"].long()] = True
-    keep = dual_filter(attention, protected, torch.rand(p["n"]), p["kept"], p["global_thr"], p["individual_thr"])
+    keep = dual_filter(
+        attention, protected, torch.rand(p["n"]), p["kept"], p["global_thr"], p["individual_thr"]
+    )
     assert keep.tolist() == t["kept_sorted"].tolist()
     method = MustDrop(global_threshold=p["global_thr"], individual_threshold=p["individual_thr"])
     rows = torch.zeros(*t["attn"].shape[:2], p["S"] + p["n"] + p["T"])
     rows[..., p["S"] : p["S"] + p["n"]] = t["attn"]
     notes = {"saliency": {p["S"] + i: 1.0 for i in t["key_set"].tolist()}}
-    tokens = layer_tokens(method, n=p["n"], before=p["S"], after=p["T"], notes=notes, values={TextRows(): rows})
+    tokens = layer_tokens(
+        method, n=p["n"], before=p["S"], after=p["T"], notes=notes, values={TextRows(): rows}
+    )
     assert method.select_layer(tokens, p["kept"]).keep.tolist() == t["kept_sorted"].tolist()
     assert notes["final"][0].tolist() == [p["S"] + i for i in t["kept_sorted"].tolist()]
 

@@ -22,7 +22,16 @@ from effivlm.methods.intra_llm.fitprune import FitPrune
 from effivlm.methods.intra_llm.pyramiddrop import PyramidDrop
 from effivlm.methods.intra_llm.sparsevlm import SparseVLM, SparseVLMRank, gravity, raters
 from effivlm.methods.intra_llm.vtw import VTW
-from effivlm.methods.signals import ColumnSums, HeadMaxSums, InputEmbeds, Keys, LastRow, NormedHidden, Saliency, TextRows
+from effivlm.methods.signals import (
+    ColumnSums,
+    HeadMaxSums,
+    InputEmbeds,
+    Keys,
+    LastRow,
+    NormedHidden,
+    Saliency,
+    TextRows,
+)
 from effivlm.runtime.attach import Session
 from effivlm.runtime.audit import check_selection
 
@@ -30,10 +39,29 @@ torch.set_num_threads(1)
 KINDS = pytest.mark.parametrize("kind", ["random", "clustered", "duplicated", "constant"])
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 COUNTS = pytest.mark.parametrize("k", [1, 3, 8, 20, 39])
-ALL = [FastV(), FastV(rows="all"), FastV(rows="text"), FastVSink(), FastVSink(sinks="keep"), DART(), DART(pivots=0, text_pivots=3), PyramidDrop(),
-       AdaptInfer(), FitPrune(), SparseVLM(), SparseVLM(variant="plus"), MustDrop(), Polymorphic(), Polymorphic(normed=True), VScan(), ILLaVA(),
-       ILLaVA(variant="official")]  # fmt: skip
-EACH = pytest.mark.parametrize("method", ALL, ids=[f"{type(m).__name__}{i}" for i, m in enumerate(ALL)])
+ALL = [
+    FastV(),
+    FastV(rows="all"),
+    FastV(rows="text"),
+    FastVSink(),
+    FastVSink(sinks="keep"),
+    DART(),
+    DART(pivots=0, text_pivots=3),
+    PyramidDrop(),
+    AdaptInfer(),
+    FitPrune(),
+    SparseVLM(),
+    SparseVLM(variant="plus"),
+    MustDrop(),
+    Polymorphic(),
+    Polymorphic(normed=True),
+    VScan(),
+    ILLaVA(),
+    ILLaVA(variant="official"),
+]
+EACH = pytest.mark.parametrize(
+    "method", ALL, ids=[f"{type(m).__name__}{i}" for i, m in enumerate(ALL)]
+)
 
 
 def order(scores):
@@ -68,10 +96,15 @@ def average(rows):
 
 # ------------------------------------------------------------------------------------------------------ twins by score
 def fastv_twin(tokens, rows):
-    a = {"last": tokens[LastRow()][:, None] if rows == "last" else None,
-         "all": tokens[ColumnSums()][:, None] if rows == "all" else None,
-         "text": tokens[TextRows()] if rows == "text" else None}[rows].double()  # fmt: skip
-    return [average([average([a[h, i, j] for i in range(a.shape[1])]) for h in range(len(a))]) for j in tokens.visual.tolist()]
+    a = {
+        "last": tokens[LastRow()][:, None] if rows == "last" else None,
+        "all": tokens[ColumnSums()][:, None] if rows == "all" else None,
+        "text": tokens[TextRows()] if rows == "text" else None,
+    }[rows].double()
+    return [
+        average([average([a[h, i, j] for i in range(a.shape[1])]) for h in range(len(a))])
+        for j in tokens.visual.tolist()
+    ]
 
 
 @KINDS
@@ -80,7 +113,9 @@ def fastv_twin(tokens, rows):
 @pytest.mark.parametrize("rows", ["last", "all", "text"])
 def test_fastv(kind, dtype, k, rows):
     tokens = layer_tokens(FastV(rows=rows), kind, dtype=dtype)
-    assert FastV(rows=rows).select_layer(tokens, k).keep.tolist() == best(fastv_twin(tokens, rows), k)
+    assert FastV(rows=rows).select_layer(tokens, k).keep.tolist() == best(
+        fastv_twin(tokens, rows), k
+    )
 
 
 @KINDS
@@ -94,7 +129,9 @@ def test_fastv_sinks(kind, k, sinks):
     positions = [p for p in range(5, 45) if p not in (14, 24)]
     for part in (slice(0, 20), slice(20, 38)):
         place = torch.tensor(positions[part])
-        picture = image_tokens(method, rows=1, columns=len(place), values={Saliency(): saliency[part]})
+        picture = image_tokens(
+            method, rows=1, columns=len(place), values={Saliency(): saliency[part]}
+        )
         method.observe_image(type(picture)(**{**vars(picture), "notes": notes, "position": place}))
     tokens = layer_tokens(method, kind, notes=notes)
     known = dict(zip(positions, saliency.tolist(), strict=True))
@@ -128,7 +165,11 @@ def test_adaptinfer(kind, dtype, k):
     score = [0.0] * 40
     for h in range(len(a)):
         for t, at in enumerate(text):
-            weight = sum(float(a[h, t, u]) for u in text) + sum(float(a[h, i, at]) for i in range(len(text))) - float(a[h, t, at])
+            weight = (
+                sum(float(a[h, t, u]) for u in text)
+                + sum(float(a[h, i, at]) for i in range(len(text)))
+                - float(a[h, t, at])
+            )
             for j, v in enumerate(tokens.visual.tolist()):
                 score[j] += weight * float(a[h, t, v])
     assert AdaptInfer().select_layer(tokens, k).keep.tolist() == best(score, k)
@@ -142,7 +183,9 @@ def test_fitprune(kind, dtype, k):
     c, e = tokens[HeadMaxSums(rows="text")], tokens[HeadMaxSums(rows="visual")]
     score = [float(c[j] * e[j]) for j in tokens.visual.tolist()]
     lowest = sorted(range(40), key=lambda j: (score[j], -j))[: 40 - k]
-    assert FitPrune().select_layer(tokens, k).keep.tolist() == [j for j in range(40) if j not in lowest]
+    assert FitPrune().select_layer(tokens, k).keep.tolist() == [
+        j for j in range(40) if j not in lowest
+    ]
 
 
 @KINDS
@@ -153,10 +196,15 @@ def test_dart(kind, dtype, k):
     tokens = layer_tokens(method, kind, dtype=dtype)
     keys, x = tokens[Keys()].float(), tokens[NormedHidden()]
     strength = [sum(float(v) for v in keys[:, j].abs().flatten()) for j in range(keys.shape[1])]
-    strength = [float(keys[:, j].abs().sum((0, 1))) if kind in ("random", "clustered") else s for j, s in enumerate(strength)]
+    strength = [
+        float(keys[:, j].abs().sum((0, 1))) if kind in ("random", "clustered") else s
+        for j, s in enumerate(strength)
+    ]
     visual = tokens.visual.tolist()
     own = best([strength[v] for v in visual], min(4, k))
-    turns = [visual[i] for i in own] + [tokens.text[i].item() for i in best([strength[t] for t in tokens.text.tolist()], 4)]
+    turns = [visual[i] for i in own] + [
+        tokens.text[i].item() for i in best([strength[t] for t in tokens.text.tolist()], 4)
+    ]
     free, kept = [i for i in range(40) if i not in own], list(own)
     left = k - len(own)
     for turn, pivot in enumerate(turns):
@@ -184,7 +232,10 @@ def clusters_twin(x, members, count):
     d = [[float((a - b).norm()) / rows.shape[1] ** 0.5 for b in rows] for a in rows]
     density = [math.exp(-sum(v * v for v in sorted(r)[:count]) / min(count, len(r))) for r in d]
     rank = order([round(v, 6) for v in density])
-    delta = [min((d[i][j] for j in rank[: rank.index(i)]), default=max(map(max, d))) for i in range(len(d))]
+    delta = [
+        min((d[i][j] for j in rank[: rank.index(i)]), default=max(map(max, d)))
+        for i in range(len(d))
+    ]
     centres = order([round(a * b, 6) for a, b in zip(density, delta, strict=True)])[:count]
     groups = {c: [c] for c in centres}
     for i in range(len(d)):
@@ -211,11 +262,18 @@ def test_sparsevlm(kind, dtype, k):
     tokens = layer_tokens(method, kind, dtype=dtype)
     x, rows = tokens[InputEmbeds()], tokens[TextRows()].double()
     chosen = raters_twin(x[tokens.visual], x[tokens.text])
-    score = [average([average([rows[h, t, j] for t in chosen]) for h in range(len(rows))]) for j in tokens.visual.tolist()]
+    score = [
+        average([average([rows[h, t, j] for t in chosen]) for h in range(len(rows))])
+        for j in tokens.visual.tolist()
+    ]
     splits = [(p, min((int(0.3 * (40 - p)) + 1) // 10 + 1, k // 4)) for p in range(k + 1)]
     kept = max(p for p, c in splits if p + c == k)
     best_of_dropped = order(score)[kept : kept + int(0.3 * (40 - kept)) + 1]
-    groups = clusters_twin(tokens.hidden[tokens.visual], torch.tensor(best_of_dropped), k - kept) if kept < k else {}
+    groups = (
+        clusters_twin(tokens.hidden[tokens.visual], torch.tensor(best_of_dropped), k - kept)
+        if kept < k
+        else {}
+    )
     got = method.select_layer(tokens, k)
     assert got.keep.tolist() == sorted(order(score)[:kept] + list(groups))
     torch.testing.assert_close(dense(got, 40), merged_twin(groups, 40), atol=1e-6, rtol=0)
@@ -226,7 +284,9 @@ def test_sparsevlm_raters_are_chosen_once_and_fall_back():
     first = layer_tokens(method, seed=1, notes=notes)
     method.select_layer(first, 20)
     want = notes["raters"][0].tolist()
-    assert 0 < len(want) < 6 and want == raters_twin(first[InputEmbeds()][first.visual], first[InputEmbeds()][first.text])
+    assert 0 < len(want) < 6 and want == raters_twin(
+        first[InputEmbeds()][first.visual], first[InputEmbeds()][first.text]
+    )
     method.select_layer(layer_tokens(method, seed=2, notes=notes, n=20), 10)
     assert notes["raters"][0].tolist() == want
     assert raters(torch.randn(5, 4), torch.randn(1, 4)).tolist() == [0]
@@ -243,11 +303,20 @@ def test_sparsevlm_plus(k, heads):
     chosen = raters_twin(x[tokens.visual], x[tokens.text])
 
     def pull(distance):
-        value = sum(2 * math.cos(distance * 10000.0 ** (-2 * f / width)) for f in range(width // 2)) / width**0.5
+        value = (
+            sum(2 * math.cos(distance * 10000.0 ** (-2 * f / width)) for f in range(width // 2))
+            / width**0.5
+        )
         return max(value, 1e-3)
 
     freed = [
-        [[float(rows[h, t, j]) / pull(at[tokens.text[t]] - at[j]) for j in tokens.visual.tolist()] for t in chosen]
+        [
+            [
+                float(rows[h, t, j]) / pull(at[tokens.text[t]] - at[j])
+                for j in tokens.visual.tolist()
+            ]
+            for t in chosen
+        ]
         for h in range(4)
     ]
     strongest = order([sum(map(sum, f)) for f in freed])[:heads]
@@ -273,7 +342,9 @@ def test_sparsevlm_rank(scale):
         if kept + clusters < k:
             assert set(order(p.mean(0))[:kept]) <= set(got.keep.tolist())
         else:
-            assert torch.equal(got.keep, SparseVLM().select_layer(layer_tokens(SparseVLM(), seed=1), k).keep)
+            assert torch.equal(
+                got.keep, SparseVLM().select_layer(layer_tokens(SparseVLM(), seed=1), k).keep
+            )
 
 
 def test_gravity_is_the_logit_of_ones_and_positive():
@@ -285,7 +356,9 @@ def test_gravity_is_the_logit_of_ones_and_positive():
         c, s = torch.cat([a.cos()] * 2), torch.cat([a.sin()] * 2)
         rotated = q * c + torch.cat([-q[d // 2 :], q[: d // 2]]) * s
         want.append(float(rotated @ k) / d**0.5)
-    torch.testing.assert_close(gravity(at, d, 10000.0), torch.tensor(want).clamp(min=1e-3), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        gravity(at, d, 10000.0), torch.tensor(want).clamp(min=1e-3), rtol=1e-4, atol=1e-4
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- all
@@ -301,7 +374,9 @@ def test_selection_is_sound(method, kind, dtype, k):
         selection = method.select_layer(tokens, k)
         check_selection(method, selection.keep, selection.merged, k, 40)
         weights = dense(selection, 40)
-        torch.testing.assert_close(weights.sum(1), torch.ones(40, dtype=torch.float64), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            weights.sum(1), torch.ones(40, dtype=torch.float64), atol=1e-5, rtol=0
+        )
         results.append((selection.keep.tolist(), weights))
     assert results[0][0] == results[1][0] and torch.equal(results[0][1], results[1][1])
     with pytest.raises(UndeclaredSignal):
@@ -318,8 +393,16 @@ def test_no_text_or_one_text_token(method, after):
 @EACH
 def test_broken_values_still_give_k(method):
     """NaN in the hidden states (an overflow in half precision) and attention rows of zeros."""
-    values = {s: torch.zeros_like(v) for s, v in {TextRows(): torch.ones(4, 6, 51), LastRow(): torch.ones(4, 51), LastRow(of="next"): torch.ones(4, 51),
-              ColumnSums(): torch.ones(4, 51), HeadMaxSums(rows="text"): torch.ones(51)}.items()}  # fmt: skip
+    values = {
+        s: torch.zeros_like(v)
+        for s, v in {
+            TextRows(): torch.ones(4, 6, 51),
+            LastRow(): torch.ones(4, 51),
+            LastRow(of="next"): torch.ones(4, 51),
+            ColumnSums(): torch.ones(4, 51),
+            HeadMaxSums(rows="text"): torch.ones(51),
+        }.items()
+    }
     tokens = layer_tokens(method, values=values)
     tokens.hidden[7] = torch.nan
     check_selection(method, (s := method.select_layer(tokens, 11)).keep, s.merged, 11, 40)
@@ -330,13 +413,33 @@ def test_zero_tokens():
         assert method.select_layer(layer_tokens(method), 0).keep.tolist() == []
 
 
-@pytest.mark.parametrize("build", [
-    lambda: FastV(layer=0), lambda: FastV(rows="first"), lambda: FastVSink(sinks="x"), lambda: FastVSink(share=0.0), lambda: DART(pivots=-1),
-    lambda: DART(pivots=0, text_pivots=0), lambda: VTW(layer=0), lambda: PyramidDrop(ratio=1.0), lambda: SparseVLM(variant="x"),
-    lambda: SparseVLM(heads=0), lambda: AdaptInfer(layers=(0, 4)), lambda: FitPrune(left=(3, 5)), lambda: FitPrune(left=(5, 3), preset="60"),
-    lambda: MustDrop(window=1), lambda: MustDrop(spatial=0.1), lambda: MustDrop(key_share=1.0), lambda: VScan(ratio=0.5), lambda: VScan(layer=0),
-    lambda: Polymorphic(multiple=0.5), lambda: Polymorphic(ratio=0.0), lambda: ILLaVA(encoder=1.5), lambda: ILLaVA(variant="x"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: FastV(layer=0),
+        lambda: FastV(rows="first"),
+        lambda: FastVSink(sinks="x"),
+        lambda: FastVSink(share=0.0),
+        lambda: DART(pivots=-1),
+        lambda: DART(pivots=0, text_pivots=0),
+        lambda: VTW(layer=0),
+        lambda: PyramidDrop(ratio=1.0),
+        lambda: SparseVLM(variant="x"),
+        lambda: SparseVLM(heads=0),
+        lambda: AdaptInfer(layers=(0, 4)),
+        lambda: FitPrune(left=(3, 5)),
+        lambda: FitPrune(left=(5, 3), preset="60"),
+        lambda: MustDrop(window=1),
+        lambda: MustDrop(spatial=0.1),
+        lambda: MustDrop(key_share=1.0),
+        lambda: VScan(ratio=0.5),
+        lambda: VScan(layer=0),
+        lambda: Polymorphic(multiple=0.5),
+        lambda: Polymorphic(ratio=0.0),
+        lambda: ILLaVA(encoder=1.5),
+        lambda: ILLaVA(variant="x"),
+    ],
+)
 def test_bad_hyper_parameters_are_refused(build):
     with pytest.raises(ValueError, match=r"[a-z_]+: |mustdrop"):
         build()
@@ -347,7 +450,12 @@ def test_all_are_intra_llm():
 
 
 @pytest.mark.parametrize(
-    "text", ["sparsevlm_rank@0.9:scale=0.7", "sparsevlm_rank:scale=1.1", "sparsevlm_rank@0.9:scale=0.7 + fastv@0.9:layer=3"]
+    "text",
+    [
+        "sparsevlm_rank@0.9:scale=0.7",
+        "sparsevlm_rank:scale=1.1",
+        "sparsevlm_rank@0.9:scale=0.7 + fastv@0.9:layer=3",
+    ],
 )
 def test_fewer_than_promised_through_a_model(text):
     """Counts that depend on content are audited as they are, single and in a batch with other counts."""
@@ -359,7 +467,9 @@ def test_fewer_than_promised_through_a_model(text):
             logits.append(generate(model, x, 4)[1])
             accounts.append(session.accounts[0])
     account = accounts[0]
-    assert account.visual_per_layer[-1] < 0.6 * account.visual_tokens, "the rank capped nothing: the test could not fail"
+    assert account.visual_per_layer[-1] < 0.6 * account.visual_tokens, (
+        "the rank capped nothing: the test could not fail"
+    )
     with Session(model, text) as session:
         both = generate(model, batch("llava", one, other), 4)[1]
     assert session.accounts == accounts
@@ -367,7 +477,9 @@ def test_fewer_than_promised_through_a_model(text):
         torch.testing.assert_close(both[i : i + 1], want, atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("text", ["sparsevlm_rank:scale=0.7,layers=1-2-3", "sparsevlm_rank@0.5:scale=0.7,layers=1-2-3"])
+@pytest.mark.parametrize(
+    "text", ["sparsevlm_rank:scale=0.7,layers=1-2-3", "sparsevlm_rank@0.5:scale=0.7,layers=1-2-3"]
+)
 def test_the_rank_decides_at_every_stage(text):
     """A stage that keeps less than planned does not silence the ones after it: each drops a token or more, as published."""
     model = build("llava")

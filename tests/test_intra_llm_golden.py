@@ -25,7 +25,9 @@ ROOT = Path(__file__).parent / "golden"
 
 
 def cases(method):
-    return pytest.mark.parametrize("case", sorted(p.stem for p in (ROOT / method).glob("*.safetensors")))
+    return pytest.mark.parametrize(
+        "case", sorted(p.stem for p in (ROOT / method).glob("*.safetensors"))
+    )
 
 
 def read(method, case):
@@ -36,7 +38,9 @@ def read(method, case):
 @cases("fastv")
 def test_fastv(case):
     p, t = read("fastv", case)
-    tokens = layer_tokens(FastV(), n=p["n"], before=p["S"], after=p["T"], values={LastRow(): t["last_row"]})
+    tokens = layer_tokens(
+        FastV(), n=p["n"], before=p["S"], after=p["T"], values={LastRow(): t["last_row"]}
+    )
     got = FastV().select_layer(tokens, len(t["kept_sorted"]))
     assert got.keep.tolist() == t["kept_sorted"].tolist()
 
@@ -59,20 +63,32 @@ def test_sparsevlm(case):
         rows[..., s : s + now] = attention
         if k == now:  # the runtime does not ask where nothing is dropped
             continue
-        tokens = layer_tokens(method, n=now, before=s, after=text, width=out.shape[1], notes=notes, values={TextRows(): rows})
+        tokens = layer_tokens(
+            method,
+            n=now,
+            before=s,
+            after=text,
+            width=out.shape[1],
+            notes=notes,
+            values={TextRows(): rows},
+        )
         tokens.hidden[:] = out
         got = method.select_layer(tokens, k)
         assert kept_of(now, k) == len(kept)
         written = got.merged.target.unique()
         assert got.keep[~torch.isin(got.keep, written)].tolist() == kept.tolist()
-        result = merge.apply(out[s : s + now], (got.merged.target, got.merged.source, got.merged.weight))
+        result = merge.apply(
+            out[s : s + now], (got.merged.target, got.merged.source, got.merged.weight)
+        )
         if len(clusters) > 1:
             recycled, centers = t[f"s{stage}_recycled"].long(), t[f"s{stage}_centers"].long()
             torch.testing.assert_close(result[recycled[centers]], clusters, rtol=1e-4, atol=1e-5)
             assert written.tolist() == recycled[centers].sort().values.tolist()
             centre, triple = cluster_means(out[s : s + now], recycled, len(clusters))
             assert centre.tolist() == recycled[centers].tolist()
-            assert triple[0].tolist() == recycled[centers][t[f"s{stage}_cluster_of"].long()].tolist()
+            assert (
+                triple[0].tolist() == recycled[centers][t[f"s{stage}_cluster_of"].long()].tolist()
+            )
             score = attention[:, t["raters"].long()].mean((0, 1))
             rest = others(kept, now)
             assert rest[ranked(score[rest])[: len(recycled)]].tolist() == recycled.tolist()
@@ -101,10 +117,15 @@ def test_pyramiddrop(case):
     s, n, heads, d = p["S"], p["n"], p["H"], p["head_dim"]
     x, alive = t["features"][0], torch.arange(n)
     for stage in range(len(p["layer_list"])):
-        q, k = (rope(project(x, t[f"norm{stage}"], t[f"w{w}{stage}"], heads), d, p["rope_theta"]) for w in "qk")
+        q, k = (
+            rope(project(x, t[f"norm{stage}"], t[f"w{w}{stage}"], heads), d, p["rope_theta"])
+            for w in "qk"
+        )
         last = torch.tensor([len(x) - 1])
         row = statistics.row_probabilities(q[:, -1:], k, last, d**-0.5)[:, 0]
-        tokens = layer_tokens(PyramidDrop(), n=len(alive), before=s, after=p["T"], values={LastRow(of="next"): row})
+        tokens = layer_tokens(
+            PyramidDrop(), n=len(alive), before=s, after=p["T"], values={LastRow(of="next"): row}
+        )
         keep = PyramidDrop().select_layer(tokens, t[f"kept{stage}"].shape[1]).keep
         alive = alive[keep]
         assert alive.tolist() == t[f"kept{stage}"][0].tolist()
@@ -126,29 +147,58 @@ def test_fitprune(case):
     p, t = read("fitprune", case)
     s, n = p["system_tokens"], p["n"]
     visual, text = torch.arange(s, s + n), torch.arange(s + n, s + n + p["T"])
-    values = {HeadMaxSums(rows=name): statistics.head_max_sums(t["q"][:, rows], t["k"], rows, t["q"].shape[-1] ** -0.5)
-              for name, rows in (("text", text), ("visual", visual))}  # fmt: skip
-    torch.testing.assert_close(values[HeadMaxSums(rows="text")][visual], t["cross"], rtol=1e-4, atol=1e-7)
+    values = {
+        HeadMaxSums(rows=name): statistics.head_max_sums(
+            t["q"][:, rows], t["k"], rows, t["q"].shape[-1] ** -0.5
+        )
+        for name, rows in (("text", text), ("visual", visual))
+    }
+    torch.testing.assert_close(
+        values[HeadMaxSums(rows="text")][visual], t["cross"], rtol=1e-4, atol=1e-7
+    )
     tokens = layer_tokens(FitPrune(), n=n, before=s, after=p["T"], values=values)
-    assert FitPrune().select_layer(tokens, n - p["delete_count"]).keep.tolist() == t["kept_sorted"].tolist()
+    assert (
+        FitPrune().select_layer(tokens, n - p["delete_count"]).keep.tolist()
+        == t["kept_sorted"].tolist()
+    )
 
 
 @cases("adaptinfer")
 def test_adaptinfer(case):
     p, t = read("adaptinfer", case)
-    torch.testing.assert_close(text_weighted(t["attn_text_text"], t["attn_text_vis"]), t["score"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        text_weighted(t["attn_text_text"], t["attn_text_vis"]), t["score"], rtol=1e-4, atol=1e-6
+    )
     rows = torch.zeros(p["H"], p["T"], p["S"] + p["n"] + p["T"])
-    rows[..., p["S"] : p["S"] + p["n"]], rows[..., p["S"] + p["n"] :] = t["attn_text_vis"], t["attn_text_text"]
-    tokens = layer_tokens(AdaptInfer(), n=p["n"], before=p["S"], after=p["T"], values={TextRows(): rows})
-    assert AdaptInfer().select_layer(tokens, len(t["kept_sorted"])).keep.tolist() == t["kept_sorted"].tolist()
+    rows[..., p["S"] : p["S"] + p["n"]], rows[..., p["S"] + p["n"] :] = (
+        t["attn_text_vis"],
+        t["attn_text_text"],
+    )
+    tokens = layer_tokens(
+        AdaptInfer(), n=p["n"], before=p["S"], after=p["T"], values={TextRows(): rows}
+    )
+    assert (
+        AdaptInfer().select_layer(tokens, len(t["kept_sorted"])).keep.tolist()
+        == t["kept_sorted"].tolist()
+    )
 
 
 @cases("vtw")
 def test_vtw_search(case):
     p, t = read("vtw", case)
-    samples = [(full, list(rows)) for full, rows in zip(t["logits_full"], t["logits_withdrawn"], strict=True)]
+    samples = [
+        (full, list(rows))
+        for full, rows in zip(t["logits_full"], t["logits_withdrawn"], strict=True)
+    ]
     for i, (full, rows) in enumerate(samples):
-        torch.testing.assert_close(torch.tensor([withdrawal_divergence(full, r) for r in rows]), t["kl"][i], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(
+            torch.tensor([withdrawal_divergence(full, r) for r in rows]),
+            t["kl"][i],
+            rtol=1e-3,
+            atol=1e-6,
+        )
     layers = range(p["first_layer"], p["L"])
-    found = withdrawal_layer(((full, dict(zip(layers, rows, strict=True))) for full, rows in samples), eta=p["eta"])
+    found = withdrawal_layer(
+        ((full, dict(zip(layers, rows, strict=True))) for full, rows in samples), eta=p["eta"]
+    )
     assert found.layer == int(t["k_star"])

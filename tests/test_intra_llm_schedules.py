@@ -17,12 +17,38 @@ from effivlm.methods.intra_llm.fitprune import FitPrune, curve_of
 from effivlm.methods.intra_llm.pyramiddrop import PyramidDrop
 from effivlm.methods.intra_llm.sparsevlm import SparseVLM, SparseVLMRank
 from effivlm.methods.intra_llm.vtw import VTW
-from effivlm.methods.schedules import equal_factor, geometric, mean_share, most_entering, scaled_layers, stages
+from effivlm.methods.schedules import (
+    equal_factor,
+    geometric,
+    mean_share,
+    most_entering,
+    scaled_layers,
+    stages,
+)
 
-SCHEDULED = [FastV(), FastV(layer=3), FastVSink(), DART(), SparseVLM(), SparseVLM(variant="plus"), SparseVLMRank(), PyramidDrop(), PyramidDrop(ratio=0.7),
-             AdaptInfer(), FitPrune(), MustDrop(), Polymorphic(), ILLaVA(), VScan()]  # fmt: skip
+SCHEDULED = [
+    FastV(),
+    FastV(layer=3),
+    FastVSink(),
+    DART(),
+    SparseVLM(),
+    SparseVLM(variant="plus"),
+    SparseVLMRank(),
+    PyramidDrop(),
+    PyramidDrop(ratio=0.7),
+    AdaptInfer(),
+    FitPrune(),
+    MustDrop(),
+    Polymorphic(),
+    ILLaVA(),
+    VScan(),
+]
 NAMES = [f"{type(m).__name__}{i}" for i, m in enumerate(SCHEDULED)]
-LAYERS, TOKENS, SHARES = (4, 12, 28, 32, 40, 64), (1, 2, 7, 64, 576, 2880), (0.02, 0.07, 0.1, 0.2, 0.333, 0.4, 0.5, 0.77, 0.95)
+LAYERS, TOKENS, SHARES = (
+    (4, 12, 28, 32, 40, 64),
+    (1, 2, 7, 64, 576, 2880),
+    (0.02, 0.07, 0.1, 0.2, 0.333, 0.4, 0.5, 0.77, 0.95),
+)
 GRID = list(itertools.product(LAYERS, TOKENS, SHARES))
 
 
@@ -60,7 +86,9 @@ def test_mean_never_exceeds_and_comes_close(method):
         spent = total(cuts, layers, n)
         assert abs(spent / (layers * n) - mean_share(cuts, layers, n)) < 1e-12
         assert spent <= share * layers * n + 1e-6, (layers, n, share, cuts)
-        if n >= 64 and cuts:  # each stage is floored to a whole token: less than a token per layer is lost
+        if (
+            n >= 64 and cuts
+        ):  # each stage is floored to a whole token: less than a token per layer is lost
             assert spent > share * layers * n - layers - 1e-6, (layers, n, share, cuts)
     assert feasible > 70
 
@@ -75,22 +103,38 @@ def test_visual_is_the_count_after_the_last_cut(method):
 
 
 # ------------------------------------------------------------------------------------------------ published averages
-@pytest.mark.parametrize(("method", "layers", "mean"), [
-    (SparseVLM(preset="192"), 32, 206.5), (SparseVLM(preset="128"), 32, 145.4), (SparseVLM(preset="96"), 32, 114.1),
-    (SparseVLM(preset="64"), 32, 82.3),
-    (SparseVLM(variant="plus", preset="192"), 32, 206.8), (SparseVLM(variant="plus", preset="128"), 32, 144.1),
-    (SparseVLM(variant="plus", preset="96"), 32, 113.9), (SparseVLM(variant="plus", preset="64"), 32, 81.8),
-    (SparseVLM(preset="192"), 40, 187.8), (SparseVLM(preset="128"), 40, 124.1), (SparseVLM(preset="96"), 40, 96.7),
-    (SparseVLM(preset="64"), 40, 69.4),
-    (AdaptInfer(preset="128"), 32, 146.3), (AdaptInfer(preset="64"), 32, 82.9), (AdaptInfer(preset="48"), 32, 66.7),
-    (AdaptInfer(preset="32"), 32, 51.0),
-    (PyramidDrop(preset="paper"), 32, 0.46875 * 576), (VTW(layer=16), 32, 288.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "layers", "mean"),
+    [
+        (SparseVLM(preset="192"), 32, 206.5),
+        (SparseVLM(preset="128"), 32, 145.4),
+        (SparseVLM(preset="96"), 32, 114.1),
+        (SparseVLM(preset="64"), 32, 82.3),
+        (SparseVLM(variant="plus", preset="192"), 32, 206.8),
+        (SparseVLM(variant="plus", preset="128"), 32, 144.1),
+        (SparseVLM(variant="plus", preset="96"), 32, 113.9),
+        (SparseVLM(variant="plus", preset="64"), 32, 81.8),
+        (SparseVLM(preset="192"), 40, 187.8),
+        (SparseVLM(preset="128"), 40, 124.1),
+        (SparseVLM(preset="96"), 40, 96.7),
+        (SparseVLM(preset="64"), 40, 69.4),
+        (AdaptInfer(preset="128"), 32, 146.3),
+        (AdaptInfer(preset="64"), 32, 82.9),
+        (AdaptInfer(preset="48"), 32, 66.7),
+        (AdaptInfer(preset="32"), 32, 51.0),
+        (PyramidDrop(preset="paper"), 32, 0.46875 * 576),
+        (VTW(layer=16), 32, 288.0),
+    ],
+)
 def test_published_lists_cost_more_than_their_names_say(method, layers, mean):
-    assert mean_share(method.schedule(layers, 576, None), layers, 576) * 576 == pytest.approx(mean, abs=0.06)
+    assert mean_share(method.schedule(layers, 576, None), layers, 576) * 576 == pytest.approx(
+        mean, abs=0.06
+    )
 
 
-@pytest.mark.parametrize(("preset", "mean"), [("50", 0.524), ("60", 0.425), ("80", 0.227), ("90", 0.126)])
+@pytest.mark.parametrize(
+    ("preset", "mean"), [("50", 0.524), ("60", 0.425), ("80", 0.227), ("90", 0.126)]
+)
 def test_fitprune_curves(preset, mean):
     """Known at seven layers only, interpolated between: within three points of the published averages."""
     method = FitPrune(preset=preset)
@@ -100,14 +144,19 @@ def test_fitprune_curves(preset, mean):
 def test_single_cut_arithmetic():
     """r = (K + (L - K) R) / L; 28 layers, cut before 2, 10 % at the cut: 16.4 % on average."""
     cuts = FastV().schedule(28, 10000, parse_budget("0.1", "visual"))
-    assert cuts == (Cut(2, 1000),) and mean_share(cuts, 28, 10000) == pytest.approx(0.1643, abs=1e-4)
+    assert cuts == (Cut(2, 1000),) and mean_share(cuts, 28, 10000) == pytest.approx(
+        0.1643, abs=1e-4
+    )
     (cut,) = FastV().schedule(28, 10000, parse_budget("0.2", "visual_mean"))
     assert cut.keep == int(10000 * (0.2 * 28 - 2) / 26)
     with pytest.raises(BudgetError, match=r"smallest feasible share is 0\.07"):
         FastV().schedule(28, 10000, parse_budget("0.05", "visual_mean"))
 
 
-@pytest.mark.parametrize(("layers", "at", "factor"), [(32, (3, 7, 16), 0.7075), (40, (3, 7, 16), 0.729), (28, (3, 7, 13), 0.703)])
+@pytest.mark.parametrize(
+    ("layers", "at", "factor"),
+    [(32, (3, 7, 16), 0.7075), (40, (3, 7, 16), 0.729), (28, (3, 7, 13), 0.703)],
+)
 def test_polymorphic_factor(layers, at, factor):
     assert equal_factor(0.5, layers, at) == pytest.approx(factor, abs=6e-4)
 
@@ -137,8 +186,16 @@ def test_vscan_reproduces_its_example():
 
 
 def test_shallow_models_move_the_layers():
-    assert scaled_layers((8, 16, 24), 32) == (8, 16, 24) and scaled_layers((8, 16, 24), 24) == (6, 12, 18)
-    assert scaled_layers((3, 7, 16), 4) == (1, 2) and scaled_layers((3, 7, 16), 4, (1, 2, 3)) == (1, 2, 3)
+    assert scaled_layers((8, 16, 24), 32) == (8, 16, 24) and scaled_layers((8, 16, 24), 24) == (
+        6,
+        12,
+        18,
+    )
+    assert scaled_layers((3, 7, 16), 4) == (1, 2) and scaled_layers((3, 7, 16), 4, (1, 2, 3)) == (
+        1,
+        2,
+        3,
+    )
     assert scaled_layers((2,), 2) == (1,)
     with pytest.raises(BudgetError, match="do not fit a model of 4 decoder layers"):
         stages("x", (1, 5), (0.5, 0.2), 4, 100, parse_budget("0.1", "visual"))
@@ -178,5 +235,12 @@ def test_vtw():
 def test_fitprune_fitted_curve():
     left = curve_of((573, 517, 464, 321, 290, 208, 173))
     assert left[0] == 573 and left[31] == 173 and len(left) == 32
-    assert FitPrune(left=left).schedule(32, 576, None) == FitPrune(preset="50").schedule(32, 576, None)
-    assert mean_share(FitPrune(left=left).schedule(32, 576, parse_budget("0.3", "visual_mean")), 32, 576) <= 0.3
+    assert FitPrune(left=left).schedule(32, 576, None) == FitPrune(preset="50").schedule(
+        32, 576, None
+    )
+    assert (
+        mean_share(
+            FitPrune(left=left).schedule(32, 576, parse_budget("0.3", "visual_mean")), 32, 576
+        )
+        <= 0.3
+    )

@@ -28,11 +28,27 @@ from effivlm.ops.kv_merge import MERGERS, merge_entries, nearest_kept
 from effivlm.registry import methods
 
 torch.set_num_threads(1)
-EVERY = [cls for cls in methods().values() if issubclass(cls, KVCache) and cls.units[0] == "prompt_kv"]
+EVERY = [
+    cls for cls in methods().values() if issubclass(cls, KVCache) and cls.units[0] == "prompt_kv"
+]
 WRAPPED = [w(base=b) for w in (AdaKV, CriticalKV, LayerAdaptive) for b in scorers.SCORERS]
 ALL = [cls() for cls in EVERY] + WRAPPED
-SHARED = [SnapKV, PyramidKV, H2O, LookM, VLCache, Tova, PLPHP, ExpectedAttention, Knorm, KeyDiff, RandomKV]
-FOLDED = [cls for cls in SHARED if cls not in (Knorm, KeyDiff, RandomKV)]  # those that read query heads
+SHARED = [
+    SnapKV,
+    PyramidKV,
+    H2O,
+    LookM,
+    VLCache,
+    Tova,
+    PLPHP,
+    ExpectedAttention,
+    Knorm,
+    KeyDiff,
+    RandomKV,
+]
+FOLDED = [
+    cls for cls in SHARED if cls not in (Knorm, KeyDiff, RandomKV)
+]  # those that read query heads
 
 
 def name_of(method):
@@ -73,9 +89,13 @@ def test_window_methods_are_their_formulas(length, k, dtype):
         assert row == windowed(seen, k, w)
     got, a = kept(VLCache(), length, k, dtype=dtype, image=spans(length, ((3, 25),)))
     for h, row in enumerate(heads_of(got)):
-        assert row == windowed([float(a[2 * h : 2 * h + 2, 25:, j].sum()) for j in range(length)], k, w)
+        assert row == windowed(
+            [float(a[2 * h : 2 * h + 2, 25:, j].sum()) for j in range(length)], k, w
+        )
     got, a = kept(Tova(), length, k, dtype=dtype)
-    assert all(row == best([float(a[:, -1, j].sum()) for j in range(length)], k) for row in heads_of(got))
+    assert all(
+        row == best([float(a[:, -1, j].sum()) for j in range(length)], k) for row in heads_of(got)
+    )
 
 
 @pytest.mark.parametrize("k", [3, 20, 45])
@@ -91,7 +111,10 @@ def test_look_m_keeps_text_first(k):
 def test_streaming_llm_positions():
     for k in (1, 3, 4, 5, 20):
         first = min(4, k - 1)
-        assert heads_of(kept(StreamingLLM(), 80, k)[0]) == [[*range(first), *range(80 - (k - first), 80)]] * 2
+        assert (
+            heads_of(kept(StreamingLLM(), 80, k)[0])
+            == [[*range(first), *range(80 - (k - first), 80)]] * 2
+        )
     assert heads_of(kept(StreamingLLM(variant="effivlm"), 80, 20)[0]) == [[*range(18), 78, 79]] * 2
 
 
@@ -115,7 +138,10 @@ def test_criticalkv_formula():
     got = heads_of(method.choose(cache, method.score(cache, 21), 21))
     for h, row in enumerate(got):
         first = best(scores[h].tolist(), 10)
-        rest = [-math.inf if j in first else (float(scores[h, j]) + 1e-4) * float(norms[h, j]) for j in range(80)]
+        rest = [
+            -math.inf if j in first else (float(scores[h, j]) + 1e-4) * float(norms[h, j])
+            for j in range(80)
+        ]
         assert row == sorted(first + best(rest, 11))
 
 
@@ -145,7 +171,10 @@ def test_counts_are_exact(method, length, k, images):
     assert int(per_head.sum()) == 2 * k
     if method.name != "adakv":
         assert per_head.tolist() == [k, k]
-    if (window := getattr(method, "window", None)) is not None and method.name not in ("layer_adaptive", "random_kv"):
+    if (window := getattr(method, "window", None)) is not None and method.name not in (
+        "layer_adaptive",
+        "random_kv",
+    ):
         assert bool(entries.keep[:, length - max(1, int(window * k)) :].all())
 
 
@@ -170,14 +199,21 @@ def test_shared_and_head_adaptive(cls):
     q, k, v = (torch.randn(1, 80, 8, generator=g) for _ in range(3))
     same = {"q": q.repeat(4, 1, 1), "k": k.repeat(2, 1, 1), "v": v.repeat(2, 1, 1)}
     if cls is not RandomKV:
-        assert torch.equal(kept(shared, 80, 20, **same)[0].keep, kept(apart, 80, 20, **same)[0].keep)
+        assert torch.equal(
+            kept(shared, 80, 20, **same)[0].keep, kept(apart, 80, 20, **same)[0].keep
+        )
 
 
 def test_every_scorer_can_be_shared_and_names_its_fold():
     """StreamingLLM keeps the same everywhere; the wrappers take their scorer's choice."""
     assert {cls for cls in EVERY if "shared" in cls.__dataclass_fields__} == set(SHARED)
     assert {cls for cls in EVERY if "fold" in cls.__dataclass_fields__} == set(FOLDED)
-    assert {cls.name for cls in EVERY if cls not in SHARED} == {"streaming_llm", "adakv", "criticalkv", "layer_adaptive"}
+    assert {cls.name for cls in EVERY if cls not in SHARED} == {
+        "streaming_llm",
+        "adakv",
+        "criticalkv",
+        "layer_adaptive",
+    }
 
 
 @pytest.mark.parametrize("cls", FOLDED)
@@ -193,7 +229,11 @@ def test_fold_of_query_heads(cls):
 def test_adakv_spreads_unevenly_over_any_scorer(base):
     """One KV head with sharp attention, small keys and small values, one flat: they do not keep the same count."""
     g = torch.Generator().manual_seed(3)
-    q, k, v = torch.randn(4, 80, 8, generator=g), torch.randn(2, 80, 8, generator=g), torch.randn(2, 80, 8, generator=g)
+    q, k, v = (
+        torch.randn(4, 80, 8, generator=g),
+        torch.randn(2, 80, 8, generator=g),
+        torch.randn(2, 80, 8, generator=g),
+    )
     q[:2], k[1], v[1] = 6 * q[:2], 0.2 * k[1] + 0.2, 0.2 * v[1]
     image = torch.full((80,), -1)
     image[5:70] = 0
@@ -211,16 +251,27 @@ def test_max_pooling_keeps_the_peak_of_a_plateau():
     """One peak at 20 spreads over 18..22; of equal pooled scores the higher own score wins, then the lower position."""
     attention = torch.full((4, 60, 60), 1e-3)
     attention[..., 20], attention[..., 22] = 0.5, 0.4
-    for k, want in ((2, [20, 59]), (3, [20, 22, 59]), (4, [18, 20, 22, 59]), (5, [18, 19, 20, 22, 59])):
+    for k, want in (
+        (2, [20, 59]),
+        (3, [20, 22, 59]),
+        (4, [18, 20, 22, 59]),
+        (5, [18, 19, 20, 22, 59]),
+    ):
         got = heads_of(kept(SnapKV(pooling="max", window=0.0), 60, k, attention=attention)[0])
         assert got == [want] * 2, k
 
 
 # -------------------------------------------------------------------------------------------------------- allocators
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.4)
-ALLOCATORS = [allocators.Pyramid(20, 0.1), allocators.Density(0.1), allocators.Density(0.1, 0.4), allocators.Density(0.1, 0.8),
-              allocators.Proportional(), allocators.Hybrid(allocators.Proportional(), 0.4),
-              allocators.Hybrid(allocators.Density(0.1), 0.8)]  # fmt: skip
+ALLOCATORS = [
+    allocators.Pyramid(20, 0.1),
+    allocators.Density(0.1),
+    allocators.Density(0.1, 0.4),
+    allocators.Density(0.1, 0.8),
+    allocators.Proportional(),
+    allocators.Hybrid(allocators.Proportional(), 0.4),
+    allocators.Hybrid(allocators.Density(0.1), 0.8),
+]
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS, ids=repr)
@@ -228,11 +279,19 @@ ALLOCATORS = [allocators.Pyramid(20, 0.1), allocators.Density(0.1), allocators.D
 @pytest.mark.parametrize("layers", [1, 2, 28])
 def test_totals_are_exact(allocator, length, layers):
     g = torch.Generator().manual_seed(layers)
-    densities = [[0.5] * layers, [1.0] + [1e-6] * (layers - 1), torch.rand(layers, generator=g).tolist(), [0.0] * layers]
+    densities = [
+        [0.5] * layers,
+        [1.0] + [1e-6] * (layers - 1),
+        torch.rand(layers, generator=g).tolist(),
+        [0.0] * layers,
+    ]
     for share in SHARES:
         for density in densities:
             counts = allocator([length] * layers, share, density)
-            assert sum(counts) == layers * max(1, math.floor(length * share + 1e-9)), (share, density)
+            assert sum(counts) == layers * max(1, math.floor(length * share + 1e-9)), (
+                share,
+                density,
+            )
             assert all(1 <= c <= length for c in counts)
 
 
@@ -240,7 +299,9 @@ def test_totals_are_exact(allocator, length, layers):
 def test_layers_of_unequal_length(allocator):
     lengths = [400] * 4 + [150] * 4
     counts = allocator(lengths, 0.3, [0.9, 0.1] * 4)
-    assert sum(counts) == 4 * 120 + 4 * 45 and all(1 <= c <= n for c, n in zip(counts, lengths, strict=True))
+    assert sum(counts) == 4 * 120 + 4 * 45 and all(
+        1 <= c <= n for c, n in zip(counts, lengths, strict=True)
+    )
 
 
 def test_pyramid_falls_and_density_follows():
@@ -252,7 +313,10 @@ def test_pyramid_falls_and_density_follows():
     assert steep == [10 + 495] + [10 + 9] * 5
     mixed = allocators.Density(0.1, 0.8)([1000] * 6, 0.1, [1.0, 0, 0, 0, 0, 0])
     assert steep[0] > mixed[0] > 100 > mixed[1] > steep[1]
-    assert allocators.Density(0.1, 0.8)([10000] * 6, 0.1, [1.0, 0, 0, 0, 0, 0]) == [100 + 1800] + [100 + 720] * 5
+    assert (
+        allocators.Density(0.1, 0.8)([10000] * 6, 0.1, [1.0, 0, 0, 0, 0, 0])
+        == [100 + 1800] + [100 + 720] * 5
+    )
     assert allocators.Density(0.1)([1000] * 6, 0.4, [1.0, 0.1, 0.1, 0.1, 0.1, 0.1])[0] == 1000
 
 
@@ -261,9 +325,16 @@ def test_hybrid_mixes_any_adaptive_allocator():
     inner, shares = allocators.Proportional(), [1.0, 0.5, 0.25, 0.25]
     own = inner([1000] * 4, 0.1, shares)
     assert own == [200, 100, 50, 50]
-    for uniform, want in ((0, own), (0.4, [160, 100, 70, 70]), (0.8, [120, 100, 90, 90]), (1, [100] * 4)):
+    for uniform, want in (
+        (0, own),
+        (0.4, [160, 100, 70, 70]),
+        (0.8, [120, 100, 90, 90]),
+        (1, [100] * 4),
+    ):
         assert allocators.Hybrid(inner, uniform)([1000] * 4, 0.1, shares) == want
-    assert allocators.Hybrid(inner, 0.8)([1000] * 4, None, shares) == inner([1000] * 4, None, shares)
+    assert allocators.Hybrid(inner, 0.8)([1000] * 4, None, shares) == inner(
+        [1000] * 4, None, shares
+    )
     assert PLPHP(uniform=0.8).allocator == allocators.Hybrid(inner, 0.8)
 
 
@@ -325,7 +396,9 @@ def test_plphp_small_images_keep_their_best_entry():
     assert count == 37 + 1 + 4
     assert keep[:, 5:8].sum(1).tolist() == [1, 1] and keep[:, 20:60].sum(1).tolist() == [4, 4]
     for h in range(2):
-        assert int(keep[h, 5:8].int().argmax()) == int(a[2 * h : 2 * h + 2, -1, 5:8].sum(0).argmax())
+        assert int(keep[h, 5:8].int().argmax()) == int(
+            a[2 * h : 2 * h + 2, -1, 5:8].sum(0).argmax()
+        )
 
 
 def test_plphp_thresholds_layers_and_errors():
@@ -363,7 +436,11 @@ def test_merge_is_its_formula(how, kind):
     source, target, cosine = nearest_kept(x, keep, block=7)
     want = x.double().clone()
     for c in kept_index:
-        members = [(e, cos) for e, t, cos in zip(source.tolist(), target.tolist(), cosine.tolist(), strict=True) if t == c]
+        members = [
+            (e, cos)
+            for e, t, cos in zip(source.tolist(), target.tolist(), cosine.tolist(), strict=True)
+            if t == c
+        ]
         total = x[c].double().clone()
         for e, cos in members:
             add = {"averaged": x[e], "pivotal": (x[e] + x[c]) / 2, "weighted": cos * x[e]}[how]
@@ -392,24 +469,29 @@ def test_modality_merge_never_mixes():
     assert bool(((image[m.source] < 0) == (image[m.target] < 0)).all())
     assert bool(entries.keep[m.head, m.target].all())
     mixed = LookM().choose(cache, LookM().score(cache, 45), 45).merged
-    assert not bool(((image[mixed.source] < 0) == (image[mixed.target] < 0)).all()), "the plain merge mixes: the test can fail"
+    assert not bool(((image[mixed.source] < 0) == (image[mixed.target] < 0)).all()), (
+        "the plain merge mixes: the test can fail"
+    )
     few = LookM(modality=True).choose(cache, LookM(modality=True).score(cache, 10), 10).merged
     assert bool((image[few.source] < 0).all())
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: AdaKV(base="snapkw"), "not a scorer: expected one of"),
-    (lambda: CriticalKV(first=2), "must be in"),
-    (lambda: LayerAdaptive(uniform=-1), "must be in"),
-    (lambda: H2O(window=1.5), "share of the budget"),
-    (lambda: SnapKV(kernel=4), "odd"),
-    (lambda: PyramidKV(beta=0), "at least 1"),
-    (lambda: VLCache(p=0), "must be in"),
-    (lambda: PLPHP(uniform=1.1), "must be in"),
-    (lambda: StreamingLLM(sinks=-1), "at least 0"),
-    (lambda: LayerAdaptive(window=0.05), "less than the 0.1 that snapkv always keeps"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AdaKV(base="snapkw"), "not a scorer: expected one of"),
+        (lambda: CriticalKV(first=2), "must be in"),
+        (lambda: LayerAdaptive(uniform=-1), "must be in"),
+        (lambda: H2O(window=1.5), "share of the budget"),
+        (lambda: SnapKV(kernel=4), "odd"),
+        (lambda: PyramidKV(beta=0), "at least 1"),
+        (lambda: VLCache(p=0), "must be in"),
+        (lambda: PLPHP(uniform=1.1), "must be in"),
+        (lambda: StreamingLLM(sinks=-1), "at least 0"),
+        (lambda: LayerAdaptive(window=0.05), "less than the 0.1 that snapkv always keeps"),
+    ],
+)
 def test_bad_values(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -30,7 +30,11 @@ ROOT = Path(__file__).parent / "golden"
 
 
 def cases(method, *containing):
-    paths = [p for p in sorted((ROOT / method).glob("*.safetensors")) if not containing or any(c in p.stem for c in containing)]
+    paths = [
+        p
+        for p in sorted((ROOT / method).glob("*.safetensors"))
+        if not containing or any(c in p.stem for c in containing)
+    ]
     assert paths, f"no golden file of {method}"
     return [pytest.param(p, id=p.stem) for p in paths]
 
@@ -39,7 +43,10 @@ def load(path):
     with safe_open(path, "pt") as file:
         tensors = {k: file.get_tensor(k) for k in file.keys()}
         tensors["params"] = json.loads(file.metadata()["params"])
-    return {k: v.long() if isinstance(v, torch.Tensor) and v.dtype == torch.int32 else v for k, v in tensors.items()}
+    return {
+        k: v.long() if isinstance(v, torch.Tensor) and v.dtype == torch.int32 else v
+        for k, v in tensors.items()
+    }
 
 
 def places(keep):
@@ -88,7 +95,9 @@ def test_snapkv(path):
         rows = torch.arange(p["L"] - w, p["L"])
         window = statistics.row_sums(g["q"][:, rows], g["k"], rows, p["d"] ** -0.5)
         torch.testing.assert_close(window[:, :-w], g["window_sum"], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(statistics.pool(window[:, :-w], 5), g["pooled"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            statistics.pool(window[:, :-w], 5), g["pooled"], rtol=1e-4, atol=1e-5
+        )
     assert torch.equal(places(got), g["kept_sorted"])
 
 
@@ -96,7 +105,9 @@ def test_snapkv(path):
 def test_pyramidkv(path):
     g = load(path)
     p = g["params"]
-    counts = pyramid_floor(p["max_capacity_prompt"], p["window"], p["L"], p["num_layers"], p["beta"])
+    counts = pyramid_floor(
+        p["max_capacity_prompt"], p["window"], p["L"], p["num_layers"], p["beta"]
+    )
     assert counts[p["layer_idx"]] == p["kept"]
     method = SnapKV(window=(p["window"] + 0.5) / p["max_capacity_prompt"], kernel=p["kernel_size"])
     cache, _ = layer_cache(method, p["L"], q=g["q"], k=g["k"])
@@ -136,10 +147,18 @@ def test_look_m_pairing_and_merge(path):
         assert torch.equal(target, g["kept_sorted"][h][g["assign"][h]])
         if "sim" in g:
             torch.testing.assert_close(cosine, g["sim"][h], rtol=1e-4, atol=1e-5)
-        if "merge_filter" not in g:  # the official filter mixes the ranks of different heads and is not implemented
-            for got, want in zip(merged((keys, g["v"][h]), keep, "pivotal"), (g["k_out"][h], g["v_out"][h]), strict=True):
+        if (
+            "merge_filter" not in g
+        ):  # the official filter mixes the ranks of different heads and is not implemented
+            for got, want in zip(
+                merged((keys, g["v"][h]), keep, "pivotal"),
+                (g["k_out"][h], g["v_out"][h]),
+                strict=True,
+            ):
                 exact = "hh_recent" not in g  # otherwise official outputs went through bfloat16
-                torch.testing.assert_close(got, want.float(), rtol=1e-4 if exact else 1e-2, atol=1e-5 if exact else 1e-2)
+                torch.testing.assert_close(
+                    got, want.float(), rtol=1e-4 if exact else 1e-2, atol=1e-5 if exact else 1e-2
+                )
         elif "official_bug" not in path.stem:
             weighted_filtered(g, h, keys, keep, source, target, cosine)
 
@@ -172,10 +191,14 @@ def test_vl_cache_budgets():
     ):
         density, share = (1 - sparsity).tolist(), alpha / 1000
         rest, low = (share, 0.01) if own_window else (0.9 * share, 0.009)
-        torch.testing.assert_close(torch.tensor(density_shares(density, rest, low)), budget.float(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            torch.tensor(density_shares(density, rest, low)), budget.float(), rtol=1e-4, atol=1e-6
+        )
         if not own_window:
             got = torch.tensor(Density(0.1, renormalise=False)([1000] * 28, share, density))
-            sharp = ((budget * 1000).frac() - 0.5).abs() < 0.499  # the official truncation of 44.99999 to 44 is not reproduced
+            sharp = (
+                (budget * 1000).frac() - 0.5
+            ).abs() < 0.499  # the official truncation of 44.99999 to 44 is not reproduced
             assert torch.equal(got[sharp], count[sharp]) and int((got - count).abs().max()) <= 1
             assert sum(Density(0.1)([1000] * 28, share, density)) == 28 * int(share * 1000 + 1e-9)
 
@@ -188,7 +211,9 @@ def test_vl_cache_scores():
         image = torch.full((110,), -1)
         image[3:104] = 0
         cache, _ = layer_cache(VLCache(), 110, attention=full, image=image)
-        assert VLCache().statistic(cache) == pytest.approx(1 - float(g["sparsity"][layer]), abs=1e-5)
+        assert VLCache().statistic(cache) == pytest.approx(
+            1 - float(g["sparsity"][layer]), abs=1e-5
+        )
         count = int(g["n_kept"][layer])
         scores = VLCache().score(cache, 11)
         got = top_k_mask(scores, count)
@@ -203,7 +228,9 @@ def test_adakv(path):
     w, cap = p["window"], p["base_capacity_incl_window"]
     rows = torch.arange(p["L"] - w, p["L"])
     fold = p["gqa_func"] or "mean"
-    seen = statistics.fold(statistics.row_sums(g["q"][:, rows], g["k"], rows, 8**-0.5) / w, p["KV"], fold)
+    seen = statistics.fold(
+        statistics.row_sums(g["q"][:, rows], g["k"], rows, 8**-0.5) / w, p["KV"], fold
+    )
     pooled = statistics.pool(seen[:, :-w], p["kernel_size"])
     torch.testing.assert_close(pooled, g["pooled"], rtol=1e-4, atol=1e-6)
     counts = head_counts(pooled, cap - w, p["floor_alpha"], p["normalize"])
@@ -214,7 +241,10 @@ def test_adakv(path):
     for h, end in enumerate(ends):
         want = g["kept_sorted"][end - int(g["head_lens"][h]) : end]
         assert torch.equal(
-            window_and_top(pooled_with_window(pooled, w)[h : h + 1], official[h] + w, w).keep[0].nonzero()[:, 0], want
+            window_and_top(pooled_with_window(pooled, w)[h : h + 1], official[h] + w, w)
+            .keep[0]
+            .nonzero()[:, 0],
+            want,
         )
     method = AdaKV(floor=p["floor_alpha"], normalize=p["normalize"])
     keep = method.choose(layer_cache(method, p["L"])[0], pooled_with_window(pooled, w), cap).keep
@@ -244,7 +274,9 @@ def test_knorm():
     g = load(ROOT / "kvpress" / "knorm_edge_l40_keep1.safetensors")
     cache, _ = layer_cache(Knorm(), 40, k=g["k"])
     torch.testing.assert_close(Knorm().score(cache, 1), g["score"], rtol=1e-4, atol=1e-5)
-    assert torch.equal(places(Knorm().choose(cache, Knorm().score(cache, 1), 1).keep), g["kept_sorted"])
+    assert torch.equal(
+        places(Knorm().choose(cache, Knorm().score(cache, 1), 1).keep), g["kept_sorted"]
+    )
     g = load(ROOT / "kvpress" / "adakv_knorm_l240.safetensors")
     cache, _ = layer_cache(Knorm(), 240, k=g["k"], heads=4, groups=4)
     torch.testing.assert_close(Knorm().score(cache, 1), g["score"], rtol=1e-4, atol=1e-5)
@@ -266,7 +298,9 @@ def test_expected_attention():
     angle = torch.arange(length)[:, None] * frequencies
     cos, sin = torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
     q = statistics.rotate(g["q_pre"], cos, sin)
-    future = statistics.future_queries(q, cos, sin, frequencies, length, p["n_sink"], p["n_future_positions"])
+    future = statistics.future_queries(
+        q, cos, sin, frequencies, length, p["n_sink"], p["n_future_positions"]
+    )
     method = ExpectedAttention()
     cache, _ = layer_cache(method, length, k=g["k"], v=g["v"])
     cache = replace(cache, source=lambda signal: future)

@@ -19,7 +19,9 @@ SETTINGS = ("none", "visionzip@0.5", "fastv@0.5", "snapkv@0.3", "random_pre@0.5 
 
 
 def once(model, setting, inputs, n=3):
-    return Timer(model, setting if isinstance(setting, Setting) else parse_setting(setting)).once(lambda: inputs, n)
+    return Timer(model, setting if isinstance(setting, Setting) else parse_setting(setting)).once(
+        lambda: inputs, n
+    )
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -30,7 +32,9 @@ def test_stages_sum_to_the_total(setting):
     shares = [sum(s.seconds[k] for k in STAGES) / s.seconds["total"] for s in samples]
     assert 0.98 <= np.median(shares) <= 1.0001, shares
     for s in samples:
-        assert s.seconds["ttft"] == pytest.approx(s.seconds["vision"] + s.seconds["method"] + s.seconds["prefill"])
+        assert s.seconds["ttft"] == pytest.approx(
+            s.seconds["vision"] + s.seconds["method"] + s.seconds["prefill"]
+        )
         assert s.seconds["decode_per_token"] == pytest.approx(s.seconds["decode"] / 3)
         assert all(s.seconds[k] > 0 for k in ("vision", "method", "prefill", "decode"))
 
@@ -49,12 +53,22 @@ class Sleepy(RandomPre):
 def test_planted_sleep_is_method_time():
     model, inputs = tiny.build("llava"), tiny.prompt("llava", images=1)
     budget = parse_budget("0.5", "visual")
-    fast, slow = Timer(model, Setting((Part(RandomPre(), budget),))), Timer(model, Setting((Part(Sleepy(), budget),)))
-    pairs = [(fast.once(lambda: inputs, 2).seconds, slow.once(lambda: inputs, 2).seconds) for _ in range(14)][2:]
-    least = [{k: min(s[k] for s in mine) for k in mine[0]} for mine in zip(*pairs, strict=True)]  # others' load only adds
+    fast, slow = (
+        Timer(model, Setting((Part(RandomPre(), budget),))),
+        Timer(model, Setting((Part(Sleepy(), budget),))),
+    )
+    pairs = [
+        (fast.once(lambda: inputs, 2).seconds, slow.once(lambda: inputs, 2).seconds)
+        for _ in range(14)
+    ][2:]
+    least = [
+        {k: min(s[k] for s in mine) for k in mine[0]} for mine in zip(*pairs, strict=True)
+    ]  # others' load only adds
     extra = {k: least[1][k] - least[0][k] for k in ("vision", "method", "prefill", "decode")}
     assert 0.0095 <= extra["method"] <= 0.015, extra
-    assert all(extra[k] < 0.004 for k in ("vision", "prefill", "decode")), extra  # it is in no other stage
+    assert all(extra[k] < 0.004 for k in ("vision", "prefill", "decode")), (
+        extra
+    )  # it is in no other stage
 
 
 @pytest.mark.parametrize("family", ("llava_next", "qwen2_5_vl"))
@@ -67,10 +81,18 @@ def test_timed_run_is_the_run(family, setting):
         tokens, _, cache = tiny.generate(model, inputs, 5)
     assert sample.tokens == tokens.tolist()
     assert timer.correct(lambda: inputs, sample)
-    generated = 4 * sum(2 * x.keys.shape[1] * x.keys.shape[-1] * x.keys.element_size() for x in cache.layers)
-    assert sample.memory["kv"] == sum(sample.kv_per_layer) == sum(x.bytes_held() for x in cache.layers) - generated
+    generated = 4 * sum(
+        2 * x.keys.shape[1] * x.keys.shape[-1] * x.keys.element_size() for x in cache.layers
+    )
+    assert (
+        sample.memory["kv"]
+        == sum(sample.kv_per_layer)
+        == sum(x.bytes_held() for x in cache.layers) - generated
+    )
     assert sample.memory["kv"] >= sample.account.kv_bytes
-    assert sample.memory["weights"] == sum(p.numel() * 4 for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
+    assert sample.memory["weights"] == sum(p.numel() * 4 for p in model.parameters()) + sum(
+        b.nbytes for b in model.buffers()
+    )
     assert sample.memory["resident"] > sample.memory["weights"]
 
 
@@ -117,9 +139,14 @@ def test_hooks_go_when_a_method_fails():
 
 @pytest.mark.parametrize("setting", ("none", "divprune@0.5", "snapkv@0.3"))
 def test_a_batch_is_timed_as_it_is_generated(setting):
-    model, inputs = tiny.build("qwen2_vl"), tiny.batch("qwen2_vl", *[tiny.prompt("qwen2_vl", seed=s) for s in (0, 1, 2)])
+    model, inputs = (
+        tiny.build("qwen2_vl"),
+        tiny.batch("qwen2_vl", *[tiny.prompt("qwen2_vl", seed=s) for s in (0, 1, 2)]),
+    )
     timer = Timer(model, parse_setting(setting))
     sample = timer.once(lambda: inputs, 4)
-    assert [len(row) for row in sample.tokens] == [4, 4, 4] and timer.correct(lambda: inputs, sample)
+    assert [len(row) for row in sample.tokens] == [4, 4, 4] and timer.correct(
+        lambda: inputs, sample
+    )
     with timer.session:
         assert sample.tokens == tiny.generate(model, inputs, 4)[0].tolist()

@@ -34,8 +34,16 @@ torch.set_num_threads(1)
 
 def experiment(**measure):
     spec = {"workload": "tasks", "repeats": 3, "warmup": 0, "seconds": 60, **measure}
-    return build_experiment({"name": "t", "models": [{"name": "zoo:mini-qwen2-vl"}], "settings": ["visionzip@0.2", "snapkv@0.2"],
-                             "tasks": [{"name": "exist", "documents": 2}], "measure": spec}, "test")  # fmt: skip
+    return build_experiment(
+        {
+            "name": "t",
+            "models": [{"name": "zoo:mini-qwen2-vl"}],
+            "settings": ["visionzip@0.2", "snapkv@0.2"],
+            "tasks": [{"name": "exist", "documents": 2}],
+            "measure": spec,
+        },
+        "test",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +56,9 @@ def folder(tmp_path_factory):
 
 def test_records_pair_and_sum(folder):
     timings = read_timings(folder / "t")
-    groups = {s: [t for t in timings if t.setting == s] for s in ("none", "visionzip@0.2", "snapkv@0.2")}
+    groups = {
+        s: [t for t in timings if t.setting == s] for s in ("none", "visionzip@0.2", "snapkv@0.2")
+    }
     assert all([t.sample for t in g] == [0, 1, 2] for g in groups.values())
     stages = ("media", "vision", "method", "prefill", "decode")
     sums = [sum(t.seconds[k] for k in stages) / t.seconds["total"] for t in timings]
@@ -82,30 +92,62 @@ def test_tables(folder):
     text = path.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "visionzip@0.2" in text and "TTFT speed-up" in text and "floor / time" in text
-    floors = json.loads((folder / "t" / "timings" / "exist.json").read_text())["mini-qwen2-vl"]["settings"]
+    floors = json.loads((folder / "t" / "timings" / "exist.json").read_text())["mini-qwen2-vl"][
+        "settings"
+    ]
     assert 0 < floors["visionzip@0.2"]["floor"]["prefill"] < floors["none"]["floor"]["prefill"]
-    assert floors["snapkv@0.2"]["floor"]["decode_per_token"] < floors["none"]["floor"]["decode_per_token"]
-    assert len(floors["snapkv@0.2"]["kv_bytes_per_layer"]) == len(floors["snapkv@0.2"]["account"]["kv_per_layer"])
+    assert (
+        floors["snapkv@0.2"]["floor"]["decode_per_token"]
+        < floors["none"]["floor"]["decode_per_token"]
+    )
+    assert len(floors["snapkv@0.2"]["kv_bytes_per_layer"]) == len(
+        floors["snapkv@0.2"]["account"]["kv_per_layer"]
+    )
 
 
 def test_quality_against_speed_where_both_were_measured(tmp_path):
     settings = ("none", "visionzip@0.2")
-    records = [document(i, s, score=float(i % 2 or s == "none")) for s in settings for i in range(6)]
-    timings = [timing(i, s, total=1.0 if s == "none" else 0.5 + i / 100) for s in settings for i in range(4)]
+    records = [
+        document(i, s, score=float(i % 2 or s == "none")) for s in settings for i in range(6)
+    ]
+    timings = [
+        timing(i, s, total=1.0 if s == "none" else 0.5 + i / 100)
+        for s in settings
+        for i in range(4)
+    ]
     rows, path = rows_of(records, timings), tmp_path / "x.png"
-    assert quality_against_speed(rows, "effivlm-bench", path) and path.read_bytes().startswith(b"\x89PNG")
-    assert not quality_against_speed(rows_of(records), "effivlm-bench", tmp_path / "y.png") and not (tmp_path / "y.png").exists()
+    assert quality_against_speed(rows, "effivlm-bench", path) and path.read_bytes().startswith(
+        b"\x89PNG"
+    )
+    assert (
+        not quality_against_speed(rows_of(records), "effivlm-bench", tmp_path / "y.png")
+        and not (tmp_path / "y.png").exists()
+    )
 
 
 def test_published_ratios_stand_beside_ours():
-    timings = [timing(i, s, workload="polymorphic") for s in ("none", "visionzip@64") for i in range(3)]
+    timings = [
+        timing(i, s, workload="polymorphic") for s in ("none", "visionzip@64") for i in range(3)
+    ]
     text = markdown(timings, {})
     assert "Published: Polymorphic, Table 4" in text and "2.28x" in text and "8.80x" in text
-    row = {"floor": dict.fromkeys(("prefill", "ttft", "decode_per_token"), 1.0), "predicted": {"ttft": 1.0, "total": 1.0}}
-    facts = {"peaks": dataclasses.asdict(stated("h200")), "new_tokens": 2, "settings": {"none": row, "visionzip@64": row}}
-    assert "below their floor" in markdown(timings, {"tiny": facts}) and "below their floor" not in text
+    row = {
+        "floor": dict.fromkeys(("prefill", "ttft", "decode_per_token"), 1.0),
+        "predicted": {"ttft": 1.0, "total": 1.0},
+    }
+    facts = {
+        "peaks": dataclasses.asdict(stated("h200")),
+        "new_tokens": 2,
+        "settings": {"none": row, "visionzip@64": row},
+    }
+    assert (
+        "below their floor" in markdown(timings, {"tiny": facts})
+        and "below their floor" not in text
+    )
     wrong = [dataclasses.replace(t, correct=t.setting == "none") for t in timings]
-    assert "no speed-up" in markdown(wrong, {}) and "failed its correctness check" in markdown(wrong, {})
+    assert "no speed-up" in markdown(wrong, {}) and "failed its correctness check" in markdown(
+        wrong, {}
+    )
 
 
 def test_no_section_and_unknown_workload(tmp_path):
@@ -133,8 +175,12 @@ def test_a_setting_that_fails_is_named_and_the_others_are_timed(tmp_path, monkey
 
 
 def test_tasks_may_be_left_out_only_for_a_fixed_workload(tmp_path):
-    data = {"name": "t", "models": [{"name": "zoo:mini-qwen2-vl"}], "settings": ["fastv@0.2"],
-            "measure": {"workload": "plphp"}}  # fmt: skip
+    data = {
+        "name": "t",
+        "models": [{"name": "zoo:mini-qwen2-vl"}],
+        "settings": ["fastv@0.2"],
+        "measure": {"workload": "plphp"},
+    }
     only = build_experiment(data, "test")
     with pytest.raises(ConfigError, match="can be measured but not run"):
         run(only, tmp_path)
@@ -158,20 +204,38 @@ def test_rounds_alternate_and_stop_in_time():
     assert len(rounds) == 3 and all(list(r) == settings for r in rounds)
     names = [str(s) for s in settings]
     assert ran == names + names[::-1] + names
-    assert len(list(interleaved(timers, case, MeasureSpec(repeats=9, seconds=0.5)))) == 2  # a pair is the least
+    assert (
+        len(list(interleaved(timers, case, MeasureSpec(repeats=9, seconds=0.5)))) == 2
+    )  # a pair is the least
 
 
 def test_the_same_work_measured_twice_has_the_ratio_one():
     """Two settings that keep everything, interleaved; `benchmarks/speed_agreement.py` compares runs with intervals."""
     model, inputs = tiny.build("llava"), tiny.prompt("llava")
     settings = [parse_setting(s) for s in ("fastv@1.0", "divprune@1.0")]
-    rounds = list(interleaved({s: Timer(model, s) for s in settings}, Case("x", [lambda: inputs], 2), MeasureSpec(repeats=15)))
+    rounds = list(
+        interleaved(
+            {s: Timer(model, s) for s in settings},
+            Case("x", [lambda: inputs], 2),
+            MeasureSpec(repeats=15),
+        )
+    )
     ratios = [r[settings[0]][0].seconds["ttft"] / r[settings[1]][0].seconds["ttft"] for r in rounds]
     assert 0.75 < np.median(ratios) < 1.33, ratios
 
 
-EXACT = ("none", "divprune@0.5", "random_pre@7", "fastv@0.5", "snapkv@0.3", "pyramidkv@0.4", "pyramiddrop@0.6", "vl_cache@0.3",
-         "divprune@0.5 + fastv@0.5", "visionzip@0.5 + pyramiddrop@0.5 + snapkv@0.5")  # fmt: skip
+EXACT = (
+    "none",
+    "divprune@0.5",
+    "random_pre@7",
+    "fastv@0.5",
+    "snapkv@0.3",
+    "pyramidkv@0.4",
+    "pyramiddrop@0.6",
+    "vl_cache@0.3",
+    "divprune@0.5 + fastv@0.5",
+    "visionzip@0.5 + pyramiddrop@0.5 + snapkv@0.5",
+)
 
 
 @pytest.mark.parametrize("family", ("llava", "llava_next", "qwen2_5_vl", "internvl"))
@@ -185,7 +249,10 @@ def test_counts_from_budgets_are_the_audited_ones(family):
             assert told.tokens == timed.account.tokens_per_layer, text
             assert sum(told.kv) == pytest.approx(sum(timed.account.kv_per_layer)), text
         else:
-            assert all(a <= b <= 1.15 * a for a, b in zip(timed.account.tokens_per_layer, told.tokens, strict=True)), text
+            assert all(
+                a <= b <= 1.15 * a
+                for a, b in zip(timed.account.tokens_per_layer, told.tokens, strict=True)
+            ), text
     assert (
         predictor.predict(parse_setting("none"), stated("h200")).kv
         == Timer(model, parse_setting("none")).once(lambda: inputs, 2).memory["kv"]
@@ -196,7 +263,9 @@ def test_a_batch_is_its_prompt_so_many_times():
     model, family, peaks = tiny.build("llava"), registry.families()["llava"], stated("h200")
     one = Predictor(model, family, tiny.prompt("llava"), 3, 4)
     four = Predictor(model, family, tiny.batch("llava", *[tiny.prompt("llava")] * 4), 3, 4)
-    assert one.batched(4).predict(parse_setting("snapkv@0.5"), peaks) == four.predict(parse_setting("snapkv@0.5"), peaks)
+    assert one.batched(4).predict(parse_setting("snapkv@0.5"), peaks) == four.predict(
+        parse_setting("snapkv@0.5"), peaks
+    )
 
 
 def test_a_rule_of_its_own_cannot_be_predicted():
@@ -210,25 +279,40 @@ def test_operations_are_those_of_torch(family):
     """Dense products counted by torch's own counter, on the whole prompt."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model, inputs, f = tiny.build(family, attn="eager"), tiny.prompt(family), registry.families()[family]
+    model, inputs, f = (
+        tiny.build(family, attn="eager"),
+        tiny.prompt(family),
+        registry.families()[family],
+    )
     n = inputs["input_ids"].shape[1]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.base_model.get_image_features(
-            **{k: v for k, v in inputs.items() if k in ("pixel_values", "image_sizes", "image_grid_thw")}
+            **{
+                k: v
+                for k, v in inputs.items()
+                if k in ("pixel_values", "image_sizes", "image_grid_thw")
+            }
         )
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
     mine = VisionShape.of(model, f).work(segments_of(model, f, inputs), visual, 4)
-    assert mine.flops == pytest.approx(counter.get_total_flops(), rel=0.25)  # newline tokens, all-patch projectors
+    assert mine.flops == pytest.approx(
+        counter.get_total_flops(), rel=0.25
+    )  # newline tokens, all-patch projectors
     shape = TextShape.of(model.get_decoder().config)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.get_decoder()(inputs_embeds=torch.zeros(1, n, shape.hidden), use_cache=False)
     dense = shape.prefill_flops([n] * shape.layers) - 2 * shape.hidden * shape.vocab
-    causal = shape.layers * 2 * n * n * shape.heads * shape.head_dim  # eager computes the masked half too
+    causal = (
+        shape.layers * 2 * n * n * shape.heads * shape.head_dim
+    )  # eager computes the masked half too
     assert dense + causal == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_floors():
-    assert Work(2e12, 1e9).floor(Peaks("x", 1e12, 1e12)) == 2 and Work(1e6, 3e12).floor(Peaks("x", 1e12, 1e12)) == 3
+    assert (
+        Work(2e12, 1e9).floor(Peaks("x", 1e12, 1e12)) == 2
+        and Work(1e6, 3e12).floor(Peaks("x", 1e12, 1e12)) == 3
+    )
     shape = TextShape(2, 8, 16, 4, 2, 2, 10)
     weights = 2 * (8 * 2 * (8 + 4) + 3 * 8 * 16) + 80
     assert shape.weights == weights and shape.kv_entry(2) == 16
@@ -238,16 +322,26 @@ def test_floors():
     assert 1e8 < peaks.flops < 1e14 and 1e8 < peaks.bandwidth < 1e13
 
 
-@pytest.mark.parametrize("shape", ("llava-1.5-7b", "llava-onevision-7b", "qwen2-vl-7b", "internvl3-8b"))
-@pytest.mark.parametrize("name", sorted(set(workloads.WORKLOADS) - {"serving"}))  # its prompt is that of effivlm-bench
+@pytest.mark.parametrize(
+    "shape", ("llava-1.5-7b", "llava-onevision-7b", "qwen2-vl-7b", "internvl3-8b")
+)
+@pytest.mark.parametrize(
+    "name", sorted(set(workloads.WORKLOADS) - {"serving"})
+)  # its prompt is that of effivlm-bench
 def test_workloads_have_their_length(shape, name):
     loaded, work = load(shape, random_weights=True, device="meta"), workloads.workload(name)
     batch = 2 if name == "polymorphic" else 1
-    inputs = workloads.prompts(work, loaded.family, loaded.model.config, batch, workloads.image_sizes(shape))
+    inputs = workloads.prompts(
+        work, loaded.family, loaded.model.config, batch, workloads.image_sizes(shape)
+    )
     length = inputs["input_ids"].shape[1]
     visual = int((inputs["input_ids"][0] == loaded.model.config.image_token_id).sum())
     assert inputs["input_ids"].shape[0] == batch
-    assert length == work.prompt if work.prompt else length == visual + work.text + 2 * len(_runs(inputs, loaded))
+    assert (
+        length == work.prompt
+        if work.prompt
+        else length == visual + work.text + 2 * len(_runs(inputs, loaded))
+    )
     assert visual > 0.8 * (work.prompt or 0)
 
 
@@ -263,7 +357,9 @@ def test_predict_needs_no_weights():
     assert any("largest batch" in x for x in serving)
 
 
-@pytest.mark.parametrize(("busy", "own", "note"), ((9.0, 9.0, ""), (19.0, 9.0, "others used 1.0 of"), (None, 9.0, None)))
+@pytest.mark.parametrize(
+    ("busy", "own", "note"), ((9.0, 9.0, ""), (19.0, 9.0, "others used 1.0 of"), (None, 9.0, None))
+)
 def test_busy_machine_is_noted(monkeypatch, busy, own, note):
     """Readings of (clock, CPU seconds of all processes, CPU seconds of ours), ten seconds apart."""
     readings = iter([(0.0, 0.0 if busy is not None else None, 0.0), (10.0, busy, own)])
@@ -277,11 +373,22 @@ def test_cli(tmp_path):
     from typer.testing import CliRunner
 
     file = tmp_path / "e.yaml"
-    file.write_text("name: t\nmodels: [{name: 'zoo:mini-qwen2-vl'}]\nsettings: [fastv@0.2]\ntasks: [{name: exist, documents: 1}]\n"
-                    "measure: {workload: tasks, repeats: 2, warmup: 0}\n")  # fmt: skip
+    file.write_text(
+        "name: t\nmodels: [{name: 'zoo:mini-qwen2-vl'}]\nsettings: [fastv@0.2]\ntasks: [{name: exist, documents: 1}]\n"
+        "measure: {workload: tasks, repeats: 2, warmup: 0}\n"
+    )
     done = CliRunner().invoke(app, ["measure", str(file), "--root", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert "TTFT speed-up" in done.output and (tmp_path / "t" / "report" / "speed_exist.md").exists()
-    told = CliRunner().invoke(app, ["predict", "llava-1.5-7b", "visionzip@64", "--workload", "polymorphic"])
+    assert (
+        "TTFT speed-up" in done.output and (tmp_path / "t" / "report" / "speed_exist.md").exists()
+    )
+    told = CliRunner().invoke(
+        app, ["predict", "llava-1.5-7b", "visionzip@64", "--workload", "polymorphic"]
+    )
     assert told.exit_code == 0 and "visionzip@64" in told.output
-    assert CliRunner().invoke(app, ["predict", "llava-1.5-7b", "visionzip@64", "--device", "h20"]).exit_code == 2
+    assert (
+        CliRunner()
+        .invoke(app, ["predict", "llava-1.5-7b", "visionzip@64", "--device", "h20"])
+        .exit_code
+        == 2
+    )

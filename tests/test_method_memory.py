@@ -14,12 +14,16 @@ from effivlm.methods.signals import Saliency
 
 torch.set_num_threads(1)
 N, D = 256, 192
-LIMIT = 16 * N * max(N, D)  # bytes: two float64, or four float32, of N x N; N x N x D would be 48 times that
+LIMIT = (
+    16 * N * max(N, D)
+)  # bytes: two float64, or four float32, of N x N; N x N x D would be 48 times that
 
 
 def overriding(stage, hook):
     return sorted(
-        n for n, c in registry.methods().items() if issubclass(c, stage) and getattr(c, hook) is not getattr(stage, hook)
+        n
+        for n, c in registry.methods().items()
+        if issubclass(c, stage) and getattr(c, hook) is not getattr(stage, hook)
     )
 
 

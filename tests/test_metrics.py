@@ -10,9 +10,23 @@ from record_samples import document, timing
 
 from effivlm.metrics.efficiency import speedup
 from effivlm.metrics.generalization import generalization
-from effivlm.metrics.intervals import bootstrap, bootstrap_mean, bootstrap_overall, holm, paired_test, pareto
+from effivlm.metrics.intervals import (
+    bootstrap,
+    bootstrap_mean,
+    bootstrap_overall,
+    holm,
+    paired_test,
+    pareto,
+)
 from effivlm.metrics.loyalty import agreements, loyalty
-from effivlm.metrics.performance import MetricError, aggregate_of, overall, pairs_of, task_score, values
+from effivlm.metrics.performance import (
+    MetricError,
+    aggregate_of,
+    overall,
+    pairs_of,
+    task_score,
+    values,
+)
 from effivlm.reference import published
 
 ERROR = {"type": "MediaError", "message": "cannot read"}
@@ -33,17 +47,28 @@ def test_op_reproduces_every_row_of_effivlm_bench_table_1():
         ours = overall({t: v for t, v in printed.items() if t != "OP"}, original) / 100
         if abs(ours - printed["OP"]) > 0.005:
             off[model, method, setting] = round(ours - printed["OP"], 3)
-    assert off == {("InternVL2.5-38B", "PruMerge+", "10%"): 0.01, ("InternVL2.5-38B", "PruMerge+", "40%"): 0.014}
+    assert off == {
+        ("InternVL2.5-38B", "PruMerge+", "10%"): 0.01,
+        ("InternVL2.5-38B", "PruMerge+", "40%"): 0.014,
+    }
 
 
 def test_published_names_what_there_is():
-    assert {r.metric for r in published("Polymorphic", 4)} == {"prefill_ms", "decode_ms", "prefill_speedup"}
-    with pytest.raises(KeyError, match=r"no published table 'EffiVLM' 1: expected one of EffiVLM-Bench 1,"):
+    assert {r.metric for r in published("Polymorphic", 4)} == {
+        "prefill_ms",
+        "decode_ms",
+        "prefill_speedup",
+    }
+    with pytest.raises(
+        KeyError, match=r"no published table 'EffiVLM' 1: expected one of EffiVLM-Bench 1,"
+    ):
         published("EffiVLM", 1)
 
 
 def test_op_by_hand_and_its_errors():
-    assert overall({"a": 0.5, "b": 1.0}, {"a": 1.0, "b": 1.0}) == pytest.approx(100 * math.sqrt((0.25 + 1) / 2))
+    assert overall({"a": 0.5, "b": 1.0}, {"a": 1.0, "b": 1.0}) == pytest.approx(
+        100 * math.sqrt((0.25 + 1) / 2)
+    )
     with pytest.raises(MetricError, match="the original model scores 0 on b: leave the task out"):
         overall({"a": 1.0, "b": 0.0}, {"a": 1.0, "b": 0.0})
     with pytest.raises(MetricError, match=r"tasks differ: \['b'\]"):
@@ -54,7 +79,9 @@ def test_op_by_hand_and_its_errors():
 
 def test_og_by_hand_and_its_errors():
     # model means: a (0.9 + 0.7) / 2 = 0.8, b (1.0 + 1.0) / 2 = 1.0; mean 0.9, population deviation 0.1
-    assert generalization([{"a": 0.9, "b": 1.0}, {"a": 0.7, "b": 1.0}]) == pytest.approx(100 * 0.1 / 0.9)
+    assert generalization([{"a": 0.9, "b": 1.0}, {"a": 0.7, "b": 1.0}]) == pytest.approx(
+        100 * 0.1 / 0.9
+    )
     assert generalization([{"a": 0.5, "b": 0.5}]) == 0
     assert math.isnan(generalization([{"a": 0.0}]))
     with pytest.raises(MetricError, match="not all models have b"):
@@ -67,11 +94,21 @@ def test_og_by_hand_and_its_errors():
 
 
 def yes_no(number, answer, truth, error=None):
-    return document(number, answer=answer, references=(truth,), metric="yes_no", score=float(answer == truth), error=error)
+    return document(
+        number,
+        answer=answer,
+        references=(truth,),
+        metric="yes_no",
+        score=float(answer == truth),
+        error=error,
+    )
 
 
 def test_f1_equals_its_definition():
-    said, truth = ["yes", "Yes, it is", "no", "no", "yes", "red"], ["yes", "no", "yes", "no", "yes", "yes"]
+    said, truth = (
+        ["yes", "Yes, it is", "no", "no", "yes", "red"],
+        ["yes", "no", "yes", "no", "yes", "yes"],
+    )
     records = [yes_no(i, a, t) for i, (a, t) in enumerate(zip(said, truth, strict=True))]
     hits, wrongly_yes, missed = 2, 1, 2
     precision, recall = hits / (hits + wrongly_yes), hits / (hits + missed)
@@ -83,9 +120,15 @@ def test_f1_equals_its_definition():
 
 def test_failures_score_zero_or_are_left_out_on_request():
     base = [document(0), document(1), document(2, error=ERROR)]
-    mine = [document(0, "fastv@0.1"), document(1, "fastv@0.1", error=ERROR), document(2, "fastv@0.1")]
+    mine = [
+        document(0, "fastv@0.1"),
+        document(1, "fastv@0.1", error=ERROR),
+        document(2, "fastv@0.1"),
+    ]
     zero, exclude = pairs_of(mine, base)["colour"], pairs_of(mine, base, "exclude")["colour"]
-    assert [x.document for x, _ in zero] == ["d0", "d1", "d2"] and task_score([x for x, _ in zero]) == pytest.approx(2 / 3)
+    assert [x.document for x, _ in zero] == ["d0", "d1", "d2"] and task_score(
+        [x for x, _ in zero]
+    ) == pytest.approx(2 / 3)
     assert [x.document for x, _ in exclude] == ["d0"]
     with pytest.raises(MetricError, match="expected 'zero' or 'exclude'"):
         pairs_of(mine, base, "ignore")  # type: ignore[arg-type]
@@ -94,7 +137,10 @@ def test_failures_score_zero_or_are_left_out_on_request():
 
 
 def test_answers_to_different_prompts_are_not_compared():
-    with pytest.raises(MetricError, match=r"colour d0: prompt or image under fastv@0.1 differs from that under none"):
+    with pytest.raises(
+        MetricError,
+        match=r"colour d0: prompt or image under fastv@0.1 differs from that under none",
+    ):
         pairs_of([replace(document(0, "fastv@0.1"), digest="1" * 16)], [document(0)])
 
 
@@ -102,15 +148,29 @@ def test_answers_to_different_prompts_are_not_compared():
 
 
 def test_loyalty_counts_agreement_right_or_wrong():
-    base = [document(0, answer="red"), document(1, answer="blue", score=0.0), document(2, error=ERROR), document(3, answer="red")]
-    mine = [document(0, answer="The Red."), document(1, answer="blue", score=0.0), document(2), document(3, error=ERROR)]
+    base = [
+        document(0, answer="red"),
+        document(1, answer="blue", score=0.0),
+        document(2, error=ERROR),
+        document(3, answer="red"),
+    ]
+    mine = [
+        document(0, answer="The Red."),
+        document(1, answer="blue", score=0.0),
+        document(2),
+        document(3, error=ERROR),
+    ]
     agreed = agreements(pairs_of(mine, base))
-    assert agreed["colour"].tolist() == [1, 1, 0], "the original's own failure is left out, ours disagrees"
+    assert agreed["colour"].tolist() == [1, 1, 0], (
+        "the original's own failure is left out, ours disagrees"
+    )
     assert loyalty(agreed) == pytest.approx(200 / 3)
     assert math.isnan(loyalty({}))
     other = agreements(pairs_of(mine, base), lambda x, y: 0.25)
     assert loyalty(other) == pytest.approx(25)
-    assert loyalty({"a": np.array([1.0]), "b": np.array([0.0, 0.0, 0.0])}) == pytest.approx(50), "every task weighs the same"
+    assert loyalty({"a": np.array([1.0]), "b": np.array([0.0, 0.0, 0.0])}) == pytest.approx(50), (
+        "every task weighs the same"
+    )
 
 
 # ---- intervals ----------------------------------------------------------------------------------------------------------
@@ -135,24 +195,39 @@ def test_bootstrap_equals_its_slow_twin():
     rng = np.random.default_rng(3)
     how = {"mean": MEAN, "f1": aggregate_of("yes_no")}
     base = {"mean": rng.random((30, 1)), "f1": rng.integers(0, 2, (20, 2)).astype(float)}
-    mine = {"mean": rng.random((30, 1)), "f1": np.stack([rng.integers(0, 2, 20), base["f1"][:, 1]], 1).astype(float)}
-    assert bootstrap_overall(mine, base, how, draws=200, seed=5) == pytest.approx(slow_bootstrap(mine, base, how, 200, 5))
+    mine = {
+        "mean": rng.random((30, 1)),
+        "f1": np.stack([rng.integers(0, 2, 20), base["f1"][:, 1]], 1).astype(float),
+    }
+    assert bootstrap_overall(mine, base, how, draws=200, seed=5) == pytest.approx(
+        slow_bootstrap(mine, base, how, 200, 5)
+    )
 
 
 def test_bootstrap_is_paired_seeded_and_leaves_global_state_alone():
     rows = {"a": np.random.default_rng(0).random((50, 1))}
     state = np.random.get_state()[1].copy()
-    assert bootstrap_overall(rows, rows, {"a": MEAN}) == pytest.approx((100, 100)), "the same answers have no spread"
+    assert bootstrap_overall(rows, rows, {"a": MEAN}) == pytest.approx((100, 100)), (
+        "the same answers have no spread"
+    )
     other = {"a": 1 - rows["a"]}
     first = bootstrap_overall(other, rows, {"a": MEAN}, seed=1)
-    assert first == bootstrap_overall(other, rows, {"a": MEAN}, seed=1) != bootstrap_overall(other, rows, {"a": MEAN}, seed=2)
+    assert (
+        first
+        == bootstrap_overall(other, rows, {"a": MEAN}, seed=1)
+        != bootstrap_overall(other, rows, {"a": MEAN}, seed=2)
+    )
     assert (np.random.get_state()[1] == state).all()
 
 
 def test_bootstrap_in_chunks_uses_all_draws(monkeypatch):
     counted = []
     monkeypatch.setattr("effivlm.metrics.intervals.CHUNK", 70)
-    bootstrap(lambda picks: counted.append(picks["a"].shape) or np.zeros(len(picks["a"])), {"a": 10}, draws=100)
+    bootstrap(
+        lambda picks: counted.append(picks["a"].shape) or np.zeros(len(picks["a"])),
+        {"a": 10},
+        draws=100,
+    )
     assert sum(n for n, _ in counted) == 100 and counted[0] == (7, 10)
 
 
@@ -187,13 +262,19 @@ def slow_test(differences):
 @pytest.mark.parametrize("seed", range(4))
 def test_exact_test_equals_its_slow_twin(seed):
     rng = np.random.default_rng(seed)
-    differences = {"a": rng.integers(-1, 2, 7).astype(float), "b": np.round(rng.normal(0.3, 0.5, 4), 3)}
+    differences = {
+        "a": rng.integers(-1, 2, 7).astype(float),
+        "b": np.round(rng.normal(0.3, 0.5, 4), 3),
+    }
     assert paired_test(differences) == pytest.approx(slow_test(differences))
 
 
 def test_drawn_test_approaches_the_exact_one(monkeypatch):
     rng = np.random.default_rng(1)
-    differences = {"a": rng.integers(-1, 2, 9).astype(float), "b": np.round(rng.normal(0.4, 0.5, 4), 3)}
+    differences = {
+        "a": rng.integers(-1, 2, 9).astype(float),
+        "b": np.round(rng.normal(0.4, 0.5, 4), 3),
+    }
     exact = slow_test(differences)
     monkeypatch.setattr("effivlm.metrics.intervals.EXACT", 0)
     assert paired_test(differences, draws=40_000) == pytest.approx(exact, abs=0.01)
@@ -203,7 +284,11 @@ def test_paired_test_level_and_power():
     """Under no effect 5 % of tests reject; a clear effect is found; nothing changed means p = 1."""
     rng = np.random.default_rng(7)
     nulls = [
-        paired_test({"a": rng.choice([-1.0, 0.0, 0.0, 1.0], 60), "b": rng.normal(0, 1, 30)}, draws=400, seed=i)
+        paired_test(
+            {"a": rng.choice([-1.0, 0.0, 0.0, 1.0], 60), "b": rng.normal(0, 1, 30)},
+            draws=400,
+            seed=i,
+        )
         for i in range(400)
     ]
     assert 0.02 <= np.mean(np.array(nulls) < 0.05) <= 0.08
@@ -236,27 +321,68 @@ def measured(setting, factor, count=20, seed=0, **more):
     """The machine drifts slowly and by 3x, for both alike: only pairs see the factor."""
     rng = np.random.default_rng(seed)
     drift = np.linspace(1, 3, count)
-    return [timing(i, setting, ttft=drift[i] * factor * rng.normal(1, 0.01), **more) for i in range(count)]
+    return [
+        timing(i, setting, ttft=drift[i] * factor * rng.normal(1, 0.01), **more)
+        for i in range(count)
+    ]
 
 
 def test_speedup_is_that_of_pairs():
     result = speedup(measured("fastv@0.1", 0.5, seed=1), measured("none", 1.0), "ttft")
-    assert result.ratio == pytest.approx(2, rel=0.02) and 1.95 < result.low <= result.ratio <= result.high < 2.05
+    assert (
+        result.ratio == pytest.approx(2, rel=0.02)
+        and 1.95 < result.low <= result.ratio <= result.high < 2.05
+    )
     assert result.pairs == 20 and result.quartiles[0] < result.median < result.quartiles[1]
     memory_order = list(reversed(measured("none", 1.0)))
-    assert speedup(measured("fastv@0.1", 0.5, seed=1), memory_order, "ttft") == result, "pairs go by sample number"
+    assert speedup(measured("fastv@0.1", 0.5, seed=1), memory_order, "ttft") == result, (
+        "pairs go by sample number"
+    )
 
 
-@pytest.mark.parametrize(("mine", "base", "stage", "why"), [
-    (measured("f", 0.5)[:-1], measured("none", 1), "ttft", r"unpaired samples 19 \(19 of the setting, 20 of the original\): time baseline"),
-    (measured("f", 0.5), [], "ttft", r"unpaired samples 0, 1, 2, 3, 4, ... \(20 of the setting, 0 of the original\)"),
-    (measured("f", 0.5, 1), measured("none", 1, 1), "ttft", "1 pair of samples: a ratio with an interval needs at least 2"),
-    (measured("f", 0.5), measured("none", 1, workload="other"), "ttft", "compares one model on one workload"),
-    (measured("f", 0.5) * 2, measured("none", 1), "ttft", "a sample number occurs twice"),
-    (measured("f", 0.5), measured("none", 1), "vision", "has no time of 'vision': expected one of prefill, ttft, total"),
-    (measured("f", 0.5, correct=False), measured("none", 1), "ttft", "f failed its correctness check: no speed-up"),
-    (measured("f", 0.0), measured("none", 1), "ttft", "ttft took no time under f"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mine", "base", "stage", "why"),
+    [
+        (
+            measured("f", 0.5)[:-1],
+            measured("none", 1),
+            "ttft",
+            r"unpaired samples 19 \(19 of the setting, 20 of the original\): time baseline",
+        ),
+        (
+            measured("f", 0.5),
+            [],
+            "ttft",
+            r"unpaired samples 0, 1, 2, 3, 4, ... \(20 of the setting, 0 of the original\)",
+        ),
+        (
+            measured("f", 0.5, 1),
+            measured("none", 1, 1),
+            "ttft",
+            "1 pair of samples: a ratio with an interval needs at least 2",
+        ),
+        (
+            measured("f", 0.5),
+            measured("none", 1, workload="other"),
+            "ttft",
+            "compares one model on one workload",
+        ),
+        (measured("f", 0.5) * 2, measured("none", 1), "ttft", "a sample number occurs twice"),
+        (
+            measured("f", 0.5),
+            measured("none", 1),
+            "vision",
+            "has no time of 'vision': expected one of prefill, ttft, total",
+        ),
+        (
+            measured("f", 0.5, correct=False),
+            measured("none", 1),
+            "ttft",
+            "f failed its correctness check: no speed-up",
+        ),
+        (measured("f", 0.0), measured("none", 1), "ttft", "ttft took no time under f"),
+    ],
+)
 def test_what_cannot_be_compared_is_refused(mine, base, stage, why):
     with pytest.raises(MetricError, match=why):
         speedup(mine, base, stage)

@@ -19,7 +19,9 @@ def test_ranking_ties_and_nan():
     assert select.ranked(scores).tolist() == [1, 3, 0, 5, 4, 2]  # NaN last, below -inf
     assert select.top_k(scores, 3).tolist() == [0, 1, 3]
     assert select.top_k_mask(scores[None], 3)[0].tolist() == [True, True, False, True, False, False]
-    assert select.top_k(torch.zeros(5000), 7).tolist() == list(range(7))  # long enough for an unstable sort to show
+    assert select.top_k(torch.zeros(5000), 7).tolist() == list(
+        range(7)
+    )  # long enough for an unstable sort to show
     assert select.first_max(torch.tensor([1.0, 2.0, 2.0 + 5e-7])).tolist() == [1]
 
 
@@ -27,7 +29,9 @@ def test_unit_and_min_max_edge_cases():
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [float("nan"), 1.0]])
     torch.testing.assert_close(select.unit(x), torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.0, 1.0]]))
     assert select.min_max(torch.tensor([5.0, 5.0])).tolist() == [1.0, 1.0]
-    torch.testing.assert_close(select.min_max(torch.tensor([1e-5, 3e-5, 2e-5])), torch.tensor([0.0, 1.0, 0.5]))
+    torch.testing.assert_close(
+        select.min_max(torch.tensor([1e-5, 3e-5, 2e-5])), torch.tensor([0.0, 1.0, 0.5])
+    )
 
 
 @pytest.mark.parametrize(("n", "k"), [(10, 1), (10, 3), (10, 10), (729, 36), (7, 6)])
@@ -37,7 +41,9 @@ def test_lattice(n, k):
 
 def test_grid_shape_is_close_to_the_best_grid():
     """Never above k; never less than 80 % of the best area among grids at least as close in aspect."""
-    for rows, columns, k in itertools.product((1, 3, 8, 24), (1, 5, 24, 40), (1, 2, 7, 30, 57, 400)):
+    for rows, columns, k in itertools.product(
+        (1, 3, 8, 24), (1, 5, 24, 40), (1, 2, 7, 30, 57, 400)
+    ):
         a, b = select.grid_shape(rows, columns, k)
         assert 1 <= a <= rows and 1 <= b <= columns and a * b <= k
 
@@ -45,7 +51,10 @@ def test_grid_shape_is_close_to_the_best_grid():
             return max(p / q / ratio, ratio / (p / q))
 
         best = max(
-            p * q for p in range(1, rows + 1) for q in range(1, columns + 1) if p * q <= k and skew(p, q) <= skew(a, b) + 1e-9
+            p * q
+            for p in range(1, rows + 1)
+            for q in range(1, columns + 1)
+            if p * q <= k and skew(p, q) <= skew(a, b) + 1e-9
         )
         assert a * b >= 0.8 * best, (rows, columns, k, a, b, best)
 
@@ -62,20 +71,30 @@ def test_log_det_maximises_the_determinant_step_by_step():
     rows = select.unit(x).double() * q.double()[:, None]
     picked = []
     for _ in range(12):
-        gains = [-math.inf if j in picked else float(torch.logdet(rows[[*picked, j]] @ rows[[*picked, j]].T)) for j in range(30)]
+        gains = [
+            -math.inf
+            if j in picked
+            else float(torch.logdet(rows[[*picked, j]] @ rows[[*picked, j]].T))
+            for j in range(30)
+        ]
         picked.append(max(range(30), key=gains.__getitem__))
     assert select.log_det(x, q, 12).tolist() == picked
 
 
 def test_beyond_the_rank_picks_stay_distinct():
-    x, q = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))[[0, 1, 2] * 20], torch.arange(60) / 60
+    x, q = (
+        torch.randn(3, 8, generator=torch.Generator().manual_seed(0))[[0, 1, 2] * 20],
+        torch.arange(60) / 60,
+    )
     for keep in (select.log_det(x, q, 50), select.coverage(x, q, 50), select.max_min(x, 50)):
         assert keep.unique().numel() == 50
 
 
 def test_max_min_spreads_over_blocks_of_rows():
     """More rows than one block of the first pick; the farthest outlier is found wherever it stands."""
-    x = torch.ones(1300, 4) + 0.01 * torch.randn(1300, 4, generator=torch.Generator().manual_seed(1))
+    x = torch.ones(1300, 4) + 0.01 * torch.randn(
+        1300, 4, generator=torch.Generator().manual_seed(1)
+    )
     x[1290] = torch.tensor([-1.0, 1.0, -1.0, 1.0])
     assert select.max_min(x, 1).tolist() == [1290]
 
@@ -87,7 +106,9 @@ def test_dpc_knn(kind, count, k):
     x = features(kind, 60, 16, 4)
     n, c = x.shape
     d = [[float((a.double() - b.double()).norm()) / c**0.5 for b in x] for a in x]
-    density = torch.tensor([math.exp(-sum(v * v for v in sorted(row)[: min(k, n)]) / min(k, n)) for row in d]).tolist()  # float32
+    density = torch.tensor(
+        [math.exp(-sum(v * v for v in sorted(row)[: min(k, n)]) / min(k, n)) for row in d]
+    ).tolist()  # float32
     # in what order ties are denser: by index
     denser = [[j for j in range(n) if (-density[j], j) < (-density[i], i)] for i in range(n)]
     delta = [min((d[i][j] for j in denser[i]), default=max(map(max, d))) for i in range(n)]
@@ -130,7 +151,8 @@ def test_mean_into_is_the_mean_weighted_by_size():
 
 @KINDS
 @pytest.mark.parametrize(
-    ("n", "r", "protected"), [(21, 4, 0), (21, 4, 1), (20, 50, 0), (20, 50, 1), (2, 1, 0), (1, 1, 0), (2, 1, 1)]
+    ("n", "r", "protected"),
+    [(21, 4, 0), (21, 4, 1), (20, 50, 0), (20, 50, 1), (2, 1, 0), (1, 1, 0), (2, 1, 1)],
 )
 def test_bipartite(kind, n, r, protected):
     x = features(kind, n, 16, 6)
@@ -148,10 +170,17 @@ def test_bipartite(kind, n, r, protected):
 # --------------------------------------------------------------------------------------------------------------- regions
 def test_regions():
     assert regions.segments(10, 4).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3]
-    assert regions.blocks(grid(4, 6), 2).view(4, 6).tolist() == [[0, 0, 0, 1, 1, 1]] * 2 + [[2, 2, 2, 3, 3, 3]] * 2
+    assert (
+        regions.blocks(grid(4, 6), 2).view(4, 6).tolist()
+        == [[0, 0, 0, 1, 1, 1]] * 2 + [[2, 2, 2, 3, 3, 3]] * 2
+    )
     assert regions.blocks(torch.full((8, 2), float("nan")), 2).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     mean, size = regions.region_mean(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([4, 4, 9]))
     assert mean.tolist() == [2.0, 5.0] and size.tolist() == [2, 1]
-    assert regions.share_out(torch.tensor([1.0, 1.0, 8.0]), torch.tensor([5, 5, 2]), 6).tolist() == [2, 2, 2]
-    keep = regions.best_per_region(torch.tensor([1.0, 2.0, 2.0, 0.0, 9.0]), torch.tensor([0, 1, 1, 1, 0]), torch.tensor([1, 2]))
+    assert regions.share_out(
+        torch.tensor([1.0, 1.0, 8.0]), torch.tensor([5, 5, 2]), 6
+    ).tolist() == [2, 2, 2]
+    keep = regions.best_per_region(
+        torch.tensor([1.0, 2.0, 2.0, 0.0, 9.0]), torch.tensor([0, 1, 1, 1, 0]), torch.tensor([1, 2])
+    )
     assert keep.tolist() == [1, 2, 4]

@@ -27,9 +27,27 @@ from effivlm.runtime.audit import check_selection
 torch.set_num_threads(1)
 KINDS = ("random", "clustered", "duplicated", "constant")
 DTYPES = (torch.float32, torch.bfloat16)
-METHODS = [DivPrune(), FasterVLM(), GPrune(), GridPrune(), HoloV(), HoloV(variant="official"), CDPruner(), Scope(), VisPruner(), VisionZip(),
-           VisionZip(variant="official"), PruMerge(), PruMerge(variant="official"), PruMergePlus(), PruMergePlus(variant="official"),
-           PruMergePlus(variant="effivlm"), RandomPre(), Uniform(), Pool()]  # fmt: skip
+METHODS = [
+    DivPrune(),
+    FasterVLM(),
+    GPrune(),
+    GridPrune(),
+    HoloV(),
+    HoloV(variant="official"),
+    CDPruner(),
+    Scope(),
+    VisPruner(),
+    VisionZip(),
+    VisionZip(variant="official"),
+    PruMerge(),
+    PruMerge(variant="official"),
+    PruMergePlus(),
+    PruMergePlus(variant="official"),
+    PruMergePlus(variant="effivlm"),
+    RandomPre(),
+    Uniform(),
+    Pool(),
+]
 GRIDS = pytest.mark.parametrize("kind", KINDS)
 TYPES = pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "bf16"])
 COUNTS = pytest.mark.parametrize("k", [1, 2, 9, 30, 71])
@@ -69,7 +87,10 @@ def dense(selection, n):
 
 def scale_to_one(values):
     low, high = min(values), max(values)
-    return [(v - low) / (high - low) if high - low > 1e-6 * max(abs(low), abs(high), 1e-30) else 1.0 for v in values]
+    return [
+        (v - low) / (high - low) if high - low > 1e-6 * max(abs(low), abs(high), 1e-30) else 1.0
+        for v in values
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------------- twins
@@ -81,7 +102,15 @@ def test_divprune(kind, dtype, k):
     cos, n = cosines(tokens.embeds), len(tokens.embeds)
     picked = [first([min(1 - cos[i][j] for j in range(n) if j != i) for i in range(n)], 1e-6)]
     while len(picked) < k:
-        picked.append(first([-math.inf if i in picked else min(1 - cos[i][j] for j in picked) for i in range(n)], 1e-6))
+        picked.append(
+            first(
+                [
+                    -math.inf if i in picked else min(1 - cos[i][j] for j in picked)
+                    for i in range(n)
+                ],
+                1e-6,
+            )
+        )
     assert DivPrune().select_image(tokens, k).keep.tolist() == sorted(picked)
 
 
@@ -89,7 +118,9 @@ def test_divprune(kind, dtype, k):
 @COUNTS
 def test_fastervlm(kind, k):
     tokens = image_tokens(FasterVLM(), kind)
-    assert FasterVLM().select_image(tokens, k).keep.tolist() == sorted(order(tokens[Saliency()])[:k])
+    assert FasterVLM().select_image(tokens, k).keep.tolist() == sorted(
+        order(tokens[Saliency()])[:k]
+    )
 
 
 @GRIDS
@@ -116,7 +147,9 @@ def test_cdpruner(kind, dtype, k):
     n, cos = len(tokens.embeds), cosines(tokens.embeds)
     text = cosines(tokens.embeds, tokens[TextEmbeds()])
     r = scale_to_one([round(sum(row) / len(row), 7) for row in text])
-    kernel = torch.tensor([[r[i] * cos[i][j] * r[j] for j in range(n)] for i in range(n)], dtype=torch.float64)
+    kernel = torch.tensor(
+        [[r[i] * cos[i][j] * r[j] for j in range(n)] for i in range(n)], dtype=torch.float64
+    )
     picked = []
     while len(picked) < k:
         gains = []
@@ -126,7 +159,9 @@ def test_cdpruner(kind, dtype, k):
                 continue
             inner = kernel[picked][:, picked]
             cross = kernel[picked, j]
-            gains.append(float(kernel[j, j] - (cross @ torch.linalg.solve(inner, cross) if picked else 0.0)))
+            gains.append(
+                float(kernel[j, j] - (cross @ torch.linalg.solve(inner, cross) if picked else 0.0))
+            )
         if max(gains) <= 1e-6:
             picked += [j for j in order(r) if j not in picked][: k - len(picked)]
             break
@@ -148,7 +183,12 @@ def test_scope(kind, dtype, k, alpha):
     n, weight = len(cos), tokens[Saliency()].double() ** alpha
     covered, picked = torch.zeros(n, dtype=torch.float64), []
     while len(picked) < k:
-        gains = [-math.inf if j in picked else float(weight[j] * (cos[:, j] - covered).clamp(min=0).sum()) for j in range(n)]
+        gains = [
+            -math.inf
+            if j in picked
+            else float(weight[j] * (cos[:, j] - covered).clamp(min=0).sum())
+            for j in range(n)
+        ]
         best = first(gains, 1e-6 * max(gains))
         if gains[best] <= 1e-7 * n * float(weight[best]):
             picked += [j for j in order(weight) if j not in picked][: k - len(picked)]
@@ -176,12 +216,16 @@ def test_gprune(kind, dtype, k):
     for _ in range(5):
         flow = [sum(flow[i] * walk[i][j] for i in range(n)) for j in range(n)]
     score = [f / sum(p > 0 for p in walk[j]) for j, f in enumerate(flow)]
-    assert GPrune().select_image(tokens, k).keep.tolist() == sorted(order([round(s / max(score), 5) for s in score])[:k])
+    assert GPrune().select_image(tokens, k).keep.tolist() == sorted(
+        order([round(s / max(score), 5) for s in score])[:k]
+    )
 
 
 def naive_regions(tokens, side):
     size = [int(v) + 1 for v in tokens.place.amax(0).tolist()]
-    return [int(r) * side // size[0] * side + int(c) * side // size[1] for r, c in tokens.place.tolist()]
+    return [
+        int(r) * side // size[0] * side + int(c) * side // size[1] for r, c in tokens.place.tolist()
+    ]
 
 
 @GRIDS
@@ -202,8 +246,14 @@ def test_holov(kind, dtype, k):
     ]
     score = [round(s / max(score), 6) for s in score]
     members = [[i for i in range(n) if region[i] == r] for r in range(16)]
-    quota = split(k, [sum(score[i] for i in m) / len(m) for m in members], [len(m) for m in members])
-    want = [i for m, q in zip(members, quota, strict=True) for i in sorted(m, key=lambda i: (-score[i], i))[:q]]
+    quota = split(
+        k, [sum(score[i] for i in m) / len(m) for m in members], [len(m) for m in members]
+    )
+    want = [
+        i
+        for m, q in zip(members, quota, strict=True)
+        for i in sorted(m, key=lambda i: (-score[i], i))[:q]
+    ]
     assert HoloV().select_image(tokens, k).keep.tolist() == sorted(want)
 
 
@@ -221,7 +271,11 @@ def test_gridprune(kind, dtype, k):
     members = [[i for i in range(len(score)) if region[i] == r] for r in range(16)]
     weight = [math.exp(sum(relevance[i] for i in m) / len(m)) for m in members]
     quota = split(k, [w / sum(weight) for w in weight], [len(m) for m in members])
-    want = [i for m, q in zip(members, quota, strict=True) for i in sorted(m, key=lambda i: (-score[i], i))[:q]]
+    want = [
+        i
+        for m, q in zip(members, quota, strict=True)
+        for i in sorted(m, key=lambda i: (-score[i], i))[:q]
+    ]
     assert GridPrune().select_image(tokens, k).keep.tolist() == sorted(want)
 
 
@@ -235,13 +289,24 @@ def test_visionzip(kind, k, variant):
     dominant = order(score)[: k - c]
     rest = [i for i in range(n) if i not in dominant]
     step = max(1, len(rest) // c) if c else 1
-    at = [t * step for t in range(c)] if variant else [int((t + 0.5) * len(rest) / c) for t in range(c)]
+    at = (
+        [t * step for t in range(c)]
+        if variant
+        else [int((t + 0.5) * len(rest) / c) for t in range(c)]
+    )
     targets = [rest[i] for i in at]
     want = torch.eye(n, dtype=torch.float64)
     groups = {t: [] for t in targets}
     for i in rest if targets else []:
         if i not in targets:
-            groups[targets[first([cos[i][t] for t in targets], 1e-9 if kind in ("duplicated", "constant") else 0.0)]].append(i)
+            groups[
+                targets[
+                    first(
+                        [cos[i][t] for t in targets],
+                        1e-9 if kind in ("duplicated", "constant") else 0.0,
+                    )
+                ]
+            ].append(i)
     for t, members in groups.items():
         for i in members:
             want[t, i] = 1 / len(members) if variant else 1 / (len(members) + 1)
@@ -255,7 +320,13 @@ def test_visionzip(kind, k, variant):
 @COUNTS
 @pytest.mark.parametrize(
     "method",
-    [PruMerge(), PruMerge(variant="official"), PruMergePlus(), PruMergePlus(variant="effivlm"), PruMerge(neighbours=3)],
+    [
+        PruMerge(),
+        PruMerge(variant="official"),
+        PruMergePlus(),
+        PruMergePlus(variant="effivlm"),
+        PruMerge(neighbours=3),
+    ],
     ids=repr,
 )
 def test_prumerge(kind, k, method):
@@ -282,9 +353,13 @@ def test_prumerge(kind, k, method):
     want = torch.eye(n, dtype=torch.float64)
     for i in keep:
         near = [j for j in range(n) if j != i and (method.variant or j not in keep)]
-        near = sorted(near, key=lambda j: (-round(cos[i][j], 6) if kind in ("duplicated", "constant") else -cos[i][j], j))[
-            : method.neighbours
-        ]
+        near = sorted(
+            near,
+            key=lambda j: (
+                -round(cos[i][j], 6) if kind in ("duplicated", "constant") else -cos[i][j],
+                j,
+            ),
+        )[: method.neighbours]
         for j in near:
             want[i, j] = a[j]
         if not method.variant:
@@ -296,19 +371,33 @@ def test_prumerge(kind, k, method):
 
 
 # ------------------------------------------------------------------------------------------------------------- baselines
-@pytest.mark.parametrize(("rows", "columns", "k"), [(8, 9, 30), (24, 24, 57), (3, 40, 17), (5, 5, 24), (7, 1, 3), (27, 27, 291)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "k"),
+    [(8, 9, 30), (24, 24, 57), (3, 40, 17), (5, 5, 24), (7, 1, 3), (27, 27, 291)],
+)
 def test_pool_is_adaptive_average_pooling(rows, columns, k):
     tokens = image_tokens(Pool(), rows=rows, columns=columns)
     got = Pool().select_image(tokens, k)
     n, width = tokens.embeds.shape
     a, b = Downsample().resize(rows, columns, k)
     assert len(got.keep) == a * b <= k
-    want = torch.nn.functional.adaptive_avg_pool2d(tokens.embeds.T.view(1, width, rows, columns), (a, b)).view(width, -1).T
+    want = (
+        torch.nn.functional.adaptive_avg_pool2d(
+            tokens.embeds.T.view(1, width, rows, columns), (a, b)
+        )
+        .view(width, -1)
+        .T
+    )
     rows_of = dense(got, n) @ tokens.embeds.double()
-    torch.testing.assert_close(rows_of.float(), want, atol=1e-5, rtol=1e-5)  # raster order of cells = order of their places
+    torch.testing.assert_close(
+        rows_of.float(), want, atol=1e-5, rtol=1e-5
+    )  # raster order of cells = order of their places
 
 
-@pytest.mark.parametrize(("rows", "columns", "k"), [(8, 9, 30), (24, 24, 57), (3, 40, 17), (5, 5, 24), (7, 1, 3), (27, 27, 291)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "k"),
+    [(8, 9, 30), (24, 24, 57), (3, 40, 17), (5, 5, 24), (7, 1, 3), (27, 27, 291)],
+)
 def test_uniform_is_even(rows, columns, k):
     tokens = image_tokens(Uniform(), rows=rows, columns=columns)
     keep = Uniform().select_image(tokens, k).keep
@@ -316,12 +405,15 @@ def test_uniform_is_even(rows, columns, k):
     per_row = torch.bincount(keep // columns, minlength=rows)
     used = per_row[per_row > 0]
     assert int(used.max() - used.min()) <= 1
-    gaps = [torch.diff((keep[keep // columns == r]) % columns) for r in range(rows) if per_row[r] > 1]
+    gaps = [
+        torch.diff((keep[keep // columns == r]) % columns) for r in range(rows) if per_row[r] > 1
+    ]
     assert all(int(g.max() - g.min()) <= 1 for g in gaps)
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "k", "want"), [(24, 24, 57, 49), (24, 24, 144, 144), (10, 40, 100, 96), (5, 5, 1, 1), (3, 40, 12, 12)]
+    ("rows", "columns", "k", "want"),
+    [(24, 24, 57, 49), (24, 24, 144, 144), (10, 40, 100, 96), (5, 5, 1, 1), (3, 40, 12, 12)],
 )
 def test_downsample_keeps_aspect_within_budget(rows, columns, k, want):
     a, b = Downsample().resize(rows, columns, k)
@@ -358,7 +450,13 @@ def test_bad_numbers_and_missing_grids(method):
     tokens = image_tokens(method)
     for row, value in ((0, 0.0), (5, 0.0), (9, float("nan"))):
         tokens.embeds[row] = value
-        for signal in (EncoderFeatures(), EncoderKeys(), EncoderKeys("last", "concat"), Saliency(), ClsLogits()):
+        for signal in (
+            EncoderFeatures(),
+            EncoderKeys(),
+            EncoderKeys("last", "concat"),
+            Saliency(),
+            ClsLogits(),
+        ):
             tokens.source(signal)[row] = value
     blank = torch.full_like(tokens.place, float("nan"))
     empty = {TextEmbeds(): torch.zeros(0, tokens.embeds.shape[1])}
@@ -379,7 +477,11 @@ def test_only_declared_signals_are_read(method):
 
 def test_every_pre_llm_method_is_tested():
     """Whoever adds a method to this package adds its twin here."""
-    here = {n for n, c in registry.methods().items() if issubclass(c, PreLLM) and ".pre_llm." in c.__module__}
+    here = {
+        n
+        for n, c in registry.methods().items()
+        if issubclass(c, PreLLM) and ".pre_llm." in c.__module__
+    }
     assert here <= {m.name for m in METHODS}
 
 
@@ -417,7 +519,9 @@ def test_encoder_features_not_embeddings_decide_diversity():
         other = dataclasses.replace(base, embeds=torch.randn_like(base.embeds))
         assert torch.equal(method.select_image(base, 20).keep, method.select_image(other, 20).keep)
         moved = image_tokens(method, values={EncoderFeatures(): features("clustered", 72, 24, 99)})
-        assert not torch.equal(method.select_image(base, 20).keep, method.select_image(moved, 20).keep)
+        assert not torch.equal(
+            method.select_image(base, 20).keep, method.select_image(moved, 20).keep
+        )
 
 
 def test_holov_variety_counts():
@@ -429,5 +533,7 @@ def test_holov_variety_counts():
     flat = torch.full((64,), 1 / 64)
     table = {Saliency(): flat}
     tokens = ImageTokens(table.__getitem__, HoloV().signals, 0, {}, embeds, place, 0, 0)
-    share = [float(left[HoloV(alpha=a).select_image(tokens, 16).keep].float().mean()) for a in (0.0, 2.0)]
+    share = [
+        float(left[HoloV(alpha=a).select_image(tokens, 16).keep].float().mean()) for a in (0.0, 2.0)
+    ]
     assert share[1] > share[0] + 0.2

@@ -16,7 +16,14 @@ from record_samples import document, timing
 
 from effivlm import store as store_module
 from effivlm.provenance import commit_of, environment
-from effivlm.records import DocumentRecord, StoreError, content_hash, read_records, read_run, read_timings
+from effivlm.records import (
+    DocumentRecord,
+    StoreError,
+    content_hash,
+    read_records,
+    read_run,
+    read_timings,
+)
 from effivlm.store import RunStore
 
 WRITER = """
@@ -37,7 +44,9 @@ print("finished", flush=True)
 
 
 def writer(folder, total):
-    code = textwrap.dedent(WRITER).format(tests=str(Path(__file__).parent), folder=str(folder), total=total)
+    code = textwrap.dedent(WRITER).format(
+        tests=str(Path(__file__).parent), folder=str(folder), total=total
+    )
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
@@ -53,7 +62,9 @@ def test_what_is_written_reads_back_unchanged(tmp_path):
         for record in (document(0), odd, failed):
             store.append(path, record)
         store.append(store.timings("effivlm-bench"), timing(0))
-    assert [replace(r, cost=None) for r in read_records(path)] == [replace(r, cost=None) for r in (document(0), odd, failed)]
+    assert [replace(r, cost=None) for r in read_records(path)] == [
+        replace(r, cost=None) for r in (document(0), odd, failed)
+    ]
     assert read_records(path)[0].cost == document(0).cost
     assert read_timings(tmp_path) == [timing(0)]
     assert [r.document for r in read_run(tmp_path)] == ["d0", "d1", "d2"]
@@ -82,11 +93,25 @@ def test_killed_in_the_middle_then_resumed(tmp_path):
 
 
 def test_two_processes(tmp_path):
-    code = textwrap.dedent(WRITER).format(tests=str(Path(__file__).parent), folder=str(tmp_path), total=0)
-    holder = subprocess.Popen([sys.executable, "-c", code.replace('print("open"', 'print("open", flush=True); sys.stdin.read(); print("open"')],
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    code = textwrap.dedent(WRITER).format(
+        tests=str(Path(__file__).parent), folder=str(tmp_path), total=0
+    )
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            code.replace(
+                'print("open"', 'print("open", flush=True); sys.stdin.read(); print("open"'
+            ),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert holder.stdout.readline() == "open\n"
-    with pytest.raises(StoreError, match=f"in use by process {holder.pid}: wait for it, or choose another name"):
+    with pytest.raises(
+        StoreError, match=f"in use by process {holder.pid}: wait for it, or choose another name"
+    ):
         opened(tmp_path)
     os.kill(holder.pid, signal.SIGKILL)  # a stale lock vanishes with its process
     holder.communicate()
@@ -97,7 +122,10 @@ def test_lock_is_released_when_opening_fails(tmp_path):
     with opened(tmp_path, "one") as store:
         store.append(store.path("tiny", "abc", "colour"), document(0))
     for _ in range(2):  # the second refusal must be the same one, not "in use"
-        with pytest.raises(StoreError, match=r"holds another experiment .*choose another name, or delete the folder"):
+        with pytest.raises(
+            StoreError,
+            match=r"holds another experiment .*choose another name, or delete the folder",
+        ):
             opened(tmp_path, "two")
     opened(tmp_path, "one").close()
     assert (tmp_path / "experiment.yaml").read_text() == "name: x\n"
@@ -135,7 +163,9 @@ def test_disk_full(tmp_path, monkeypatch, written, says):
     real = os.write
 
     def full(handle, data):
-        count = real(handle, data[:written])  # network file systems may write a part and still say that they failed
+        count = real(
+            handle, data[:written]
+        )  # network file systems may write a part and still say that they failed
         if says:
             raise OSError(errno.ENOSPC, "No space left on device")
         return count
@@ -145,7 +175,8 @@ def test_disk_full(tmp_path, monkeypatch, written, says):
         store.append(path, document(0))
         monkeypatch.setattr(store_module.os, "write", full)
         with pytest.raises(
-            StoreError, match=r"no space left on the disk of .*colour.jsonl: every finished line is intact; free space"
+            StoreError,
+            match=r"no space left on the disk of .*colour.jsonl: every finished line is intact; free space",
         ):
             store.append(path, document(1))
         monkeypatch.undo()
@@ -167,11 +198,15 @@ def test_other_write_errors_keep_their_name_and_the_file_whole(tmp_path, monkeyp
     assert len(read_records(path)) == 1
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a file system needs root")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a file system needs root"
+)
 def test_a_disk_that_is_really_full(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("no permission to mount")
     try:
         with opened(disk / "run") as store:
@@ -188,11 +223,18 @@ def test_a_disk_that_is_really_full(tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize(("line", "why"), [
-    ("not json", "Expecting value"), ("", "Expecting value"), ("[1]", "list"), ('{"model": "tiny"}', "references"),
-    (json.dumps({**vars(document(7)), "extra": 1}), "extra"), (json.dumps({**vars(document(7)), "score": "x"}), "real number"),
-    (json.dumps({**vars(document(7)), "answer": None}), "either an answer or an error"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("not json", "Expecting value"),
+        ("", "Expecting value"),
+        ("[1]", "list"),
+        ('{"model": "tiny"}', "references"),
+        (json.dumps({**vars(document(7)), "extra": 1}), "extra"),
+        (json.dumps({**vars(document(7)), "score": "x"}), "real number"),
+        (json.dumps({**vars(document(7)), "answer": None}), "either an answer or an error"),
+    ],
+)
 def test_bad_lines_are_errors_that_name_file_and_line(tmp_path, line, why):
     with opened(tmp_path) as store:
         path = store.path("tiny", "abc", "colour")
@@ -222,7 +264,9 @@ def test_two_versions_of_one_setting_are_never_mixed(tmp_path):
     with opened(tmp_path) as store:
         store.append(store.path("tiny", "abc", "colour"), document(0))
         store.append(store.path("tiny", "def", "colour"), document(1))
-    with pytest.raises(StoreError, match=r"abc.colour.jsonl and .*def.colour.jsonl both hold colour under none"):
+    with pytest.raises(
+        StoreError, match=r"abc.colour.jsonl and .*def.colour.jsonl both hold colour under none"
+    ):
         read_run(tmp_path)
 
 
@@ -240,7 +284,9 @@ def test_records_refuse_what_cannot_be(tmp_path):
 
 def test_environment(tmp_path):
     facts = environment("cpu", "pil")
-    assert {"commit", "dirty", "versions", "python", "device", "image_backend", "date"} <= set(facts)
+    assert {"commit", "dirty", "versions", "python", "device", "image_backend", "date"} <= set(
+        facts
+    )
     with opened(tmp_path) as store:
         store.note_environment(facts)
         store.note_environment({**facts, "date": "later"})

@@ -20,8 +20,22 @@ from effivlm.report.write import write
 from effivlm.store import RunStore
 
 ERROR = {"type": "MediaError", "message": "cannot read"}
-QUALITY = {"none": 0.9, "fastv@0.1": 0.5, "fastv@0.4": 0.8, "divprune@0.1": 0.7, "divprune@0.4": 0.85, "snapkv@64tok": 0.6}
-SHARES = {"none": 1.0, "fastv@0.1": 0.1, "fastv@0.4": 0.4, "divprune@0.1": 0.1, "divprune@0.4": 0.4, "snapkv@64tok": 0.64}
+QUALITY = {
+    "none": 0.9,
+    "fastv@0.1": 0.5,
+    "fastv@0.4": 0.8,
+    "divprune@0.1": 0.7,
+    "divprune@0.4": 0.85,
+    "snapkv@64tok": 0.6,
+}
+SHARES = {
+    "none": 1.0,
+    "fastv@0.1": 0.1,
+    "fastv@0.4": 0.4,
+    "divprune@0.1": 0.1,
+    "divprune@0.4": 0.4,
+    "snapkv@64tok": 0.64,
+}
 
 
 def answers(models=("tiny",), count=40, quality=QUALITY):
@@ -29,7 +43,13 @@ def answers(models=("tiny",), count=40, quality=QUALITY):
     difficulty = np.random.default_rng(0).random((len(models), 2, count))
     return [
         document(
-            n, setting, task, model=model, share=SHARES.get(setting, 1.0), answer="red" if right else "blue", score=float(right)
+            n,
+            setting,
+            task,
+            model=model,
+            share=SHARES.get(setting, 1.0),
+            answer="red" if right else "blue",
+            score=float(right),
         )
         for m, model in enumerate(models)
         for setting, level in quality.items()
@@ -45,19 +65,40 @@ def row(rows, setting):
 
 def test_rows_by_hand():
     records = [document(0), document(1), document(2), document(3, answer="blue", score=0.0)]
-    mine = [document(0, "fastv@0.1", share=0.1), document(1, "fastv@0.1", share=0.3, answer="blue", score=0.0),
-            document(2, "fastv@0.1", error=ERROR), document(3, "fastv@0.1", answer="blue", score=0.0, share=0.2),
-            document(9, "fastv@0.1", answer="blue", score=0.0)]  # fmt: skip
+    mine = [
+        document(0, "fastv@0.1", share=0.1),
+        document(1, "fastv@0.1", share=0.3, answer="blue", score=0.0),
+        document(2, "fastv@0.1", error=ERROR),
+        document(3, "fastv@0.1", answer="blue", score=0.0, share=0.2),
+        document(9, "fastv@0.1", answer="blue", score=0.0),
+    ]
     base, found = rows_of([*mine, *records])
-    assert (base.setting, base.op, base.ol, base.p, base.failures, base.documents) == ("none", 100, 100, 1, 0, 4)
-    assert found.scores == {"colour": 25} and found.op == pytest.approx(100 * 0.25 / 0.75) and found.ratios == {"colour": 1 / 3}
-    assert found.ol == 50, "red and blue agree; the changed answer and the failure do not; d9 was never asked of the original"
-    assert (found.failures, found.documents) == (1, 4)
-    assert found.shares["visual"] == pytest.approx(0.2) and found.shares["asked"] == 0.1, "over documents with an account"
-    assert found.shares["kv_bytes"] == pytest.approx((140 + 20) / (140 + 100)) and found.costs["kv_bytes"] == pytest.approx(
-        64 * 160
+    assert (base.setting, base.op, base.ol, base.p, base.failures, base.documents) == (
+        "none",
+        100,
+        100,
+        1,
+        0,
+        4,
     )
-    assert found.p == pytest.approx(0.5), "two documents worse, none better: 2 of 4 sign patterns are as extreme"
+    assert (
+        found.scores == {"colour": 25}
+        and found.op == pytest.approx(100 * 0.25 / 0.75)
+        and found.ratios == {"colour": 1 / 3}
+    )
+    assert found.ol == 50, (
+        "red and blue agree; the changed answer and the failure do not; d9 was never asked of the original"
+    )
+    assert (found.failures, found.documents) == (1, 4)
+    assert found.shares["visual"] == pytest.approx(0.2) and found.shares["asked"] == 0.1, (
+        "over documents with an account"
+    )
+    assert found.shares["kv_bytes"] == pytest.approx((140 + 20) / (140 + 100)) and found.costs[
+        "kv_bytes"
+    ] == pytest.approx(64 * 160)
+    assert found.p == pytest.approx(0.5), (
+        "two documents worse, none better: 2 of 4 sign patterns are as extreme"
+    )
     excluded = rows_of([*mine, *records], failures="exclude")[1]
     assert (excluded.documents, excluded.failures) == (3, 0) and excluded.op == pytest.approx(50)
 
@@ -69,14 +110,22 @@ def test_p_values_are_corrected_per_model():
 
 
 def test_missing_original_or_common_documents_are_errors():
-    with pytest.raises(MetricError, match="tiny has no records under 'none': nothing to compare with"):
+    with pytest.raises(
+        MetricError, match="tiny has no records under 'none': nothing to compare with"
+    ):
         rows_of([document(0, "fastv@0.1")])
-    with pytest.raises(MetricError, match=r"tiny under fastv@0.1 has no document in common with 'none'"):
+    with pytest.raises(
+        MetricError, match=r"tiny under fastv@0.1 has no document in common with 'none'"
+    ):
         rows_of([document(0), document(1, "fastv@0.1")])
 
 
 def test_a_task_the_original_fails_is_named_everywhere():
-    wrong = [document(n, s, "hopeless", answer="blue", score=0.0) for s in ("none", "fastv@0.1") for n in range(3)]
+    wrong = [
+        document(n, s, "hopeless", answer="blue", score=0.0)
+        for s in ("none", "fastv@0.1")
+        for n in range(3)
+    ]
     fine = [document(n, s) for s in ("none", "fastv@0.1") for n in range(3)]
     rows = rows_of([*wrong, *fine])
     assert row(rows, "fastv@0.1").op == pytest.approx(100)
@@ -86,10 +135,17 @@ def test_a_task_the_original_fails_is_named_everywhere():
     assert np.isnan(only[1].op) and "| - | - |" in tables.markdown(only)
 
 
-@pytest.mark.parametrize(("setting", "asked", "share"), [
-    ("none", "", 1.0), ("fastv@10%", "10%", 0.1), ("fastv@1/4:k=2", "1/4", 0.25), ("snapkv@64tok", "64tok", None),
-    ("divprune@1/3 + fastv@1/3", "1/3 + 1/3", None), ("vtw:k=16", "", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("setting", "asked", "share"),
+    [
+        ("none", "", 1.0),
+        ("fastv@10%", "10%", 0.1),
+        ("fastv@1/4:k=2", "1/4", 0.25),
+        ("snapkv@64tok", "64tok", None),
+        ("divprune@1/3 + fastv@1/3", "1/3 + 1/3", None),
+        ("vtw:k=16", "", None),
+    ],
+)
 def test_what_was_asked(setting, asked, share):
     assert asked_of(setting) == asked
     rows = rows_of([document(0), document(0, setting)] if setting != "none" else [document(0)])
@@ -98,8 +154,9 @@ def test_what_was_asked(setting, asked, share):
 
 
 def test_few_documents_are_said_to_be_few():
-    assert "intervals are too narrow where tasks have fewer than 20 documents (colour 5, count 5)" in tables.markdown(
-        rows_of(answers(count=5))
+    assert (
+        "intervals are too narrow where tasks have fewer than 20 documents (colour 5, count 5)"
+        in tables.markdown(rows_of(answers(count=5)))
     )
     assert "too narrow" not in tables.markdown(rows_of(answers(count=20)))
 
@@ -107,20 +164,34 @@ def test_few_documents_are_said_to_be_few():
 def test_table_formats_agree():
     rows = rows_of(answers())
     parsed = list(csv.DictReader(io.StringIO(tables.as_csv(rows))))
-    assert [r["setting"] for r in parsed] == list(QUALITY) and float(parsed[1]["op"]) == row(rows, "fastv@0.1").op
+    assert [r["setting"] for r in parsed] == list(QUALITY) and float(parsed[1]["op"]) == row(
+        rows, "fastv@0.1"
+    ).op
     assert all(len(r) == len(parsed[0]) and None not in r for r in parsed)
     lines = tables.markdown(rows).splitlines()
     titles, _, *cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
-    assert titles[:5] == ["model", "setting", "asked", "visual", "visual mean"] and titles[-2:] == ["p", "failed"]
+    assert titles[:5] == ["model", "setting", "asked", "visual", "visual mean"] and titles[-2:] == [
+        "p",
+        "failed",
+    ]
     for r, line in zip(rows, cells, strict=True):
         shown = dict(zip(titles, line, strict=True))
         for task in ("colour", "count"):
             assert shown[task] == f"{r.scores[task]:.1f}"
-        assert shown["visual"] == f"{100 * r.shares['visual']:.1f} %" and shown["KV"] == f"{100 * r.shares['prompt_kv']:.1f} %"
-        assert shown["OP"] == f"{r.op:.1f}" and shown["OL"] == f"{r.ol:.1f}" and shown["failed"] == "0/80"
+        assert (
+            shown["visual"] == f"{100 * r.shares['visual']:.1f} %"
+            and shown["KV"] == f"{100 * r.shares['prompt_kv']:.1f} %"
+        )
+        assert (
+            shown["OP"] == f"{r.op:.1f}"
+            and shown["OL"] == f"{r.ol:.1f}"
+            and shown["failed"] == "0/80"
+        )
     assert row(rows, "fastv@0.1").scores["colour"] != row(rows, "fastv@0.1").scores["count"]
     assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + len(rows)
-    assert f"{row(rows, 'fastv@0.4').op:.1f}" in printed(rows, 80) and "fastv@0.4" in printed(rows, 80)
+    assert f"{row(rows, 'fastv@0.4').op:.1f}" in printed(rows, 80) and "fastv@0.4" in printed(
+        rows, 80
+    )
 
 
 def printed(rows, width):
@@ -139,9 +210,9 @@ def test_the_terminal_table_cuts_nothing_off():
 
 def test_cost_axes_can_be_chosen():
     rows = rows_of(answers())
-    assert "| FLOPs |" in tables.markdown(rows, axes=("prefill_flops",)) and "visual mean" not in tables.markdown(
+    assert "| FLOPs |" in tables.markdown(
         rows, axes=("prefill_flops",)
-    )
+    ) and "visual mean" not in tables.markdown(rows, axes=("prefill_flops",))
     with pytest.raises(KeyError, match="unknown cost axis 'flops': expected one of asked, visual"):
         tables.markdown(rows, axes=("flops",))
     with pytest.raises(KeyError, match="unknown cost axis"):
@@ -149,15 +220,27 @@ def test_cost_axes_can_be_chosen():
 
 
 def test_speed_columns_only_where_measured_and_refusals_are_shown():
-    timings = [timing(i, s, ttft=t) for i in range(10) for s, t in (("none", 0.4), ("fastv@0.1", 0.1))]
+    timings = [
+        timing(i, s, ttft=t) for i in range(10) for s, t in (("none", 0.4), ("fastv@0.1", 0.1))
+    ]
     timings += [timing(i, "fastv@0.4", ttft=0.1, correct=False) for i in range(10)]
     rows = rows_of(answers(), timings)
     text = tables.markdown(rows)
     assert "| OE ttft | OE total |" in text and "4.00x [4.00-4.00]" in text
-    assert "fastv@0.4, effivlm-bench: no speed-up (ttft): fastv@0.4 failed its correctness check" in text
+    assert (
+        "fastv@0.4, effivlm-bench: no speed-up (ttft): fastv@0.4 failed its correctness check"
+        in text
+    )
     assert "OE" not in tables.markdown(rows_of(answers()))
-    both = rows_of(answers(), timings + [timing(i, s, workload="serving") for i in range(3) for s in ("none", "fastv@0.1")])
-    assert "| OE effivlm-bench ttft | OE effivlm-bench total | OE serving ttft | OE serving total |" in tables.markdown(both)
+    both = rows_of(
+        answers(),
+        timings
+        + [timing(i, s, workload="serving") for i in range(3) for s in ("none", "fastv@0.1")],
+    )
+    assert (
+        "| OE effivlm-bench ttft | OE effivlm-bench total | OE serving ttft | OE serving total |"
+        in tables.markdown(both)
+    )
 
 
 def test_several_models_are_joined():
@@ -167,7 +250,9 @@ def test_several_models_are_joined():
     mean = [np.mean([r.ratios[t] for r in mine]) for t in ("colour", "count")]
     assert (found.models, found.op) == (2, pytest.approx(np.mean([r.op for r in mine])))
     assert found.og == pytest.approx(100 * np.std(mean) / np.mean(mean))
-    assert "OG over models" in tables.markdown(rows) and "Over all models" in html.page("x", rows, [], {})
+    assert "OG over models" in tables.markdown(rows) and "Over all models" in html.page(
+        "x", rows, [], {}
+    )
     assert joined(rows_of(answers())) == []
 
 
@@ -187,14 +272,22 @@ def folder(tmp_path):
 def test_write(folder):
     rows, paths = write(folder)
     assert [r.setting for r in rows] == list(QUALITY), "in the order asked"
-    assert [p.name for p in paths] == ["table.md", "table.csv", "quality_prompt_kv.png", "quality_visual_mean.png", "report.html"]
+    assert [p.name for p in paths] == [
+        "table.md",
+        "table.csv",
+        "quality_prompt_kv.png",
+        "quality_visual_mean.png",
+        "report.html",
+    ]
     assert all(p.stat().st_size > 500 for p in paths)
     for path in paths[2:4]:
         picture = np.asarray(Image.open(path).convert("RGB"))
         assert min(picture.shape[:2]) > 400 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
     again = {p: p.read_bytes() for p in paths if p.suffix != ".png"}
     write(folder)
-    assert all(p.read_bytes() == data for p, data in again.items() if p.suffix != ".html"), "the same records, the same tables"
+    assert all(p.read_bytes() == data for p, data in again.items() if p.suffix != ".html"), (
+        "the same records, the same tables"
+    )
 
 
 class Page(HTMLParser):
@@ -219,13 +312,17 @@ def test_page_is_whole_and_self_contained(folder):
     text = write(folder)[1][-1].read_text()
     page.feed(text)
     assert page.open == [] and page.rows >= 1 + len(QUALITY)
-    assert len(page.loaded) == 2 and all(s.startswith("data:image/png;base64,") for s in page.loaded)
+    assert len(page.loaded) == 2 and all(
+        s.startswith("data:image/png;base64,") for s in page.loaded
+    )
     assert "torch 2.13" in text and not re.search(r"https?://", text)
 
 
 def test_page_escapes_what_it_shows():
     evil = "<script>alert(1)</script>"
-    rows = rows_of([document(0, task=evil, model=evil), document(0, "fastv@0.1", task=evil, model=evil)])
+    rows = rows_of(
+        [document(0, task=evil, model=evil), document(0, "fastv@0.1", task=evil, model=evil)]
+    )
     text = html.page(evil, rows, [], {"device": evil, evil: {"torch": evil}})
     assert "<script>" not in text and text.count("&lt;script&gt;") >= 7
 
@@ -237,7 +334,9 @@ def test_failures_stand_out_on_the_page():
 
 def test_without_matplotlib_tables_are_written_and_the_extra_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install 'effivlm\[plot\]'. The tables are written: .*table.md"):
+    with pytest.raises(
+        ImportError, match=r"pip install 'effivlm\[plot\]'. The tables are written: .*table.md"
+    ):
         write(folder)
     assert (folder / "report/table.csv").exists()
 
@@ -250,9 +349,15 @@ def test_folders_that_hold_no_run(tmp_path, folder):
         write(folder)
 
 
-@pytest.mark.parametrize(("setting", "method"), [
-    ("fastv@0.1", "fastv"), ("fastv@0.1:k=2", "fastv:k=2"), ("divprune@1/3 + fastv@1/3", "divprune + fastv"), ("vtw:k=16", "vtw:k=16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("setting", "method"),
+    [
+        ("fastv@0.1", "fastv"),
+        ("fastv@0.1:k=2", "fastv:k=2"),
+        ("divprune@1/3 + fastv@1/3", "divprune + fastv"),
+        ("vtw:k=16", "vtw:k=16"),
+    ],
+)
 def test_lines_join_budgets_of_one_method(setting, method):
     assert figures.method_of(setting) == method
 
@@ -265,10 +370,21 @@ def test_axis_is_logarithmic_over_a_decade_and_left_out_points_are_named(tmp_pat
     rows = rows_of(answers(count=5))
     figures.trade_off(rows, tmp_path / "a.png", "visual")
     figures.trade_off(rows, tmp_path / "b.png", "asked")
-    wide = rows_of([*answers(count=5, quality={"none": 0.9}), *(document(n, s, t, share=x) for s, x in (("fastv@0.01", 0.01), ("fastv@0.4", 0.4))
-                                                             for t in ("colour", "count") for n in range(5))])  # fmt: skip
+    wide = rows_of(
+        [
+            *answers(count=5, quality={"none": 0.9}),
+            *(
+                document(n, s, t, share=x)
+                for s, x in (("fastv@0.01", 0.01), ("fastv@0.4", 0.4))
+                for t in ("colour", "count")
+                for n in range(5)
+            ),
+        ]
+    )
     figures.trade_off(wide, tmp_path / "c.png", "visual")
     linear, asked, decades = (f.axes[0] for f in kept)
     assert (linear.get_xscale(), decades.get_xscale()) == ("linear", "log")
-    assert [t.get_text() for t in asked.texts] == ["not on this axis: snapkv@64tok"] and not linear.texts
+    assert [t.get_text() for t in asked.texts] == [
+        "not on this axis: snapkv@64tok"
+    ] and not linear.texts
     assert [t.get_text() for t in decades.get_xticklabels()] == ["1", "2", "5", "10", "20", "50"]

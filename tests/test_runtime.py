@@ -51,7 +51,9 @@ def test_everything_is_restored_after_an_exception():
     generate(model, inputs, 1)
     before = hooks(model)
     with pytest.raises(RuntimeError, match="planted"), Session(model, "divprune@0.5") as session:
-        session.text.layers[2].register_forward_pre_hook(lambda *a: (_ for _ in ()).throw(RuntimeError("planted")))
+        session.text.layers[2].register_forward_pre_hook(
+            lambda *a: (_ for _ in ()).throw(RuntimeError("planted"))
+        )
         generate(model, inputs, 2)
     for handle in list(model.get_decoder().layers[2]._forward_pre_hooks):
         del model.get_decoder().layers[2]._forward_pre_hooks[handle]
@@ -62,7 +64,10 @@ def test_everything_is_restored_after_an_exception():
 def test_two_sessions_on_one_model_are_refused_and_reentry_works():
     model, inputs = build("llava"), prompt("llava")
     with Session(model, "uniform@0.5") as first:
-        with pytest.raises(RuntimeError, match="already under a compress"), Session(model, "uniform@0.5"):
+        with (
+            pytest.raises(RuntimeError, match="already under a compress"),
+            Session(model, "uniform@0.5"),
+        ):
             pass
         generate(model, inputs, 2)
     with first:
@@ -154,7 +159,9 @@ def test_nan_in_dropped_cache_entries_never_reaches_the_output(setting, monkeypa
         gone = torch.ones_like(layer.keys[..., 0], dtype=torch.bool)
         for row, (where, entries) in enumerate(zip(alive, chosen, strict=True)):
             gone[row][:, where] = ~entries.keep
-        layer.keys, layer.values = (x.masked_fill(gone[..., None], torch.nan) for x in (layer.keys, layer.values))
+        layer.keys, layer.values = (
+            x.masked_fill(gone[..., None], torch.nan) for x in (layer.keys, layer.values)
+        )
         original(layer, alive, chosen)
 
     monkeypatch.setattr(stages, "apply_entries", poison)
@@ -173,7 +180,10 @@ def test_one_and_three_images_equal_the_masked_twin(family, images):
     seen = session.seen.prompt
     assert len(seen.images) >= images  # Idefics 3 counts every tile
     writes = {"deepstack": seen.side["deepstack_visual_embeds"]} if seen.side else None
-    twin.close(logits, twin.run(build(family, "eager"), inputs, tokens, prefill, decode, seen.embeds, writes))
+    twin.close(
+        logits,
+        twin.run(build(family, "eager"), inputs, tokens, prefill, decode, seen.embeds, writes),
+    )
 
 
 # --------------------------------------------------------------------------------------- the audit catches methods
@@ -187,13 +197,22 @@ def broken(select):
     return Broken()
 
 
-@pytest.mark.parametrize(("select", "message"), [
-    (lambda t, k: stages.Selection(torch.arange(k).flip(0)), "not strictly ascending"),
-    (lambda t, k: stages.Selection(torch.arange(k + 1)), "asked to keep 8 of 16 tokens and kept 9"),
-    (lambda t, k: stages.Selection(torch.arange(k - 1)), "asked to keep 8 of 16 tokens and kept 7"),
-    (lambda t, k: stages.Selection(torch.arange(k) + 100), "was given 16 tokens"),
-    (lambda t, k: stages.Selection(torch.zeros(k, dtype=torch.long)), "not strictly ascending"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("select", "message"),
+    [
+        (lambda t, k: stages.Selection(torch.arange(k).flip(0)), "not strictly ascending"),
+        (
+            lambda t, k: stages.Selection(torch.arange(k + 1)),
+            "asked to keep 8 of 16 tokens and kept 9",
+        ),
+        (
+            lambda t, k: stages.Selection(torch.arange(k - 1)),
+            "asked to keep 8 of 16 tokens and kept 7",
+        ),
+        (lambda t, k: stages.Selection(torch.arange(k) + 100), "was given 16 tokens"),
+        (lambda t, k: stages.Selection(torch.zeros(k, dtype=torch.long)), "not strictly ascending"),
+    ],
+)
 def test_broken_selections_are_errors(select, message):
     import dataclasses
 
@@ -217,7 +236,10 @@ def test_a_layer_run_twice_with_the_live_cache_is_an_error():
 
     layer.self_attn.forward = twice
     try:
-        with pytest.raises(AuditError, match="stored 94 cache entries for 47 tokens"), Session(model, "none"):
+        with (
+            pytest.raises(AuditError, match="stored 94 cache entries for 47 tokens"),
+            Session(model, "none"),
+        ):
             generate(model, inputs, 2)
     finally:
         del layer.self_attn.forward
@@ -227,7 +249,11 @@ def test_images_encoded_outside_are_an_error():
     model, inputs = build("llava"), prompt("llava")
     features = model.model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True)
     given = {k: v for k, v in inputs.items() if k != "pixel_values"}
-    with pytest.raises(RuntimeError, match="encoded outside this session"), Session(model, "uniform@0.5"), torch.no_grad():
+    with (
+        pytest.raises(RuntimeError, match="encoded outside this session"),
+        Session(model, "uniform@0.5"),
+        torch.no_grad(),
+    ):
         model(**given, mm_encoder_outputs={"image": features})
 
 
@@ -239,7 +265,10 @@ def test_video_is_refused():
 
 
 def test_unsupported_pairs_say_why():
-    with pytest.raises(Unsupported, match="visionzip cannot be used with idefics2: its visual tokens are not patches"):
+    with pytest.raises(
+        Unsupported,
+        match="visionzip cannot be used with idefics2: its visual tokens are not patches",
+    ):
         Session(build("idefics2"), "visionzip@0.5")
 
 
@@ -252,7 +281,9 @@ def test_beam_search(family):
     with torch.no_grad():
         want = model.generate(**inputs, max_new_tokens=4, do_sample=False, num_beams=3)
         with Session(model, "none"):
-            assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False, num_beams=3), want)
+            assert torch.equal(
+                model.generate(**inputs, max_new_tokens=4, do_sample=False, num_beams=3), want
+            )
         with Session(model, "uniform@0.5 + snapkv@0.5") as session:
             model.generate(**inputs, max_new_tokens=4, do_sample=False, num_beams=3)
     assert len({a.realised["visual"] for a in session.accounts}) == 1 and len(session.accounts) == 3
@@ -299,8 +330,12 @@ def test_padding_of_a_batch_is_never_counted():
     both = batch("llava", prompt("llava", 3, before=5), prompt("llava", 1))
     with Session(model, "h2o@0.5") as session:
         generate(model, both, 2)
-    assert [a.prompt_tokens for a in session.accounts] == [int(r.sum()) for r in both["attention_mask"]]
-    assert [a.kv_per_layer[0] for a in session.accounts] == [int(r.sum()) // 2 for r in both["attention_mask"]]
+    assert [a.prompt_tokens for a in session.accounts] == [
+        int(r.sum()) for r in both["attention_mask"]
+    ]
+    assert [a.kv_per_layer[0] for a in session.accounts] == [
+        int(r.sum()) // 2 for r in both["attention_mask"]
+    ]
 
 
 def test_row_statistics_against_dense():
@@ -311,13 +346,21 @@ def test_row_statistics_against_dense():
     dense = logits.masked_fill(torch.ones(37, 37).triu(1).bool(), -torch.inf).softmax(-1)
     assert (statistics.column_sums(q, k, 0.3, block=8) - dense.sum(1)).abs().max() < 1e-5
     rows = torch.tensor([3, 20, 36])
-    assert (statistics.row_probabilities(q[:, rows], k, rows, 0.3) - dense[:, rows]).abs().max() < 1e-6
-    assert (statistics.head_max_sums(q[:, rows], k, rows, 0.3) - dense[:, rows].amax(0).sum(0)).abs().max() < 1e-6
+    assert (
+        statistics.row_probabilities(q[:, rows], k, rows, 0.3) - dense[:, rows]
+    ).abs().max() < 1e-6
+    assert (
+        statistics.head_max_sums(q[:, rows], k, rows, 0.3) - dense[:, rows].amax(0).sum(0)
+    ).abs().max() < 1e-6
     low = [
-        (dense[h, rows] < 0.01 * dense[h, rows].amax(-1, keepdim=True)) & (torch.arange(37) <= rows[:, None]) for h in range(4)
+        (dense[h, rows] < 0.01 * dense[h, rows].amax(-1, keepdim=True))
+        & (torch.arange(37) <= rows[:, None])
+        for h in range(4)
     ]
     want = torch.tensor([float(x.sum()) for x in low]) / float((rows + 1).sum())
-    assert torch.allclose(statistics.threshold_share(q[:, rows], k, rows, 0.3, 0.01), want, atol=1e-6)
+    assert torch.allclose(
+        statistics.threshold_share(q[:, rows], k, rows, 0.3, 0.01), want, atol=1e-6
+    )
 
 
 def test_signals_are_registered_once():
@@ -328,7 +371,9 @@ def test_the_audit_prints_what_every_layer_held():
     """What the README shows: rows are the accounts' numbers, bytes are those of the tensors."""
     model = build("llava")
     both = batch("llava", prompt("llava", 3, before=5), prompt("llava", 1))
-    with Session(model, "uniform@0.5 + fastv@0.5 + plphp:r=0.3,dr=0.3,alpha=0.99,beta=0.0") as session:
+    with Session(
+        model, "uniform@0.5 + fastv@0.5 + plphp:r=0.3,dr=0.3,alpha=0.99,beta=0.0"
+    ) as session:
         assert "nothing has been generated" in str(session.audit)
         cache = generate(model, both, 1)[2]
     first, second = session.audit
@@ -337,11 +382,16 @@ def test_the_audit_prints_what_every_layer_held():
     assert text[0] == f"prompt 1 of 2: {first.prompt_tokens} tokens, 48 of them visual"
     rows = [line.split() for line in text if line.split()[0] not in ("prompt", "layers", "all")]
     shown = [(at, tokens) for at, tokens, *_ in rows]
-    assert shown[0] == ("0-1", str(first.tokens_per_layer[0])) and first.tokens_per_layer[0] == first.tokens_per_layer[1]
+    assert (
+        shown[0] == ("0-1", str(first.tokens_per_layer[0]))
+        and first.tokens_per_layer[0] == first.tokens_per_layer[1]
+    )
     assert rows[0][2] == "24" and len(rows) > 4, "layers that differ have lines of their own"
     layer = cache.layers[0]
     one = layer.keys.shape[1] * layer.keys.shape[-1] * 2 * layer.keys.element_size()
     assert first.kv_bytes_per_layer == tuple(int(n * one) for n in first.kv_per_layer)
     totals = [line.split() for line in text if line.split()[0] == "all"]
-    assert totals == [["all", f"{sum(a.kv_per_layer):g}", f"{a.kv_bytes:,}"] for a in (first, second)]
+    assert totals == [
+        ["all", f"{sum(a.kv_per_layer):g}", f"{a.kv_bytes:,}"] for a in (first, second)
+    ]
     assert first.as_dict()["kv_bytes"] == first.kv_bytes

@@ -7,18 +7,41 @@ from effivlm.registry import UnknownName
 from effivlm.setting import SettingError, parse_setting
 
 
-@pytest.mark.parametrize(("text", "n", "k"), [
-    ("0.1", 576, 57), ("10%", 576, 57), ("1/3", 576, 192), ("1.0", 576, 576), ("64", 576, 64), ("64tok", 30, 30), ("1tok", 9, 1),
-    ("0.001", 576, 1), ("0.29", 100, 29), ("2/9", 9, 2), ("0.1", 0, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "n", "k"),
+    [
+        ("0.1", 576, 57),
+        ("10%", 576, 57),
+        ("1/3", 576, 192),
+        ("1.0", 576, 576),
+        ("64", 576, 64),
+        ("64tok", 30, 30),
+        ("1tok", 9, 1),
+        ("0.001", 576, 1),
+        ("0.29", 100, 29),
+        ("2/9", 9, 2),
+        ("0.1", 0, 0),
+    ],
+)
 def test_one_rounding_rule(text, n, k):
     assert parse_budget(text, "visual").count(n) == k
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("0", "asks for 0 tokens"), ("-0.1", "is the share -0.1"), ("1.5", "is the share 1.5"), ("abc", "is not a number"), ("1", "ambiguous"),
-    ("0.0", "is the share 0"), ("1/0", "is not a number"), ("-3", "at least 1"), ("200%", "is the share 2"), ("", "is not a number"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0", "asks for 0 tokens"),
+        ("-0.1", "is the share -0.1"),
+        ("1.5", "is the share 1.5"),
+        ("abc", "is not a number"),
+        ("1", "ambiguous"),
+        ("0.0", "is the share 0"),
+        ("1/0", "is not a number"),
+        ("-3", "at least 1"),
+        ("200%", "is the share 2"),
+        ("", "is not a number"),
+    ],
+)
 def test_bad_budgets_say_why(text, message):
     with pytest.raises(BudgetError, match=message):
         parse_budget(text, "visual")
@@ -53,30 +76,44 @@ def test_solve_mean_meets_the_average():
         solve_mean(0.05, 32, [(2, 1.0)])
 
 
-@pytest.mark.parametrize("text", [
-    "none", "visionzip@0.1", "visionzip@0.1 + snapkv@0.4", "divprune@1/3 + fastv@1/3", "fastv@10%:layer=3,rows=all", "snapkv@0.2:rows=32,pooling=max",
-    "fastv@0.4:unit=visual_mean", "uniform@0.5:positions=repack", "visionzip@64:ratio=8.0,positions=repack", "h2o@0.1:shared=true",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "none",
+        "visionzip@0.1",
+        "visionzip@0.1 + snapkv@0.4",
+        "divprune@1/3 + fastv@1/3",
+        "fastv@10%:layer=3,rows=all",
+        "snapkv@0.2:rows=32,pooling=max",
+        "fastv@0.4:unit=visual_mean",
+        "uniform@0.5:positions=repack",
+        "visionzip@64:ratio=8.0,positions=repack",
+        "h2o@0.1:shared=true",
+    ],
+)
 def test_text_round_trips(text):
     setting = parse_setting(text)
     assert parse_setting(str(setting)) == setting
     assert str(parse_setting(str(setting))) == str(setting)
 
 
-@pytest.mark.parametrize(("text", "error", "message"), [
-    ("fastvv@0.1", UnknownName, "did you mean fastv"),
-    ("fastv@0.1:layr=3", SettingError, "did you mean layer"),
-    ("fastv@0.1:layer=two", SettingError, "layer='two' is not a int"),
-    ("fastv@0.1:layer", SettingError, "expected field=value"),
-    ("fastv", BudgetError, "write for example fastv@0.1"),
-    ("none@0.1", BudgetError, "takes no budget"),
-    ("snapkv@0.1 + h2o@0.1", SettingError, "one cache method"),
-    ("fastv@0.1:unit=prompt_kv", BudgetError, "does not honour"),
-    ("fastv@0.1:positions=repack", SettingError, "cuts before the LLM"),
-    ("uniform@0.1:positions=sideways", SettingError, "expected one of original, repack"),
-    ("", SettingError, "cannot read"),
-    ("fastv@0.1:layer=0", ValueError, "layer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("fastvv@0.1", UnknownName, "did you mean fastv"),
+        ("fastv@0.1:layr=3", SettingError, "did you mean layer"),
+        ("fastv@0.1:layer=two", SettingError, "layer='two' is not a int"),
+        ("fastv@0.1:layer", SettingError, "expected field=value"),
+        ("fastv", BudgetError, "write for example fastv@0.1"),
+        ("none@0.1", BudgetError, "takes no budget"),
+        ("snapkv@0.1 + h2o@0.1", SettingError, "one cache method"),
+        ("fastv@0.1:unit=prompt_kv", BudgetError, "does not honour"),
+        ("fastv@0.1:positions=repack", SettingError, "cuts before the LLM"),
+        ("uniform@0.1:positions=sideways", SettingError, "expected one of original, repack"),
+        ("", SettingError, "cannot read"),
+        ("fastv@0.1:layer=0", ValueError, "layer"),
+    ],
+)
 def test_bad_settings_say_why(text, error, message):
     with pytest.raises(error, match=message):
         parse_setting(text)

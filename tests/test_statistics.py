@@ -12,7 +12,9 @@ SHAPES = [(4, 2, 70), (3, 3, 41), (7, 1, 33), (2, 2, 1)]
 
 def tensors(heads, groups, length, d=16, dtype=torch.float32):
     g = torch.Generator().manual_seed(heads * 100 + length)
-    return (torch.randn(heads, length, d, generator=g) * 2).to(dtype), torch.randn(groups, length, d, generator=g).to(dtype)
+    return (torch.randn(heads, length, d, generator=g) * 2).to(dtype), torch.randn(
+        groups, length, d, generator=g
+    ).to(dtype)
 
 
 def near(got, want, rtol=1e-5):
@@ -54,8 +56,16 @@ def test_column_sums_are_fused_on_cuda(monkeypatch):
     assert seen == [(q.shape, k.shape, 0.3)]
     causal = torch.ones(40, 40).tril().bool()
     near(statistics.column_sums(q, k, 0.3), want)
-    near(statistics.column_sums(q.as_subclass(OnCuda), k, 0.3, causal.__getitem__).as_subclass(torch.Tensor), want)
-    near(statistics.column_sums(q.float().as_subclass(OnCuda), k, 0.3).as_subclass(torch.Tensor), want)
+    near(
+        statistics.column_sums(q.as_subclass(OnCuda), k, 0.3, causal.__getitem__).as_subclass(
+            torch.Tensor
+        ),
+        want,
+    )
+    near(
+        statistics.column_sums(q.float().as_subclass(OnCuda), k, 0.3).as_subclass(torch.Tensor),
+        want,
+    )
     monkeypatch.setattr(statistics, "fused_column_sums", lambda: None)
     near(statistics.column_sums(q.as_subclass(OnCuda), k, 0.3).as_subclass(torch.Tensor), want)
     assert len(seen) == 1
@@ -116,7 +126,9 @@ def test_threshold_share(block, p):
 
 def image_and_window(length, window=20):
     """Causal with a window, an image whose tokens see each other, and one row that sees nothing."""
-    visible = torch.ones(length, length).tril().bool() & ~torch.ones(length, length).tril(-window).bool()
+    visible = (
+        torch.ones(length, length).tril().bool() & ~torch.ones(length, length).tril(-window).bool()
+    )
     visible[10:25, 10:25] = True
     visible[40] = False
     return visible
@@ -128,9 +140,18 @@ def test_masks_that_are_not_causal():
     want = dense(q, k, 0.3, visible).nan_to_num()
     near(statistics.column_sums(q, k, 0.3, visible.__getitem__, block=13), want.sum(1))
     rows = torch.arange(12, 60)
-    near(statistics.row_sums(q[:, rows], k, rows, 0.3, visible.__getitem__, block=13), want[:, rows].sum(1))
-    near(statistics.head_max_sums(q[:, rows], k, rows, 0.3, visible.__getitem__), want[:, rows].amax(0).sum(0))
-    assert statistics.log_sum_exp(q, k, torch.arange(70), 0.3, visible.__getitem__)[0, 40] == -torch.inf
+    near(
+        statistics.row_sums(q[:, rows], k, rows, 0.3, visible.__getitem__, block=13),
+        want[:, rows].sum(1),
+    )
+    near(
+        statistics.head_max_sums(q[:, rows], k, rows, 0.3, visible.__getitem__),
+        want[:, rows].amax(0).sum(0),
+    )
+    assert (
+        statistics.log_sum_exp(q, k, torch.arange(70), 0.3, visible.__getitem__)[0, 40]
+        == -torch.inf
+    )
 
 
 def test_rows_that_underflow():
@@ -146,7 +167,9 @@ def test_fold_and_pool():
     assert torch.allclose(statistics.fold(x, 2), torch.stack([x[:3].mean(0), x[3:].mean(0)]))
     assert torch.equal(statistics.fold(x, 2, "max"), torch.stack([x[:3].amax(0), x[3:].amax(0)]))
     assert torch.allclose(statistics.fold(x, 2, "shared"), x.mean(0).expand(2, -1))
-    assert torch.allclose(statistics.pool(torch.ones(1, 8), 5)[0], torch.tensor([0.6, 0.8, 1, 1, 1, 1, 0.8, 0.6]))
+    assert torch.allclose(
+        statistics.pool(torch.ones(1, 8), 5)[0], torch.tensor([0.6, 0.8, 1, 1, 1, 1, 0.8, 0.6])
+    )
     with_peak = torch.zeros(1, 9)
     with_peak[0, 4] = 1
     assert statistics.pool(with_peak, 3, "max")[0].tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0]
@@ -161,11 +184,18 @@ def test_future_queries_are_rotated_moments():
     frequencies = 10000 ** (-torch.arange(0, d, 2).float() / d)
     angle = torch.arange(length)[:, None] * frequencies
     cos, sin = torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
-    got = statistics.future_queries(statistics.rotate(plain, cos, sin), cos, sin, frequencies, length, 4, ahead)
+    got = statistics.future_queries(
+        statistics.rotate(plain, cos, sin), cos, sin, frequencies, length, 4, ahead
+    )
     coming = torch.arange(length, length + ahead)[:, None] * frequencies
-    turned = torch.stack([
-        statistics.rotate(plain[:, 4:], torch.cat([a, a]).cos(), torch.cat([a, a]).sin()) for a in coming
-    ]).mean(0)  # fmt: skip
+    turned = torch.stack(
+        [
+            statistics.rotate(plain[:, 4:], torch.cat([a, a]).cos(), torch.cat([a, a]).sin())
+            for a in coming
+        ]
+    ).mean(0)
     near(got[..., -1], turned.mean(1), 1e-4)
     centred = turned - turned.mean(1, keepdim=True)
-    torch.testing.assert_close(got[..., :-1], centred.transpose(1, 2) @ centred / (length - 4), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        got[..., :-1], centred.transpose(1, 2) @ centred / (length - 4), rtol=1e-4, atol=1e-4
+    )

@@ -11,17 +11,25 @@ from kv_contexts import dense
 
 from effivlm.ops.statistics import log_sum_exp
 
-pytest.importorskip("triton", reason="Triton is not installed (Linux with CUDA installs it with PyTorch)")
+pytest.importorskip(
+    "triton", reason="Triton is not installed (Linux with CUDA installs it with PyTorch)"
+)
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1, set before Triton is imported", allow_module_level=True)
 
 from effivlm.ops.kernels.column_sums import column_sums
 
 
-@pytest.mark.parametrize(("heads", "groups", "length", "d"), [(4, 2, 150, 16), (2, 2, 64, 20), (3, 1, 300, 8), (2, 1, 1, 16)])
+@pytest.mark.parametrize(
+    ("heads", "groups", "length", "d"),
+    [(4, 2, 150, 16), (2, 2, 64, 20), (3, 1, 300, 8), (2, 1, 1, 16)],
+)
 def test_column_sums(heads, groups, length, d):
     g = torch.Generator().manual_seed(length)
-    q, k = 2 * torch.randn(heads, length, d, generator=g), torch.randn(groups, length, d, generator=g)
+    q, k = (
+        2 * torch.randn(heads, length, d, generator=g),
+        torch.randn(groups, length, d, generator=g),
+    )
     want = dense(q, k, 0.3).sum(1).float()
     torch.testing.assert_close(column_sums(q, k, 0.3), want, rtol=1e-5, atol=1e-5)
     lse = log_sum_exp(q, k, torch.arange(length), 0.3)

@@ -49,7 +49,9 @@ def test_existence_is_balanced_and_captions_are_long():
     said = [r["answers"][0] for r in suite.rows("exist", 40)]
     assert said.count("yes") == said.count("no") == 20
     tokenizer = make_tokenizer()
-    lengths = [len(tokenizer(spelled(r["answers"][0])).input_ids) for r in suite.rows("caption", 20)]
+    lengths = [
+        len(tokenizer(spelled(r["answers"][0])).input_ids) for r in suite.rows("caption", 20)
+    ]
     assert min(lengths) >= 29 and max(lengths) <= 80
 
 
@@ -57,10 +59,16 @@ def test_training_never_sees_what_test_pictures_are_made_of():
     def read(picture):
         if isinstance(picture, scenes.Scene):
             return {t.text for t in picture.texts} | {scenes._pairs(picture.items)}
-        return {f.value for f in picture.fields} if isinstance(picture, pages.Page) else {picture.names, str(picture.values)}
+        return (
+            {f.value for f in picture.fields}
+            if isinstance(picture, pages.Page)
+            else {picture.names, str(picture.values)}
+        )
 
     for make in MAKERS:
-        train, test = (set().union(*(read(make(seed, t)) for seed in range(300))) for t in (False, True))
+        train, test = (
+            set().union(*(read(make(seed, t)) for seed in range(300))) for t in (False, True)
+        )
         assert train and test and not train & test
         assert all(pictures.reserved(x) for x in test)
 
@@ -134,12 +142,17 @@ def test_a_question_in_a_training_row_is_answered_as_if_it_were_alone(name):
     seed = next(
         s
         for s in range(10**12, 10**12 + 99)
-        if (len(batch(name, s, rows=1).words[0]) == len(reader.spots((scenes.make_scene(0, False),))[0].row))
+        if (
+            len(batch(name, s, rows=1).words[0])
+            == len(reader.spots((scenes.make_scene(0, False),))[0].row)
+        )
     )
     row = batch(name, seed, rows=1)
     picture = random.Random(seed)
     picture.random()
-    made = picture.choice([scenes.make_scene] * 2 + [pages.make_page, charts.make_chart])(seed, False)
+    made = picture.choice([scenes.make_scene] * 2 + [pages.make_page, charts.make_chart])(
+        seed, False
+    )
     assert len(row.kinds[0]) > 1
     with torch.no_grad():
         visual = steps.features(model, row)
@@ -153,14 +166,24 @@ def test_a_question_in_a_training_row_is_answered_as_if_it_were_alone(name):
         asked = labels._asked((made,), random.Random(seed))
         for number, (_, question, answer) in enumerate(asked, start=1):
             text = processor.apply_chat_template(
-                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}],
+                [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image"}, {"type": "text", "text": question}],
+                    }
+                ],
                 add_generation_prompt=True,
                 tokenize=False,
             )
-            inputs = processor(text=text + spelled(answer) + "</s>", images=[made.draw()], return_tensors="pt")
+            inputs = processor(
+                text=text + spelled(answer) + "</s>", images=[made.draw()], return_tensors="pt"
+            )
             alone = model.base_model(**inputs).last_hidden_state[0]
             inside = hidden[0, row.segment[0] == number]
-            assert inputs["input_ids"][0, -len(inside) :].tolist() == row.ids[0, row.segment[0] == number].tolist()
+            assert (
+                inputs["input_ids"][0, -len(inside) :].tolist()
+                == row.ids[0, row.segment[0] == number].tolist()
+            )
             assert (alone[-len(inside) :] - inside).abs().max() < 1e-3
 
 
@@ -189,9 +212,13 @@ def test_checkpoints_load_and_are_small(name):
     for task in ("scene_qa", "multi_image"):
         document = load_task(task).documents[0]
         inputs = prepare(loaded, document, [i() for i in document.images])
-        assert int((inputs["input_ids"] == loaded.model.config.image_token_id).sum()) >= 25 * len(document.images)
+        assert int((inputs["input_ids"] == loaded.model.config.image_token_id).sum()) >= 25 * len(
+            document.images
+        )
         out = loaded.model.generate(**inputs, max_new_tokens=8, do_sample=False)
-        assert out[0, -1].item() == loaded.processor.tokenizer.eos_token_id, "the stop token was not learnt"
+        assert out[0, -1].item() == loaded.processor.tokenizer.eos_token_id, (
+            "the stop token was not learnt"
+        )
 
 
 def test_the_default_experiment_runs_what_each_model_can():

@@ -1,4 +1,6 @@
-"""Training-free acceleration of vision-language models: which method, what it costs in quality, what it saves."""
+"""Training-free acceleration of vision-language models: which method, what it costs in quality,
+what it saves.
+"""
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any

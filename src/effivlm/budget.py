@@ -1,7 +1,7 @@
 """The one budget rule: how a retained share or a token count becomes an integer number of tokens.
 
-Every method, stage and unit rounds here and nowhere else: ``k = min(n, max(1, floor(keep * n)))``. Parts of a budget come
-by subtraction or by largest remainder, so totals are exact.
+Every method, stage and unit rounds here and nowhere else: ``k = min(n, max(1, floor(keep * n)))``.
+Parts of a budget come by subtraction or by largest remainder, so totals are exact.
 """
 
 import math
@@ -23,8 +23,9 @@ class Budget:
     Attributes:
         share: retained share, or None when ``tokens`` is given.
         tokens: retained tokens per image, or None when ``share`` is given.
-        unit: ``visual`` (of the visual tokens at the cut), ``visual_mean`` (of visual tokens, averaged over the
-            inputs of all decoder layers) or ``prompt_kv`` (of the prompt's KV entries, averaged over layers).
+        unit: ``visual`` (of the visual tokens at the cut), ``visual_mean`` (of visual tokens,
+            averaged over the inputs of all decoder layers) or ``prompt_kv`` (of the prompt's KV
+            entries, averaged over layers).
         text: how the budget was written; printed back unchanged.
     """
 
@@ -56,14 +57,17 @@ def parse_budget(text: str, unit: str) -> Budget:
     """Read ``0.1``, ``10%``, ``1/3``, ``1.0`` (shares), ``64`` or ``1tok`` (tokens per image).
 
     Raises:
-        BudgetError: for 0, negative, non-numeric values, shares above 1, the ambiguous bare ``1`` or an unknown unit.
+        BudgetError: for 0, negative, non-numeric values, shares above 1, the ambiguous bare ``1``
+            or an unknown unit.
     """
     if unit not in UNITS:
         raise BudgetError(f"unknown budget unit {unit!r}: expected one of {', '.join(UNITS)}")
     raw = text.strip()
     expected = "a share in (0, 1] such as 0.1, 10% or 1/3, or tokens per image such as 64 or 64tok"
     if raw == "1":
-        raise BudgetError("budget '@1' is ambiguous: write '@1.0' to keep everything or '@1tok' to keep one token")
+        raise BudgetError(
+            "budget '@1' is ambiguous: write '@1.0' to keep everything or '@1tok' to keep one token"
+        )
     try:
         if raw.endswith("tok"):
             return _tokens(int(raw[:-3]), unit, raw)
@@ -83,14 +87,19 @@ def _tokens(tokens: int, unit: str, text: str) -> Budget:
     if tokens < 1:
         raise BudgetError(f"budget '@{text}' asks for {tokens} tokens: expected at least 1")
     if unit == "prompt_kv":
-        raise BudgetError(f"budget '@{text}' counts tokens per image, but the unit is prompt_kv: give a share such as @0.1")
+        raise BudgetError(
+            f"budget '@{text}' counts tokens per image, but the unit is prompt_kv: give a share"
+            " such as @0.1"
+        )
     return Budget(None, tokens, unit, text)
 
 
 def split(total: int, weights: Sequence[float], caps: Sequence[int] | None = None) -> list[int]:
-    """Split ``total`` in proportion to ``weights`` by largest remainder; sums to ``total`` exactly, never above ``caps``.
+    """Split ``total`` in proportion to ``weights`` by largest remainder; sums to ``total`` exactly,
+    never above ``caps``.
 
-    What a capped part cannot take is shared out among the others in the same proportion. Ties go to the lower index.
+    What a capped part cannot take is shared out among the others in the same proportion. Ties go to
+    the lower index.
 
     Raises:
         BudgetError: if the caps together cannot hold ``total``.
@@ -107,7 +116,9 @@ def split(total: int, weights: Sequence[float], caps: Sequence[int] | None = Non
 
 
 def _water_fill(total: int, weights: Sequence[float], limits: Sequence[int]) -> list[float]:
-    """Real-valued shares in proportion to ``weights``; parts at their limit are fixed and the rest rescaled."""
+    """Real-valued shares in proportion to ``weights``; parts at their limit are fixed and the rest
+    rescaled.
+    """
     out, free = [0.0] * len(weights), set(range(len(weights)))
     while free:
         left = total - sum(out[i] for i in range(len(out)) if i not in free)
@@ -121,9 +132,11 @@ def _water_fill(total: int, weights: Sequence[float], limits: Sequence[int]) -> 
 
 
 def solve_mean(share: float, layers: int, cuts: Sequence[tuple[int, float]]) -> float:
-    """The multiplier m for which cuts ``(layer, m * ratio)`` retain ``share`` on average over layer inputs.
+    """The multiplier m for which cuts ``(layer, m * ratio)`` retain ``share`` on average over layer
+    inputs.
 
-    Layers before the first cut see everything. Each stage share is capped at 1 and at its predecessor's share.
+    Layers before the first cut see everything. Each stage share is capped at 1 and at its
+    predecessor's share.
 
     Args:
         share: average retained share asked for, in (0, 1].
@@ -131,13 +144,15 @@ def solve_mean(share: float, layers: int, cuts: Sequence[tuple[int, float]]) -> 
         cuts: ``(layer, ratio)`` ascending; the cut happens before ``layer``.
 
     Raises:
-        BudgetError: if even m = 0 retains more than ``share``; the message names the smallest feasible share.
+        BudgetError: if even m = 0 retains more than ``share``; the message names the smallest
+            feasible share.
     """
     first = cuts[0][0]
     if share <= first / layers:
         raise BudgetError(
-            f"visual_mean budget {share:g} is infeasible: layers 0..{first - 1} of {layers} see every visual token, "
-            f"so the smallest feasible share is above {first / layers:.4f}; cut earlier or ask for more"
+            f"visual_mean budget {share:g} is infeasible: layers 0..{first - 1} of {layers} see"
+            f" every visual token, so the smallest feasible share is above {first / layers:.4f};"
+            " cut earlier or ask for more"
         )
 
     def mean(m: float) -> float:

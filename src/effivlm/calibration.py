@@ -13,7 +13,7 @@ from torch import Tensor
 from effivlm.ops.select import others
 
 
-# ------------------------------------------------------------------------------------------------------------- VTW
+# ---------------------------------------------------------------------------------------------- VTW
 @dataclass(frozen=True)
 class Withdrawal:
     """Result of `withdrawal_layer`.
@@ -28,7 +28,8 @@ class Withdrawal:
 
 
 def withdrawal_divergence(full: Tensor, withdrawn: Tensor) -> float:
-    """KL(withdrawn || full) of next-token distributions in nats; the withdrawn one is the reference, as in the official code.
+    """KL(withdrawn || full) of next-token distributions in nats; the withdrawn one is the
+    reference, as in the official code.
 
     Args:
         full: [V] logits at the last prompt token.
@@ -38,13 +39,17 @@ def withdrawal_divergence(full: Tensor, withdrawn: Tensor) -> float:
     return float((p.exp() * (p - q)).sum())
 
 
-def withdrawal_layer(samples: Iterable[tuple[Tensor, Mapping[int, Tensor]]], eta: float = 0.003) -> Withdrawal:
+def withdrawal_layer(
+    samples: Iterable[tuple[Tensor, Mapping[int, Tensor]]], eta: float = 0.003
+) -> Withdrawal:
     """VTW's search: the first layer whose mean divergence over samples is at most ``eta``.
 
     Args:
-        samples: per prompt, the full model's logits [V] at the last prompt token, and those [V] with visual tokens
-            withdrawn before each candidate layer. The official search uses 20 prompts and layers from 5 on.
-        eta: in nats; the paper's values are 0.003 (LLaVA-1.5-7B), 0.0005 (13B), 0.0001 (LLaVA-1.6-7B).
+        samples: per prompt, the full model's logits [V] at the last prompt token, and those [V]
+            with visual tokens withdrawn before each candidate layer. The official search uses 20
+            prompts and layers from 5 on.
+        eta: in nats; the paper's values are 0.003 (LLaVA-1.5-7B), 0.0005 (13B), 0.0001
+            (LLaVA-1.6-7B).
 
     Raises:
         ValueError: without samples, or where samples cover different layers.
@@ -53,7 +58,9 @@ def withdrawal_layer(samples: Iterable[tuple[Tensor, Mapping[int, Tensor]]], eta
     count = 0
     for full, branches in samples:
         if count and set(branches) != set(total):
-            raise ValueError(f"sample {count} covers layers {sorted(branches)}, the ones before {sorted(total)}")
+            raise ValueError(
+                f"sample {count} covers layers {sorted(branches)}, the ones before {sorted(total)}"
+            )
         for layer, withdrawn in branches.items():
             total[layer] = total.get(layer, 0.0) + withdrawal_divergence(full, withdrawn)
         count += 1
@@ -63,33 +70,47 @@ def withdrawal_layer(samples: Iterable[tuple[Tensor, Mapping[int, Tensor]]], eta
     return Withdrawal(next((layer for layer, value in mean.items() if value <= eta), None), mean)
 
 
-# -------------------------------------------------------------------------------------------------------- FitPrune
+# ----------------------------------------------------------------------------------------- FitPrune
 @dataclass(frozen=True)
 class Shape:
-    """Widths of a decoder, for the cost of a visual token: model width D and feed-forward width m (three matrices)."""
+    """Widths of a decoder, for the cost of a visual token: model width D and feed-forward width m
+    (three matrices).
+    """
 
     width: int
     feed_forward: int
 
     def cost(self, n: int) -> float:
         """Multiply-adds of one layer for ``n`` tokens: 4 n D^2 + 2 n^2 D + 3 n D m."""
-        return 4.0 * n * self.width**2 + 2.0 * n**2 * self.width + 3.0 * n * self.width * self.feed_forward
+        return (
+            4.0 * n * self.width**2
+            + 2.0 * n**2 * self.width
+            + 3.0 * n * self.width * self.feed_forward
+        )
 
 
-Statistics = tuple[Tensor, Tensor]  # [N] attention received from text, and from visual rows, of one layer of one prompt
+Statistics = tuple[
+    Tensor, Tensor
+]  # [N] attention received from text, and from visual rows, of one layer of one prompt
 
 
-def fit_deletions(samples: Sequence[Sequence[Statistics]], reduction: float, shape: Shape) -> tuple[int, ...]:
-    """FitPrune's fitting: how many tokens each layer deletes so that both attention distributions stay close.
+def fit_deletions(
+    samples: Sequence[Sequence[Statistics]], reduction: float, shape: Shape
+) -> tuple[int, ...]:
+    """FitPrune's fitting: how many tokens each layer deletes so that both attention distributions
+    stay close.
 
-    For a tolerance alpha, a layer may delete the tokens that are, by both criteria, in the longest ascending prefix that
-    leaves at least ``(1 - alpha)`` of the layer's full mass. The smallest alpha (to 0.01, by bisection) that saves
-    ``reduction`` of the visual tokens' cost is taken for every prompt; counts are means over prompts, rounded down.
+    For a tolerance alpha, a layer may delete the tokens that are, by both criteria, in the longest
+    ascending prefix that leaves at least ``(1 - alpha)`` of the layer's full mass. The smallest
+    alpha (to 0.01, by bisection) that saves ``reduction`` of the visual tokens' cost is taken for
+    every prompt; counts are means over prompts, rounded down.
 
-    Deviation: statistics are those of the unpruned model; the official search recomputes them on the pruned prompt.
+    Deviation: statistics are those of the unpruned model; the official search recomputes them on
+    the pruned prompt.
 
     Args:
-        samples: per prompt, per layer, the two statistics (`HeadMaxSums`) of the unpruned model; N may differ by prompt.
+        samples: per prompt, per layer, the two statistics (`HeadMaxSums`) of the unpruned model; N
+            may differ by prompt.
         reduction: share of the cost to save, in (0, 1).
         shape: the decoder's widths.
 
@@ -105,7 +126,9 @@ def fit_deletions(samples: Sequence[Sequence[Statistics]], reduction: float, sha
 
 
 def tokens_left(deletions: Sequence[int], n: int, scale: int = 576) -> tuple[int, ...]:
-    """Tokens left after each layer, per ``scale`` tokens: the ``left`` field of the FitPrune method."""
+    """Tokens left after each layer, per ``scale`` tokens: the ``left`` field of the FitPrune
+    method.
+    """
     out, now = [], n
     for d in deletions:
         now -= d
@@ -126,8 +149,12 @@ def _fit_one(layers: Sequence[Statistics], reduction: float, shape: Shape) -> li
     return best
 
 
-def _delete(layers: Sequence[Statistics], alpha: float, reduction: float, shape: Shape) -> tuple[list[int], bool]:
-    """Deletions per layer under a tolerance, and whether they save enough; deleting stops once they do."""
+def _delete(
+    layers: Sequence[Statistics], alpha: float, reduction: float, shape: Shape
+) -> tuple[list[int], bool]:
+    """Deletions per layer under a tolerance, and whether they save enough; deleting stops once they
+    do.
+    """
     n = len(layers[0][0])
     limit = (1 - reduction) * len(layers) * shape.cost(n)
     alive, spent, counts, reached = torch.arange(n), 0.0, [], False
@@ -145,7 +172,9 @@ def _delete(layers: Sequence[Statistics], alpha: float, reduction: float, shape:
 
 
 def _prefix(values: Tensor, mass: float, alpha: float) -> Tensor:
-    """Indices of the lowest values [n] whose removal leaves at least ``(1 - alpha) * mass``, ascending by value."""
+    """Indices of the lowest values [n] whose removal leaves at least ``(1 - alpha) * mass``,
+    ascending by value.
+    """
     order = torch.argsort(values.double(), stable=True)
     left = values.double().sum() - values.double()[order].cumsum(0)
     return order[: int((left >= (1 - alpha) * mass).sum())]

@@ -57,7 +57,9 @@ def _method(cls: type[Method]) -> Iterator[str]:
 
 
 def _presets(cls: type[Method]) -> Iterator[str]:
-    """What published schedules truly cost: the layers that run before a cut see more than a schedule's name says."""
+    """What published schedules truly cost: the layers that run before a cut see more than a
+    schedule's name says.
+    """
     for fields in cls.presets if issubclass(cls, IntraLLM) else ():
         text, means = f"{cls.name}:{fields}", []
         (part,) = parse_setting(text).parts
@@ -69,11 +71,20 @@ def _presets(cls: type[Method]) -> Iterator[str]:
 
 
 def _family(family: Family) -> Iterator[str]:
-    yield f"[bold]{family.name}[/]  model_type {', '.join(family.model_types) or '(as another family)'}"
+    yield (
+        f"[bold]{family.name}[/]  model_type"
+        f" {', '.join(family.model_types) or '(as another family)'}"
+    )
     yield f"encoder: {'all images in one sequence' if family.packed else 'one tile a sequence'}"
-    yield "images can be resized before the encoder" if family.resize else "the encoder takes images of one size only"
+    yield (
+        "images can be resized before the encoder"
+        if family.resize
+        else "the encoder takes images of one size only"
+    )
     yield from (f"published shape {s.name}" for s in family.shapes)
-    yield "methods: " + ", ".join(m for m, cls in registry.methods().items() if not supported(cls)[family.name])
+    yield "methods: " + ", ".join(
+        m for m, cls in registry.methods().items() if not supported(cls)[family.name]
+    )
 
 
 def _methods() -> Iterator[str]:
@@ -90,7 +101,10 @@ def _families() -> Iterator[str]:
 def _tasks() -> Iterator[str]:
     for name in task_names():
         task = load_task(name)
-        yield f"{name:20} {task.metric:18} {len(task.documents)} documents, stands for {task.stands_for}"
+        yield (
+            f"{name:20} {task.metric:18} {len(task.documents)} documents, stands for"
+            f" {task.stands_for}"
+        )
 
 
 def _support() -> Iterator[str]:
@@ -98,15 +112,24 @@ def _support() -> Iterator[str]:
     families, reasons = list(registry.families()), {}
     yield "# Methods and families"
     yield ""
-    yield "Generated from the registry: `effivlm list support > docs/support.md`. Every `+` is a pair that the contract tests run"
-    yield "(`tests/test_contract.py`); every number is a pair that is refused before anything runs, for the reason below."
+    yield (
+        "Generated from the registry: `effivlm list support > docs/support.md`. Every `+` is a pair"
+        " that the contract tests run"
+    )
+    yield (
+        "(`tests/test_contract.py`); every number is a pair that is refused before anything runs,"
+        " for the reason below."
+    )
     yield ""
     yield f"| method | stages | {' | '.join(families)} |"
     yield "|---|---|" + ":-:|" * len(families)
     for name, cls in registry.methods().items():
         if not stages_of(cls):
             continue  # the uncompressed model
-        cells = [reasons.setdefault(why, len(reasons) + 1) if why else "+" for why in supported(cls).values()]
+        cells = [
+            reasons.setdefault(why, len(reasons) + 1) if why else "+"
+            for why in supported(cls).values()
+        ]
         yield f"| {name} | {', '.join(stages_of(cls))} | {' | '.join(map(str, cells))} |"
     yield ""
     yield from (f"{number}. {why}" for why, number in reasons.items())

@@ -18,18 +18,27 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-QUESTION = "Which training-free acceleration should I use on this vision-language model, what does it cost, what does it save?"
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=QUESTION)
+QUESTION = (
+    "Which training-free acceleration should I use on this vision-language model, what does it"
+    " cost, what does it save?"
+)
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=QUESTION
+)
 console = Console(width=None if sys.stdout.isatty() else 110)
 BROKEN_CONTRACT, FAILED_DOCUMENTS, USER_ERROR, INTERRUPTED = 1, 3, 2, 130
 
 
 @app.command()
 def run(
-    experiment: Annotated[Path | None, typer.Argument(help="YAML file; without one, the built-in default.")] = None,
+    experiment: Annotated[
+        Path | None, typer.Argument(help="YAML file; without one, the built-in default.")
+    ] = None,
     root: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
 ) -> None:
-    """Answer every document under every setting, and write the report. Run it again to go on after an interruption."""
+    """Answer every document under every setting, and write the report. Run it again to go on after
+    an interruption.
+    """
     _guard(lambda: _run(experiment, root))
 
 
@@ -44,26 +53,41 @@ def _run(path: Path | None, root: Path) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("effivlm").addHandler(handler)
     logging.getLogger("effivlm").setLevel(logging.INFO)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("documents"),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("documents"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     try:
         with Progress(*columns, console=console) as bar:
             bars: dict[str, Any] = {}
 
             def progress(what: str, done: int, total: int) -> None:
                 if what not in bars:
-                    bars[what] = bar.add_task(f"{what}, {len(experiment.settings)} settings", total=total)
+                    bars[what] = bar.add_task(
+                        f"{what}, {len(experiment.settings)} settings", total=total
+                    )
                 bar.update(bars[what], completed=done)
 
             summary = run_experiment(experiment, root, progress)
     except KeyboardInterrupt:
-        console.print(f"\ninterrupted: what was finished is in {folder}; the same command goes on from there")
+        console.print(
+            f"\ninterrupted: what was finished is in {folder}; the same command goes on from there"
+        )
         raise typer.Exit(INTERRUPTED) from None
     _report(folder)
     console.print(f"{summary.recorded} answers recorded, {summary.found} found from before")
     if summary.failed:
         total = summary.recorded + summary.found
-        console.print(f"[bold red]{summary.failed} of {total} answers failed[/]: see the column 'failed' and {folder}/log.txt")
+        console.print(
+            f"[bold red]{summary.failed} of {total} answers failed[/]: see the column 'failed' and"
+            f" {folder}/log.txt"
+        )
         raise typer.Exit(FAILED_DOCUMENTS)
 
 
@@ -72,7 +96,9 @@ def measure(
     experiment: Annotated[Path, typer.Argument(help="YAML file with a section 'measure'.")],
     root: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
 ) -> None:
-    """Time every setting, stage by stage, baseline interleaved; speed tables go into the run's report."""
+    """Time every setting, stage by stage, baseline interleaved; speed tables go into the run's
+    report.
+    """
     _guard(lambda: _measure(experiment, root))
 
 
@@ -83,12 +109,17 @@ def _measure(path: Path, root: Path) -> None:
 
     experiment = load_experiment(path)
     with console.status("preparing") as line:
-        result = measure_experiment(experiment, root, lambda what, done, total: line.update(f"{what}: round {done} of {total}"))
+        result = measure_experiment(
+            experiment,
+            root,
+            lambda what, done, total: line.update(f"{what}: round {done} of {total}"),
+        )
     for path in write_speed(root / experiment.name):
         text = path.read_text() if path.suffix == ".md" else f"  {path}"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     console.print(
-        f"{result.recorded} samples recorded, {result.found} found from before, in {root / experiment.name / 'timings'}"
+        f"{result.recorded} samples recorded, {result.found} found from before, in"
+        f" {root / experiment.name / 'timings'}"
     )
     for what, why in result.failed.items():
         console.print(f"[bold red]not timed[/] {what}: {why}", soft_wrap=True)
@@ -101,11 +132,18 @@ def predict(
     shape: Annotated[str, typer.Argument(help="A published shape: effivlm list models.")],
     settings: Annotated[list[str], typer.Argument(help="Settings, such as visionzip@0.1.")],
     device: Annotated[
-        str, typer.Option(help="a100-80gb, h100-sxm, h200, l40s, or cpu or cuda to measure this machine.")
+        str,
+        typer.Option(
+            help="a100-80gb, h100-sxm, h200, l40s, or cpu or cuda to measure this machine."
+        ),
     ] = "h200",
-    workload: Annotated[str, typer.Option(help="What is asked; see docs/measuring.md.")] = "effivlm-bench",
+    workload: Annotated[
+        str, typer.Option(help="What is asked; see docs/measuring.md.")
+    ] = "effivlm-bench",
 ) -> None:
-    """Least time and memory of settings on a device, from shapes and budgets alone; no model is run."""
+    """Least time and memory of settings on a device, from shapes and budgets alone; no model is
+    run.
+    """
     _guard(lambda: _predict(shape, settings, device, workload))
 
 
@@ -122,24 +160,43 @@ def calibrate(
     model: Annotated[str, typer.Argument(help="zoo:NAME, a hub id or a checkpoint folder.")],
     task: Annotated[str, typer.Option(help="Task whose documents are used; one image each.")],
     documents: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
-    eta: Annotated[float, typer.Option(min=0, help="vtw: most nats between the whole model and the shortened one.")] = 0.003,
-    reduction: Annotated[float, typer.Option(min=0.01, max=0.99, help="fitprune: share of the cost to save.")] = 0.6,
+    eta: Annotated[
+        float,
+        typer.Option(min=0, help="vtw: most nats between the whole model and the shortened one."),
+    ] = 0.003,
+    reduction: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="fitprune: share of the cost to save.")
+    ] = 0.6,
 ) -> None:
-    """Fit VTW's layer or FitPrune's curve to a model; the last line printed is the setting to use."""
+    """Fit VTW's layer or FitPrune's curve to a model; the last line printed is the setting."""
     _guard(lambda: _calibrate(method, model, task, documents, eta, reduction))
 
 
-def _calibrate(method: str, model: str, task: str, documents: int, eta: float, reduction: float) -> None:
+def _calibrate(
+    method: str, model: str, task: str, documents: int, eta: float, reduction: float
+) -> None:
     from effivlm.fitting import calibrate as fit
 
     with console.status("preparing") as status:
-        for line in fit(method, model, task, documents, eta, reduction, lambda n: status.update(f"document {n} of {documents}")):
+        for line in fit(
+            method,
+            model,
+            task,
+            documents,
+            eta,
+            reduction,
+            lambda n: status.update(f"document {n} of {documents}"),
+        ):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
-def check(name: Annotated[str, typer.Argument(help="A method, of this package or found by entry point.")]) -> None:
-    """Put a method through the contract on a tiny random model of every family: counts, masks, batches, back ends, seeds."""
+def check(
+    name: Annotated[str, typer.Argument(help="A method, of this package or found by entry point.")],
+) -> None:
+    """Put a method through the contract on a tiny random model of every family: counts, masks,
+    batches, back ends, seeds.
+    """
     _guard(lambda: _check(name))
 
 
@@ -156,7 +213,9 @@ def _check(name: str) -> None:
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/default.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/default.")],
+) -> None:
     """Write the report of a run again, from its records."""
     _guard(lambda: _report(folder))
 
@@ -173,7 +232,11 @@ def _report(folder: Path) -> None:
 
 
 @app.command(name="list")
-def list_(what: Annotated[str, typer.Argument(help="methods, families, suites, tasks, models or support")]) -> None:
+def list_(
+    what: Annotated[
+        str, typer.Argument(help="methods, families, suites, tasks, models or support")
+    ],
+) -> None:
     """List what there is."""
     _guard(lambda: _list(what))
 
@@ -187,7 +250,9 @@ def _list(what: str) -> None:
 
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="A method or a family.")]) -> None:
-    """Paper, parameters, deviations, stages and supported families of a method; facts about a family."""
+    """Paper, parameters, deviations, stages and supported families of a method; facts about a
+    family.
+    """
     _guard(lambda: _show(name))
 
 
@@ -224,7 +289,9 @@ def _guard(verb: Callable[[], None]) -> None:
     try:
         verb()
     except known as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error!s}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[bold red]error:[/] {error!s}", highlight=False, soft_wrap=True
+        )
         raise typer.Exit(USER_ERROR) from None
 
 

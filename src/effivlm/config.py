@@ -1,4 +1,6 @@
-"""What a run is: frozen specifications and their YAML form. Unknown keys are errors; every mistake names its key."""
+"""What a run is: frozen specifications and their YAML form. Unknown keys are errors; every mistake
+names its key.
+"""
 
 import difflib
 from pathlib import Path
@@ -27,10 +29,13 @@ class ModelSpec(Spec):
     """A model to load.
 
     Attributes:
-        name: hub id, checkpoint folder, ``zoo:NAME`` for a built-in checkpoint, or a published shape.
-        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``. attn: attention back end. device: where it runs.
+        name: hub id, checkpoint folder, ``zoo:NAME`` for a built-in checkpoint, or a published
+            shape.
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``. attn: attention back end. device:
+            where it runs.
         random_weights: build the published shape ``name`` without weights (speed and memory only).
-        without: methods that are not run on this model, such as ``downsample`` where an encoder takes one size.
+        without: methods that are not run on this model, such as ``downsample`` where an encoder
+            takes one size.
     """
 
     name: str
@@ -88,7 +93,8 @@ class Experiment(Spec):
     """One comparison: models x settings x tasks.
 
     Attributes:
-        name: the run's folder under ``runs/``. settings: in text form; ``none`` is always included, first.
+        name: the run's folder under ``runs/``. settings: in text form; ``none`` is always included,
+            first.
         tasks: may be left out where the experiment is only measured, on a fixed workload.
         seed: sampling of documents. width: answers decoded side by side.
     """
@@ -115,7 +121,7 @@ class Experiment(Spec):
     @field_validator("settings", mode="before")
     @classmethod
     def _expand(cls, value: Any) -> Any:
-        """``{methods: [a, b], keep: [0.1, 0.2]}`` entries stand for every method at every budget."""
+        """``{methods: [a, b], keep: [0.1, 0.2]}`` stands for every method at every budget."""
         if not isinstance(value, list | tuple):
             return value
         out: list[str] = ["none"]
@@ -123,10 +129,16 @@ class Experiment(Spec):
             if isinstance(item, dict):
                 unknown = set(item) - {"methods", "keep"}
                 if unknown or set(item) != {"methods", "keep"}:
-                    raise ValueError(f"a settings grid needs exactly the keys methods and keep, got {', '.join(map(str, item))}")
+                    raise ValueError(
+                        "a settings grid needs exactly the keys methods and keep, got"
+                        f" {', '.join(map(str, item))}"
+                    )
                 for key, values in item.items():
                     if not isinstance(values, list | tuple):
-                        raise ValueError(f"a settings grid needs lists, got {key}: {values!r}; write {key}: [{values}]")
+                        raise ValueError(
+                            f"a settings grid needs lists, got {key}: {values!r}; write {key}:"
+                            f" [{values}]"
+                        )
                 out += [f"{m}@{k}" for m in item["methods"] for k in item["keep"]]
             else:
                 out.append(str(item))
@@ -153,7 +165,9 @@ def load_experiment(path: Path) -> Experiment:
         ConfigError: if the file is missing, is not YAML, or has mistakes; all of them are listed.
     """
     if not path.exists():
-        raise ConfigError(f"no experiment file {path}: give a YAML file, or no argument for the built-in default")
+        raise ConfigError(
+            f"no experiment file {path}: give a YAML file, or no argument for the built-in default"
+        )
     try:
         data = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -174,9 +188,14 @@ def build_experiment(data: dict[str, Any], where: str) -> Experiment:
         return Experiment.model_validate(data)
     except ValidationError as error:
         found = [(e["loc"], e["type"], e["msg"]) for e in error.errors()]
-        inside = {where[0] for where, *_ in found if len(where) > 1}  # a list of which every item is wrong is not "too short"
-        lines = [f"  {'.'.join(map(str, where))}: {_said(where, kind, text)}" for where, kind, text in found
-                 if kind != "too_short" or where[0] not in inside]  # fmt: skip
+        inside = {
+            where[0] for where, *_ in found if len(where) > 1
+        }  # a list of which every item is wrong is not "too short"
+        lines = [
+            f"  {'.'.join(map(str, where))}: {_said(where, kind, text)}"
+            for where, kind, text in found
+            if kind != "too_short" or where[0] not in inside
+        ]
         raise ConfigError(f"{where} has {len(lines)} mistake(s):\n" + "\n".join(lines)) from None
 
 
@@ -184,11 +203,19 @@ def _said(where: tuple[int | str, ...], kind: str, text: str) -> str:
     """What is wrong at a place, in words; near names for a key that does not exist."""
     if kind != "extra_forbidden":
         return text.removeprefix("Value error, ")
-    owners: dict[int | str, type[Spec]] = {"models": ModelSpec, "tasks": TaskSpec, "measure": MeasureSpec}
+    owners: dict[int | str, type[Spec]] = {
+        "models": ModelSpec,
+        "tasks": TaskSpec,
+        "measure": MeasureSpec,
+    }
     *_, key = where
     known = (owners.get(where[0], Experiment) if len(where) > 1 else Experiment).model_fields
     near = difflib.get_close_matches(str(key), known, n=2)
-    return f"unknown key: did you mean {' or '.join(near)}?" if near else f"unknown key: known are {', '.join(known)}"
+    return (
+        f"unknown key: did you mean {' or '.join(near)}?"
+        if near
+        else f"unknown key: known are {', '.join(known)}"
+    )
 
 
 def dump_experiment(experiment: Experiment) -> str:

@@ -1,4 +1,6 @@
-"""The whole run on one screen: load, plan, answer every document under every setting, record, report."""
+"""The whole run on one screen: load, plan, answer every document under every setting, record,
+report.
+"""
 
 import hashlib
 import logging
@@ -34,19 +36,32 @@ class Summary:
     failed: int
 
 
-def run(experiment: Experiment, root: Path = Path("runs"), progress: Progress = lambda what, done, total: None) -> Summary:
-    """Answer every document of every task under every setting; what a folder already holds is not done again.
+def run(
+    experiment: Experiment,
+    root: Path = Path("runs"),
+    progress: Progress = lambda what, done, total: None,
+) -> Summary:
+    """Answer every document of every task under every setting; what a folder already holds is not
+    done again.
 
     Raises:
         StoreError, LoadError, TaskError, Unsupported: before anything runs, where it can be known.
     """
     if not experiment.tasks:
-        raise ConfigError("this experiment has no tasks, so it can be measured but not run: use `effivlm measure`, or add tasks")
+        raise ConfigError(
+            "this experiment has no tasks, so it can be measured but not run: use `effivlm"
+            " measure`, or add tasks"
+        )
     if unable := [spec.name for spec in experiment.models if spec.random_weights]:
-        raise ConfigError(f"random weights of {', '.join(unable)} have no tokenizer and answer nothing: use `effivlm measure`")
+        raise ConfigError(
+            f"random weights of {', '.join(unable)} have no tokenizer and answer nothing: use"
+            " `effivlm measure`"
+        )
     tasks = [(spec, load_task(name)) for spec in experiment.tasks for name in load_suite(spec.name)]
     counts = {"recorded": 0, "found": 0, "failed": 0}
-    with RunStore(root / experiment.name, dump_experiment(experiment), experiment.model_dump(mode="json")) as store:
+    with RunStore(
+        root / experiment.name, dump_experiment(experiment), experiment.model_dump(mode="json")
+    ) as store:
         for spec in experiment.models:
             loaded = load_model(spec)
             store.note_environment(environment(str(loaded.model.device), "pil"))
@@ -62,7 +77,11 @@ def run(experiment: Experiment, root: Path = Path("runs"), progress: Progress = 
 
 def load_model(spec: ModelSpec) -> Loaded:
     """The model of a specification; ``zoo:NAME`` is a checkpoint that ships with the package."""
-    name = str(zoo.checkpoint(spec.name.removeprefix("zoo:"))) if spec.name.startswith("zoo:") else spec.name
+    name = (
+        str(zoo.checkpoint(spec.name.removeprefix("zoo:")))
+        if spec.name.startswith("zoo:")
+        else spec.name
+    )
     dtype = "float32" if spec.dtype == "auto" and spec.device == "cpu" else spec.dtype
     return load(name, dtype, spec.attn, spec.device, spec.random_weights)
 
@@ -79,7 +98,9 @@ def sample(task: Task, spec: TaskSpec, seed: int) -> list[Document]:
 class Runner:
     """Answers documents for one model; keeps one plan per set of settings still to do."""
 
-    def __init__(self, store: RunStore, spec: ModelSpec, loaded: Loaded, settings: list[Setting], width: int) -> None:
+    def __init__(
+        self, store: RunStore, spec: ModelSpec, loaded: Loaded, settings: list[Setting], width: int
+    ) -> None:
         self.store, self.loaded, self.width, self.settings = store, loaded, width, settings
         self.spec, self.shape = spec, TextShape.of(loaded.model.get_decoder().config)
         self.plans: dict[tuple[Setting, ...], Plan] = {}
@@ -95,13 +116,20 @@ class Runner:
     def path(self, setting: Setting, task: Task) -> Path:
         """Where answers go: the hash covers all that can change them."""
         model = self.spec.model_dump(exclude={"device", "without"})
-        identity = {"model": model, "setting": str(setting), "fields": repr(setting),
-                    "task": [task.name, task.version, task.metric], "limit": task.max_new_tokens,
-                    "version": __version__}  # fmt: skip
+        identity = {
+            "model": model,
+            "setting": str(setting),
+            "fields": repr(setting),
+            "task": [task.name, task.version, task.metric],
+            "limit": task.max_new_tokens,
+            "version": __version__,
+        }
         return self.store.path(self.loaded.name, content_hash(identity), task.name)
 
     def answer(self, task: Task, document: Document) -> dict[str, int]:
-        """Ask one document under every setting that has not answered it; a failure is a record, never an empty answer."""
+        """Ask one document under every setting that has not answered it; a failure is a record,
+        never an empty answer.
+        """
         counts = {"recorded": 0, "found": 0, "failed": 0}
         todo = []
         for setting in self.settings:
@@ -123,7 +151,9 @@ class Runner:
             self.done[path] = self.store.done(path)
         return self.done[path]
 
-    def _outcomes(self, task: Task, document: Document, todo: tuple[Setting, ...]) -> Iterator[tuple[Outcome, str]]:
+    def _outcomes(
+        self, task: Task, document: Document, todo: tuple[Setting, ...]
+    ) -> Iterator[tuple[Outcome, str]]:
         if not todo:
             return
         try:
@@ -137,28 +167,59 @@ class Runner:
         for outcome in self.plan(todo).run(inputs, task.max_new_tokens, stop_ids(self.loaded)):
             yield outcome, digest
 
-    def _record(self, task: Task, document: Document, outcome: Outcome, digest: str) -> DocumentRecord:
-        common = {"model": self.loaded.name, "setting": str(outcome.setting), "task": task.name, "document": document.id,
-                  "metric": task.metric, "references": document.answers, "digest": digest}  # fmt: skip
+    def _record(
+        self, task: Task, document: Document, outcome: Outcome, digest: str
+    ) -> DocumentRecord:
+        common = {
+            "model": self.loaded.name,
+            "setting": str(outcome.setting),
+            "task": task.name,
+            "document": document.id,
+            "metric": task.metric,
+            "references": document.answers,
+            "digest": digest,
+        }
         if outcome.error is not None or outcome.generated is None or outcome.account is None:
             error = outcome.error or RuntimeError("no answer")
-            log.error("%s %s under %s failed", task.name, document.id, outcome.setting, exc_info=error)
-            return DocumentRecord(**common, answer=None, score=None, new_tokens=0, finish="error",
-                                  error={"type": type(error).__name__, "message": str(error)[:500]})  # fmt: skip
-        text = self.loaded.processor.tokenizer.decode(outcome.generated.tokens, skip_special_tokens=True).strip()
+            log.error(
+                "%s %s under %s failed", task.name, document.id, outcome.setting, exc_info=error
+            )
+            return DocumentRecord(
+                **common,
+                answer=None,
+                score=None,
+                new_tokens=0,
+                finish="error",
+                error={"type": type(error).__name__, "message": str(error)[:500]},
+            )
+        text = self.loaded.processor.tokenizer.decode(
+            outcome.generated.tokens, skip_special_tokens=True
+        ).strip()
         cost = outcome.account.as_dict()
         size = next(self.loaded.model.parameters()).element_size()
-        cost |= {"prefill_flops": self.shape.prefill_flops(outcome.account.tokens_per_layer),
-                 "decode_bytes_per_token": self.shape.decode_bytes(outcome.account.kv_bytes_held, size)}  # fmt: skip
-        return DocumentRecord(**common, answer=text, score=task.scorer(text, document.answers),
-                              new_tokens=len(outcome.generated.tokens), finish=outcome.generated.finish, error=None,
-                              cost=cost)  # fmt: skip
+        cost |= {
+            "prefill_flops": self.shape.prefill_flops(outcome.account.tokens_per_layer),
+            "decode_bytes_per_token": self.shape.decode_bytes(outcome.account.kv_bytes_held, size),
+        }
+        return DocumentRecord(
+            **common,
+            answer=text,
+            score=task.scorer(text, document.answers),
+            new_tokens=len(outcome.generated.tokens),
+            finish=outcome.generated.finish,
+            error=None,
+            cost=cost,
+        )
 
 
 def prepare(loaded: Loaded, document: Document, images: list[Any]) -> Mapping[str, torch.Tensor]:
     """Model inputs of one document, by the checkpoint's own chat template and processor."""
-    text = loaded.processor.apply_chat_template(document.messages(), add_generation_prompt=True, tokenize=False)
-    given = {"text": text, "return_tensors": "pt"} | ({"images": [images]} if images else {})  # one list a prompt: several images
+    text = loaded.processor.apply_chat_template(
+        document.messages(), add_generation_prompt=True, tokenize=False
+    )
+    given = {"text": text, "return_tensors": "pt"} | (
+        {"images": [images]} if images else {}
+    )  # one list a prompt: several images
     inputs = loaded.processor(**given)
     device, dtype = loaded.model.device, loaded.model.dtype
     return {

@@ -1,4 +1,5 @@
-"""Fits methods to a model on documents of a task: VTW's layer and FitPrune's curve, by the searches of `calibration`.
+"""Fits methods to a model on documents of a task: VTW's layer and FitPrune's curve, by the searches
+of `calibration`.
 
 effivlm calibrate vtw zoo:mini-qwen2-vl --task scene_qa --documents 20
 """
@@ -31,9 +32,14 @@ TEXT, VISUAL = HeadMaxSums(rows="text"), HeadMaxSums(rows="visual")
 
 
 def fit_vtw(loaded: Loaded, prompts: Iterator[Inputs], eta: float) -> Iterator[str]:
-    """Lines: the mean divergence of every layer, and the setting of the first that can do without visual tokens."""
+    """Lines: the mean divergence of every layer, and the setting of the first that can do without
+    visual tokens.
+    """
     found = withdrawal_layer((withdrawal_logits(loaded.model, p) for p in prompts), eta)
-    yield from (f"without visual tokens from layer {k} on: {d:.5f} nats" for k, d in found.divergence.items())
+    yield from (
+        f"without visual tokens from layer {k} on: {d:.5f} nats"
+        for k, d in found.divergence.items()
+    )
     if found.layer is None:
         yield f"no layer stays within {eta} nats of the whole model: allow more with --eta"
     else:
@@ -41,17 +47,29 @@ def fit_vtw(loaded: Loaded, prompts: Iterator[Inputs], eta: float) -> Iterator[s
 
 
 def fit_fitprune(loaded: Loaded, prompts: Iterator[Inputs], reduction: float) -> Iterator[str]:
-    """Lines: tokens deleted per layer, and the setting with the fitted curve; budgets (``fitprune@0.2:left=...``) scale it."""
+    """Lines: tokens deleted per layer, and the setting with the fitted curve; budgets
+    (``fitprune@0.2:left=...``) scale it.
+    """
     shape = TextShape.of(loaded.model.get_decoder().config)
     samples = [attention_received(loaded.model, p) for p in prompts]
     deletions = fit_deletions(samples, reduction, Shape(shape.hidden, shape.inter))
     length = round(sum(len(layers[0][0]) for layers in samples) / len(samples))
-    yield f"of {length} tokens (mean of {len(samples)} prompts) deleted after each layer: {', '.join(map(str, deletions))}"
+    yield (
+        f"of {length} tokens (mean of {len(samples)} prompts) deleted after each layer:"
+        f" {', '.join(map(str, deletions))}"
+    )
     yield str(Setting((Part(FitPrune(left=tokens_left(deletions, length)), None),)))
 
 
-def calibrate(method: str, model: str, task: str, documents: int, eta: float, reduction: float,
-              progress: Callable[[int], None] = lambda done: None) -> Iterator[str]:  # fmt: skip
+def calibrate(
+    method: str,
+    model: str,
+    task: str,
+    documents: int,
+    eta: float,
+    reduction: float,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[str]:
     """Fit a method to a model on the first ``documents`` documents that an experiment would sample.
 
     Args:
@@ -77,16 +95,20 @@ def calibrate(method: str, model: str, task: str, documents: int, eta: float, re
     def prompts() -> Iterator[Inputs]:
         for number, document in enumerate(chosen, start=1):
             if len(document.images) != 1:
-                raise TaskError(f"{task} {document.id} has {len(document.images)} images: calibrate on documents with one")
+                raise TaskError(
+                    f"{task} {document.id} has {len(document.images)} images: calibrate on"
+                    " documents with one"
+                )
             progress(number)
             yield prepare(loaded, document, [document.images[0]()])
 
     yield from fit(loaded, prompts(), eta if method == "vtw" else reduction)
 
 
-# -------------------------------------------------------------------------------------------------- driving the model
+# -------------------------------------------------------------------------------- driving the model
 def withdrawal_logits(model: nn.Module, inputs: Inputs) -> tuple[Tensor, dict[int, Tensor]]:
-    """[V] logits of the next token with all visual tokens, and those without them from every layer on but the first.
+    """[V] logits of the next token with all visual tokens, and those without them from every layer
+    on but the first.
 
     One prefill; every candidate resumes from the layer at which it withdraws.
     """
@@ -94,11 +116,15 @@ def withdrawal_logits(model: nn.Module, inputs: Inputs) -> tuple[Tensor, dict[in
     settings = {k: Setting((Part(VTW(layer=k), None),)) for k in range(1, len(decoder.layers))}
     with Session(model, Setting(()), trunk=True, branches=list(settings.values())) as session:
         whole = prefill(session, inputs, encode(session, inputs))
-        return whole.logits[0], {k: resume(session, whole, s).logits[0] for k, s in settings.items()}
+        return whole.logits[0], {
+            k: resume(session, whole, s).logits[0] for k, s in settings.items()
+        }
 
 
 def attention_received(model: nn.Module, inputs: Inputs) -> list[Statistics]:
-    """Per layer of the unpruned model, what each visual token receives from text and from visual rows: [N], [N]."""
+    """Per layer of the unpruned model, what each visual token receives from text and from visual
+    rows: [N], [N].
+    """
     part = Part(_Reader(), parse_budget("1.0", "prompt_kv"))
     with Session(model, Setting(()), watch=[part]) as session:
         done = prefill(session, inputs, encode(session, inputs))
@@ -120,5 +146,7 @@ class _Reader(KVCache):
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Note both statistics; nothing is chosen by the zeros returned."""
         visual = cache.image >= 0
-        cache.notes.setdefault("layers", []).append((cache[TEXT][visual].cpu(), cache[VISUAL][visual].cpu()))
+        cache.notes.setdefault("layers", []).append(
+            (cache[TEXT][visual].cpu(), cache[VISUAL][visual].cpu())
+        )
         return torch.zeros(cache.keys.shape[:2], device=cache.keys.device)

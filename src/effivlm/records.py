@@ -1,7 +1,7 @@
 """Typed records and how they are read back; `store` writes them.
 
-One line of a JSONL file is one record. A last line that was torn when its writer was killed is left out; any other bad
-line is an error that names file and line.
+One line of a JSONL file is one record. A last line that was torn when its writer was killed is left
+out; any other bad line is an error that names file and line.
 """
 
 import hashlib
@@ -18,13 +18,15 @@ class StoreError(RuntimeError):
 
 
 class CostAccount(TypedDict):
-    """What one answer cost, counted in the tensors (`runtime.audit.Account`) and derived from shapes (`measure.roofline`).
+    """What one answer cost, counted in the tensors (`runtime.audit.Account`) and derived from
+    shapes (`measure.roofline`).
 
     Keys:
-        prompt_tokens: logical prompt length. visual_tokens: visual tokens of the uncompressed prompt.
-        visual_per_layer, tokens_per_layer: entering each decoder layer. kv_per_layer: prompt entries held after prefill,
-        mean over KV heads. kv_bytes_per_layer, kv_bytes: their bytes. kv_held_per_layer, kv_bytes_held: bytes of the tensors
-        that store them, where heads of unequal counts are padded. prefill_flops: multiply-adds counted twice.
+        prompt_tokens: logical prompt length. visual_tokens: visual tokens of the uncompressed
+        prompt. visual_per_layer, tokens_per_layer: entering each decoder layer. kv_per_layer:
+        prompt entries held after prefill, mean over KV heads. kv_bytes_per_layer, kv_bytes: their
+        bytes. kv_held_per_layer, kv_bytes_held: bytes of the tensors that store them, where heads
+        of unequal counts are padded. prefill_flops: multiply-adds counted twice.
         decode_bytes_per_token: bytes one decode step must read.
         realised: retained share by unit (visual, visual_mean, prompt_kv).
     """
@@ -49,13 +51,16 @@ class DocumentRecord:
 
     Attributes:
         model, setting, task, document: what was answered under what (text forms).
-        answer: the text, or None where the document failed. score: the task's own, in [0, 1], or None.
-        metric: the score's name. references: accepted answers. new_tokens: generated. finish: ``stop`` or ``length``.
+        answer: the text, or None where the document failed. score: the task's own, in [0, 1], or
+            None.
+        metric: the score's name. references: accepted answers. new_tokens: generated. finish:
+            ``stop`` or ``length``.
         error: None, or ``{"type", "message"}``. digest: of prompt and media.
         cost: see `CostAccount`; None where the document failed.
 
     Raises:
-        ValueError: if it has both an answer and an error, or neither, or a score that is no finite number.
+        ValueError: if it has both an answer and an error, or neither, or a score that is no finite
+            number.
     """
 
     model: str
@@ -75,9 +80,14 @@ class DocumentRecord:
     def __post_init__(self) -> None:
         if (self.answer is None) == (self.error is None):
             got = f"answer={self.answer!r}, error={self.error!r}"
-            raise ValueError(f"{self.task} {self.document}: expected either an answer or an error, got {got}")
+            raise ValueError(
+                f"{self.task} {self.document}: expected either an answer or an error, got {got}"
+            )
         if self.score is not None and not math.isfinite(self.score):
-            raise ValueError(f"{self.task} {self.document}: the score is {self.score!r}; expected a finite number, or None")
+            raise ValueError(
+                f"{self.task} {self.document}: the score is {self.score!r}; expected a finite"
+                " number, or None"
+            )
 
     @property
     def failed(self) -> bool:
@@ -87,14 +97,18 @@ class DocumentRecord:
 
 @dataclass(frozen=True)
 class TimingRecord:
-    """One timed sample of one setting: the same prompt run once; baseline and settings alternate sample by sample.
+    """One timed sample of one setting: the same prompt run once; baseline and settings alternate
+    sample by sample.
 
     Attributes:
-        model, setting, workload: what was timed (text forms). sample: number of the sample; samples of ``none`` and of a
+        model, setting, workload: what was timed (text forms). sample: number of the sample; samples
+        of ``none`` and of a
             setting with the same number were run one after the other and form a pair.
-        seconds: by stage: media, vision, method, prefill, decode (these sum to the total), ttft, decode_per_token, total.
+        seconds: by stage: media, vision, method, prefill, decode (these sum to the total), ttft,
+            decode_per_token, total.
         memory: bytes by kind: allocated, reserved, resident, kv, weights. new_tokens: decoded.
-        busy: what else used the device meanwhile, or empty. correct: whether the setting's correctness check passed.
+        busy: what else used the device meanwhile, or empty. correct: whether the setting's
+            correctness check passed.
 
     Raises:
         ValueError: for a time that is negative or no finite number.
@@ -114,7 +128,8 @@ class TimingRecord:
         for stage, value in self.seconds.items():
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(
-                    f"{self.workload} sample {self.sample}: {stage} took {value!r} s; expected a finite number, 0 or more"
+                    f"{self.workload} sample {self.sample}: {stage} took {value!r} s; expected a"
+                    " finite number, 0 or more"
                 )
 
 
@@ -125,10 +140,12 @@ def content_hash(content: Any, length: int = 16) -> str:
 
 
 def read_records(path: Path) -> list[DocumentRecord]:
-    """Finished lines of one file, one per document; a torn last line is left out, a later answer replaces a failure.
+    """Finished lines of one file, one per document; a torn last line is left out, a later answer
+    replaces a failure.
 
     Raises:
-        StoreError: for a line that is not a record, or answers a document again; names file and line.
+        StoreError: for a line that is not a record, or answers a document again; names file and
+            line.
     """
     found: dict[str, DocumentRecord] = {}
     for number, data in _lines(path):
@@ -138,8 +155,10 @@ def read_records(path: Path) -> list[DocumentRecord]:
             raise _unreadable(path, number, error) from None
         before = found.get(record.document)
         if before is not None and not before.failed:
-            raise StoreError(f"{path}, line {number} answers document {record.document!r} again: the file is damaged; "
-                             "move it away and run the same command again")  # fmt: skip
+            raise StoreError(
+                f"{path}, line {number} answers document {record.document!r} again: the file is"
+                " damaged; move it away and run the same command again"
+            )
         found[record.document] = record
     return list(found.values())
 
@@ -155,7 +174,10 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _unreadable(path: Path, number: int, error: Exception) -> StoreError:
-    return StoreError(f"{path}, line {number} is not a record ({error}): move the file away and run the same command again")
+    return StoreError(
+        f"{path}, line {number} is not a record ({error}): move the file away and run the same"
+        " command again"
+    )
 
 
 def read_run(folder: Path) -> list[DocumentRecord]:
@@ -170,11 +192,16 @@ def read_run(folder: Path) -> list[DocumentRecord]:
         for r in read_records(path):
             home = homes.setdefault((r.model, r.setting, r.task), path)
             if home != path:
-                raise StoreError(f"{home} and {path} both hold {r.task} under {r.setting}, answered under different conditions "
-                                 "(task or model specification changed): delete the one that is out of date")  # fmt: skip
+                raise StoreError(
+                    f"{home} and {path} both hold {r.task} under {r.setting}, answered under"
+                    " different conditions (task or model specification changed): delete the one"
+                    " that is out of date"
+                )
             found.append(r)
     if not found:
-        raise StoreError(f"{folder} holds no records: expected the folder of a run, such as runs/default")
+        raise StoreError(
+            f"{folder} holds no records: expected the folder of a run, such as runs/default"
+        )
     return found
 
 

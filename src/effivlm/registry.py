@@ -1,4 +1,6 @@
-"""Finds methods, families and suites by walking the packages and by entry points; near names on a miss, clash = error."""
+"""Finds methods, families and suites by walking the packages and by entry points; near names on a
+miss, clash = error.
+"""
 
 import difflib
 import importlib
@@ -35,7 +37,9 @@ def lookup(kind: str, name: str, table: Mapping[str, Any]) -> Any:
     if name in table:
         return table[name]
     near = difflib.get_close_matches(name, table, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(table)[:20])}"
+    hint = (
+        f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(table)[:20])}"
+    )
     raise UnknownName(f"unknown {kind} {name!r}: {hint}")
 
 
@@ -52,20 +56,28 @@ def _table(kind: str, found: Iterable[tuple[str, Any, str]]) -> dict[str, Any]:
     homes: dict[str, str] = {}
     for name, value, home in found:
         if name in table and homes[name] != home:
-            raise NameClash(f"{kind} {name!r} is defined in {homes[name]} and in {home}: rename one")
+            raise NameClash(
+                f"{kind} {name!r} is defined in {homes[name]} and in {home}: rename one"
+            )
         table[name], homes[name] = value, home
     return dict(sorted(table.items()))
 
 
 @cache
 def methods() -> Mapping[str, type["Method"]]:
-    """All methods by name: concrete classes with a ``name`` in ``effivlm.methods`` and entry points of that group."""
+    """All methods by name: concrete classes with a ``name`` in ``effivlm.methods`` and entry points
+    of that group.
+    """
     from effivlm.methods.base import Method
 
     def found() -> Iterator[tuple[str, Any, str]]:
         for module in _modules("effivlm.methods"):
             for value in vars(module).values():
-                if isinstance(value, type) and issubclass(value, Method) and value.__dict__.get("name"):
+                if (
+                    isinstance(value, type)
+                    and issubclass(value, Method)
+                    and value.__dict__.get("name")
+                ):
                     yield value.name, value, f"{value.__module__}.{value.__qualname__}"
 
     return _table("method", found())
@@ -73,7 +85,9 @@ def methods() -> Mapping[str, type["Method"]]:
 
 @cache
 def families() -> Mapping[str, "Family"]:
-    """All families by name: every ``Family`` value in ``effivlm.families`` and entry points of that group."""
+    """All families by name: every ``Family`` value in ``effivlm.families`` and entry points of that
+    group.
+    """
     from effivlm.families.base import Family
 
     def found() -> Iterator[tuple[str, Any, str]]:

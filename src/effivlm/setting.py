@@ -1,8 +1,10 @@
-"""A setting: methods with their budgets, and its text form ``visionzip@0.1 + snapkv@0.4:window=16``.
+"""A setting: methods with their budgets, and its text form ``visionzip@0.1 +
+snapkv@0.4:window=16``.
 
-Grammar of one part: ``name[@budget][:field=value,...]``. Fields are the method's own hyper-parameters; two words are
-reserved: ``unit`` (budget unit) and ``positions`` (``original`` or ``repack``). Tuples are written ``3-7-16``. The text
-form round-trips: ``parse_setting(str(setting)) == setting``.
+Grammar of one part: ``name[@budget][:field=value,...]``. Fields are the method's own
+hyper-parameters; two words are
+reserved: ``unit`` (budget unit) and ``positions`` (``original`` or ``repack``). Tuples are written
+``3-7-16``. The text form round-trips: ``parse_setting(str(setting)) == setting``.
 """
 
 import dataclasses
@@ -56,7 +58,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of the comparison: parts in order, and what happens to positions after a cut before the LLM."""
+    """One point of the comparison: parts in order, and what happens to positions after a cut before
+    the LLM.
+    """
 
     parts: tuple[Part, ...]
     positions: str = "original"
@@ -77,7 +81,8 @@ def parse_setting(text: str) -> Setting:
     """Read a setting.
 
     Raises:
-        SettingError: for a malformed part, an unknown field, a bad value, or parts that do not fit together.
+        SettingError: for a malformed part, an unknown field, a bad value, or parts that do not fit
+            together.
         BudgetError: for a bad budget. UnknownName: for an unknown method, with near names.
     """
     positions = "original"
@@ -93,14 +98,19 @@ def parse_setting(text: str) -> Setting:
 
 def _check(setting: Setting) -> None:
     if setting.positions not in POSITIONS:
-        raise SettingError(f"positions={setting.positions!r}: expected one of {', '.join(POSITIONS)}")
+        raise SettingError(
+            f"positions={setting.positions!r}: expected one of {', '.join(POSITIONS)}"
+        )
     if len(setting.stage(KVCache)) > 1:
         names = " and ".join(p.method.name for p in setting.stage(KVCache))
-        raise SettingError(f"{names} both compress the KV cache: a setting can hold one cache method")
+        raise SettingError(
+            f"{names} both compress the KV cache: a setting can hold one cache method"
+        )
     before = any(setting.stage(s) for s in (PreEncoder, EncoderReducer, PreLLM))
     if setting.positions == "repack" and (not before or setting.stage(IntraLLM)):
         raise SettingError(
-            "positions=repack renumbers what enters the LLM: it needs a method that cuts before the LLM and none inside"
+            "positions=repack renumbers what enters the LLM: it needs a method that cuts before the"
+            " LLM and none inside"
         )
 
 
@@ -108,12 +118,18 @@ def _parse_part(piece: str, whole: str) -> tuple[Part, str | None]:
     head, _, tail = piece.partition(":")
     name, at, amount = head.partition("@")
     if not name or not name.replace("_", "").isalnum():
-        raise SettingError(f"cannot read {piece!r} in setting {whole!r}: expected name@budget:field=value, parts joined by +")
+        raise SettingError(
+            f"cannot read {piece!r} in setting {whole!r}: expected name@budget:field=value, parts"
+            " joined by +"
+        )
     cls = registry.lookup("method", name, registry.methods())
     given = dict(_pair(item, piece) for item in tail.split(",")) if tail else {}
     unit, positions = given.pop("unit", cls.units[0]), given.pop("positions", None)
     if unit not in cls.units:
-        raise BudgetError(f"{name} does not honour the budget unit {unit!r}: expected one of {', '.join(cls.units)}")
+        raise BudgetError(
+            f"{name} does not honour the budget unit {unit!r}: expected one of"
+            f" {', '.join(cls.units)}"
+        )
     if bool(at) and cls.budget == "none":
         raise BudgetError(f"{name} takes no budget: write {name!r} instead of {head!r}")
     if not at and cls.budget == "required":
@@ -135,13 +151,17 @@ def _read_fields(cls: type[Method], given: dict[str, str]) -> dict[str, Any]:
     out = {}
     for key, value in given.items():
         try:
-            kind = registry.lookup(f"parameter of {cls.name}", key, {**known, "unit": str, "positions": str})
+            kind = registry.lookup(
+                f"parameter of {cls.name}", key, {**known, "unit": str, "positions": str}
+            )
         except registry.UnknownName as error:
             raise SettingError(str(error)) from None
         try:
             out[key] = _read(value, kind)
         except ValueError:
-            raise SettingError(f"{cls.name}: {key}={value!r} is not a {getattr(kind, '__name__', kind)}") from None
+            raise SettingError(
+                f"{cls.name}: {key}={value!r} is not a {getattr(kind, '__name__', kind)}"
+            ) from None
     return out
 
 
@@ -150,7 +170,9 @@ def _read(value: str, kind: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         if type(None) in args and value.lower() == "none":
             return None
-        kinds = [a for a in (int, float, str) if a in args] or [a for a in args if a is not type(None)]
+        kinds = [a for a in (int, float, str) if a in args] or [
+            a for a in args if a is not type(None)
+        ]
         for candidate in kinds:
             try:
                 return _read(value, candidate)
@@ -164,7 +186,11 @@ def _read(value: str, kind: Any) -> Any:
             raise ValueError(value)
         return value
     if kind is bool:
-        return {"true": True, "false": False}[value.lower()] if value.lower() in ("true", "false") else _refuse(value)
+        return (
+            {"true": True, "false": False}[value.lower()]
+            if value.lower() in ("true", "false")
+            else _refuse(value)
+        )
     return kind(value)
 
 

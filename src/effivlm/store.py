@@ -1,13 +1,14 @@
 """An append-only folder of records that survives being killed.
 
     runs/NAME/experiment.yaml      the experiment as resolved; `identity` holds its hash
-    runs/NAME/environment.json     commit, versions, device; environments of earlier sessions under "earlier"
-    runs/NAME/records/MODEL/SETTING-HASH/TASK.jsonl      one line per document
+    runs/NAME/environment.json     commit, versions, device; environments of earlier sessions under
+    "earlier" runs/NAME/records/MODEL/SETTING-HASH/TASK.jsonl      one line per document
     runs/NAME/timings/WORKLOAD.jsonl                     one line per timed sample
 
-One line is one `write`; a torn last line is cut off before anything is added; a finished line is never lost, repeated or
-mixed with another setting, for a setting's folder is named by a hash of all that can change its answers. Only a failed
-document may have a second line, which replaces the first (see `RunStore.done`).
+One line is one `write`; a torn last line is cut off before anything is added; a finished line is
+never lost, repeated or mixed with another setting, for a setting's folder is named by a hash of all
+that can change its answers. Only a failed document may have a second line, which replaces the first
+(see `RunStore.done`).
 """
 
 import errno
@@ -26,11 +27,13 @@ class RunStore:
     """One run's folder, open for writing by one process.
 
     Args:
-        folder: ``runs/NAME``. experiment: the resolved YAML. identity: plain data that two runs of one folder must share;
-            the package's version is added to it, so that answers of two versions never meet in one table.
+        folder: ``runs/NAME``. experiment: the resolved YAML. identity: plain data that two runs of
+            one folder must share; the package's version is added to it, so that answers of two
+            versions never meet in one table.
 
     Raises:
-        StoreError: if the folder holds another experiment, another process writes to it, or the disk is full.
+        StoreError: if the folder holds another experiment, another process writes to it, or the
+            disk is full.
     """
 
     def __init__(self, folder: Path, experiment: str, identity: Any) -> None:
@@ -39,7 +42,10 @@ class RunStore:
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = self._locked()
         try:
-            self._claim(experiment, content_hash({"identity": identity, "version": package_version("effivlm")}))
+            self._claim(
+                experiment,
+                content_hash({"identity": identity, "version": package_version("effivlm")}),
+            )
         except BaseException:
             self.close()
             raise
@@ -52,7 +58,9 @@ class RunStore:
         except BlockingIOError:
             owner = path.read_text().strip() or "unknown"
             os.close(lock)
-            raise StoreError(f"{self.folder} is in use by process {owner}: wait for it, or choose another name") from None
+            raise StoreError(
+                f"{self.folder} is in use by process {owner}: wait for it, or choose another name"
+            ) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
         return lock
@@ -63,17 +71,27 @@ class RunStore:
             return
         if marker.exists() and self._holds_lines():
             why = "its experiment.yaml differs, or another version of effivlm wrote it"
-            raise StoreError(f"{self.folder} holds another experiment ({why}): "
-                             "choose another name, or delete the folder")  # fmt: skip
+            raise StoreError(
+                f"{self.folder} holds another experiment ({why}): "
+                "choose another name, or delete the folder"
+            )
         if self._holds_lines():
-            raise StoreError(f"{self.folder} holds records but not the file 'identity' that says of what: "
-                             "choose another name, or delete the folder")  # fmt: skip
-        marker.unlink(missing_ok=True)  # of an experiment that never got as far as a first line: nothing is lost
+            raise StoreError(
+                f"{self.folder} holds records but not the file 'identity' that says of what: "
+                "choose another name, or delete the folder"
+            )
+        marker.unlink(
+            missing_ok=True
+        )  # of an experiment that never got as far as a first line: nothing is lost
         _replace(self.folder / "experiment.yaml", experiment)
         _replace(marker, stamp + "\n")  # last: a folder with a marker is complete
 
     def _holds_lines(self) -> bool:
-        return any(path.stat().st_size for part in ("records", "timings") for path in (self.folder / part).rglob("*.jsonl"))
+        return any(
+            path.stat().st_size
+            for part in ("records", "timings")
+            for path in (self.folder / part).rglob("*.jsonl")
+        )
 
     def close(self) -> None:
         """Flush everything and release the folder, also where flushing fails."""
@@ -108,13 +126,17 @@ class RunStore:
         return {r.document: r.failed for r in read_records(path) if not (r.failed and retry_failed)}
 
     def note_environment(self, facts: dict[str, Any]) -> None:
-        """Write ``environment.json``; a different environment of an earlier session is kept under ``earlier``."""
+        """Write ``environment.json``; a different environment of an earlier session is kept under
+        ``earlier``.
+        """
         path = self.folder / "environment.json"
         before = json.loads(path.read_text()) if path.exists() else {}
         earlier = before.pop("earlier", [])
         if before and {**before, "date": None} != {**json.loads(json.dumps(facts)), "date": None}:
             earlier = [*earlier, before]
-        _replace(path, json.dumps(facts | ({"earlier": earlier} if earlier else {}), indent=1) + "\n")
+        _replace(
+            path, json.dumps(facts | ({"earlier": earlier} if earlier else {}), indent=1) + "\n"
+        )
 
     def append(self, path: Path, record: DocumentRecord | TimingRecord) -> None:
         """Add one finished line.
@@ -127,11 +149,16 @@ class RunStore:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 cut_torn_line(path)
-                handle = self.files[path] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                handle = self.files[path] = os.open(
+                    path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
+                )
             except OSError as error:
                 raise _explained(error, path) from error
-        # a lone surrogate (from a file name, say) becomes its own JSON escape, and so reads back unchanged
-        line = (json.dumps(asdict(record), ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+        # a lone surrogate (from a file name, say) becomes its own JSON escape, and so reads back
+        # unchanged
+        line = (json.dumps(asdict(record), ensure_ascii=False) + "\n").encode(
+            errors="backslashreplace"
+        )
         end = os.fstat(handle).st_size
         try:
             written = os.write(handle, line)
@@ -147,7 +174,8 @@ def _explained(error: OSError, path: Path) -> Exception:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error
     return StoreError(
-        f"no space left on the disk of {path}: every finished line is intact; free space and run the same command again"
+        f"no space left on the disk of {path}: every finished line is intact; free space and run"
+        " the same command again"
     )
 
 

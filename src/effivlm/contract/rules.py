@@ -1,4 +1,6 @@
-"""The rules, one function each: a method's name and a family's name in, ContractError out where the rule is broken."""
+"""The rules, one function each: a method's name and a family's name in, ContractError out where the
+rule is broken.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -39,9 +41,11 @@ def setting_for(name: str, family: str, share: float = SHARE) -> Setting:
     return setting
 
 
-# -------------------------------------------------------------------------------------------------- counts and masking
+# ------------------------------------------------------------------------------- counts and masking
 def counts_indices_and_masking(name: str, family: str) -> None:
-    """Promised counts are the lengths; kept indices are sound; dropping equals masking through six decode steps."""
+    """Promised counts are the lengths; kept indices are sound; dropping equals masking through six
+    decode steps.
+    """
     setting, model, inputs = setting_for(name, family), build(family), prompt(family)
     with Watched(model, setting) as session:
         tokens, logits, cache = generate(model, inputs, STEPS)
@@ -70,18 +74,33 @@ def _check_counts(setting: Setting, session: Watched, cache: Any) -> None:
     for i, layer in enumerate(cache.layers):
         held, kept = layer.keys.shape[2] - STEPS + 1, account.kv_per_layer[i]
         if not layer.window:
-            require(held == layer.index.shape[-1], f"layer {i} holds {held} entries and indexes {layer.index.shape[-1]}")
-            require(layer.valid is not None or held == kept, f"layer {i} holds {held} entries, the account says {kept}")
+            require(
+                held == layer.index.shape[-1],
+                f"layer {i} holds {held} entries and indexes {layer.index.shape[-1]}",
+            )
+            require(
+                layer.valid is not None or held == kept,
+                f"layer {i} holds {held} entries, the account says {kept}",
+            )
         if not part.at(KVCache):
             entered = text + account.visual_per_layer[i]
-            require(kept == entered, f"layer {i} caches {kept} entries of the {entered} tokens that entered it")
+            require(
+                kept == entered,
+                f"layer {i} caches {kept} entries of the {entered} tokens that entered it",
+            )
     if not part.method.exact or part.budget is None:
         return
     if part.budget.unit == "visual" and not isinstance(part.method, EncoderReducer):
-        want, got = sum(part.budget.count(len(image.slots)) for image in seen.images), account.visual_per_layer[-1]
+        want, got = (
+            sum(part.budget.count(len(image.slots)) for image in seen.images),
+            account.visual_per_layer[-1],
+        )
         require(got == want, f"{got} visual tokens enter the last layer, the budget is {want}")
     if part.budget.unit == "prompt_kv":
-        want, got = session.layers * part.budget.count(seen.visual.shape[1]), sum(account.kv_per_layer)
+        want, got = (
+            session.layers * part.budget.count(seen.visual.shape[1]),
+            sum(account.kv_per_layer),
+        )
         require(got == want, f"{got} cache entries are held over all layers, the budget is {want}")
 
 
@@ -93,7 +112,7 @@ def _check_indices(seen: Any) -> None:
         require(text <= set(index[0].tolist()), "text was dropped")
 
 
-# ------------------------------------------------------------------------------------------------------- equivalences
+# ------------------------------------------------------------------------------------- equivalences
 def keep_all_is_bit_identical(name: str, family: str) -> None:
     """A share of 1.0 gives the same bits, and leaving the session restores the model."""
     if registry.methods()[name].budget == "none":
@@ -102,12 +121,18 @@ def keep_all_is_bit_identical(name: str, family: str) -> None:
     tokens, logits, _ = generate(model, inputs, 3)
     with Session(model, setting):
         again = generate(model, inputs, 3)
-    require(torch.equal(tokens, again[0]) and torch.equal(logits, again[1]), "a share of 1.0 changes the output")
-    require(torch.equal(logits, generate(model, inputs, 3)[1]), "the model is not what it was before the session")
+    require(
+        torch.equal(tokens, again[0]) and torch.equal(logits, again[1]),
+        "a share of 1.0 changes the output",
+    )
+    require(
+        torch.equal(logits, generate(model, inputs, 3)[1]),
+        "the model is not what it was before the session",
+    )
 
 
 def batch_of_two_is_two_singles(name: str, family: str) -> None:
-    """Left padding, other images, other budgets: each row equals its own run; three images and one."""
+    """Left padding, other images, other budgets: each row is its own run; three images and one."""
     setting, model = setting_for(name, family), build(family)
     one, other = prompt(family, 3, seed=5, before=4, after=3), prompt(family, 1)
     if any(p.at(PreEncoder) for p in setting.parts) and "image_sizes" in one:
@@ -136,9 +161,11 @@ def eager_is_sdpa(name: str, family: str) -> None:
 
 
 def shared_is_separate(name: str, family: str) -> None:
-    """One pass over two budgets and the whole model gives the tokens and accounts of separate runs."""
+    """One pass over two budgets and the whole model equals separate runs."""
     setting_for(name, family)
-    check_shared([parse_setting("none"), *(parse_setting(text_of(name, s)) for s in (0.4, 0.7))], family)
+    check_shared(
+        [parse_setting("none"), *(parse_setting(text_of(name, s)) for s in (0.4, 0.7))], family
+    )
 
 
 def check_shared(settings: Iterable[Setting], family: str) -> None:
@@ -150,10 +177,19 @@ def check_shared(settings: Iterable[Setting], family: str) -> None:
         with Session(model, setting) as session:
             tokens = generate(model, inputs, STEPS)[0]
         outcome = outcomes[setting]
-        require(outcome.error is None and outcome.generated is not None, f"{setting} failed when shared: {outcome.error}")
+        require(
+            outcome.error is None and outcome.generated is not None,
+            f"{setting} failed when shared: {outcome.error}",
+        )
         assert outcome.generated is not None
-        require(outcome.generated.tokens == tokens[0].tolist(), f"{setting} gives other tokens when shared")
-        require(outcome.account == session.accounts[0], f"{setting} costs {outcome.account} shared, {session.accounts[0]} alone")
+        require(
+            outcome.generated.tokens == tokens[0].tolist(),
+            f"{setting} gives other tokens when shared",
+        )
+        require(
+            outcome.account == session.accounts[0],
+            f"{setting} costs {outcome.account} shared, {session.accounts[0]} alone",
+        )
 
 
 def repack_is_a_shorter_prompt(name: str, family: str) -> None:
@@ -168,10 +204,22 @@ def repack_is_a_shorter_prompt(name: str, family: str) -> None:
     prefill, decode = kept_masks(session, 4)
     position: Tensor = (prefill[0].cumsum(-1) - 1).clamp(min=0)
     position = position.expand(3, *position.shape) if family.startswith("qwen") else position
-    close(logits, twin.run(build(family, "eager"), inputs, tokens, prefill, decode, session.seen.prompt.embeds, None, position))
+    close(
+        logits,
+        twin.run(
+            build(family, "eager"),
+            inputs,
+            tokens,
+            prefill,
+            decode,
+            session.seen.prompt.embeds,
+            None,
+            position,
+        ),
+    )
 
 
-# ------------------------------------------------------------------------------------------- prompts, seeds and words
+# ------------------------------------------------------------------------- prompts, seeds and words
 def image_last_text_only_and_one_token(name: str, family: str) -> None:
     """An image at the end of the prompt, no image at all, a budget of one token."""
     setting, model = setting_for(name, family), build(family)
@@ -185,7 +233,10 @@ def image_last_text_only_and_one_token(name: str, family: str) -> None:
             with Session(model, parse_setting(text_of(name, 0.01))):
                 generate(model, prompt(family, 2), 2)
         except BudgetError as error:
-            require("smallest feasible" in str(error), f"an infeasible budget does not name the smallest feasible one: {error}")
+            require(
+                "smallest feasible" in str(error),
+                f"an infeasible budget does not name the smallest feasible one: {error}",
+            )
 
 
 def seed_and_global_random_state(name: str, family: str) -> None:
@@ -204,9 +255,15 @@ def text_form_and_paper(name: str, family: str) -> None:
     """The text form round-trips; the paper is filled in; the class is documented and frozen."""
     cls: type[Method] = registry.methods()[name]
     setting = parse_setting(text_of(name))
-    require(parse_setting(str(setting)) == setting, f"the text form {str(setting)!r} does not round-trip")
+    require(
+        parse_setting(str(setting)) == setting,
+        f"the text form {str(setting)!r} does not round-trip",
+    )
     source = cls.paper.arxiv or "baseline" in cls.paper.title or "openreview" in cls.paper.title
-    require(bool(cls.paper.title and source), "paper needs a title, and an arXiv number or the word baseline")
+    require(
+        bool(cls.paper.title and source),
+        "paper needs a title, and an arXiv number or the word baseline",
+    )
     require(bool(cls.__doc__) and len(cls.__doc__ or "") > 30, "the class has no docstring")
     frozen = dataclasses.is_dataclass(cls) and getattr(cls, "__dataclass_params__").frozen  # noqa: B009
     require(frozen, "the class is not a frozen dataclass")
@@ -240,7 +297,9 @@ RULES = (
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What came of a method on a family: rules kept, rules broken with what was wrong, or why it is unsupported."""
+    """What came of a method on a family: rules kept, rules broken with what was wrong, or why it is
+    unsupported.
+    """
 
     family: str
     kept: int

@@ -1,4 +1,6 @@
-"""The slow, obvious twin: an uncompressed transformers model in which what a setting drops is masked instead."""
+"""The slow, obvious twin: an uncompressed transformers model in which what a setting drops is
+masked instead.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -30,11 +32,24 @@ def close(a: Tensor, b: Tensor, tol: float = 1e-4) -> None:
     require(error < tol, f"logits differ by {error:.2g}")
 
 
-def generate(model: Any, inputs: Mapping[str, Tensor], n: int = STEPS, **kw: Any) -> tuple[Tensor, Tensor, Any]:
+def generate(
+    model: Any, inputs: Mapping[str, Tensor], n: int = STEPS, **kw: Any
+) -> tuple[Tensor, Tensor, Any]:
     """Greedy decoding by transformers: tokens [B, n], logits [B, n, V] and the cache."""
     with torch.no_grad():
-        out = model.generate(**inputs, max_new_tokens=n, do_sample=False, return_dict_in_generate=True, output_logits=True, **kw)
-    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, 1), getattr(out, CACHE)
+        out = model.generate(
+            **inputs,
+            max_new_tokens=n,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **kw,
+        )
+    return (
+        out.sequences[:, inputs["input_ids"].shape[1] :],
+        torch.stack(out.logits, 1),
+        getattr(out, CACHE),
+    )
 
 
 class Watched(Session):
@@ -47,7 +62,9 @@ class Watched(Session):
         self.plain = stages.merge_rows
         return self
 
-    def _cut_inside(self, state: Any, i: int, module: Any, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def _cut_inside(
+        self, state: Any, i: int, module: Any, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> Tensor:
         before = state.prompt.index
 
         def spy(x: Tensor, where: Tensor, merge: Any) -> Tensor:
@@ -69,14 +86,20 @@ class Watched(Session):
         """Remember the prompt and what its cache layers hold."""
         self.seen = state
         super().finish(state, cache)
-        self.entries = [(layer.index, layer.valid) for layer in cache.layers]  # before a sliding window forgets
+        self.entries = [
+            (layer.index, layer.valid) for layer in cache.layers
+        ]  # before a sliding window forgets
 
 
 def positions(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     """Positions of the uncompressed prompt, as `generate` derives them."""
     base = model.base_model
     if hasattr(base, "get_rope_index"):
-        given = {k: inputs[k] for k in ("image_grid_thw", "attention_mask", "mm_token_type_ids") if k in inputs}
+        given = {
+            k: inputs[k]
+            for k in ("image_grid_thw", "attention_mask", "mm_token_type_ids")
+            if k in inputs
+        }
         return base.get_rope_index(inputs["input_ids"], **given)[0]
     return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
 
@@ -84,8 +107,16 @@ def positions(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
 class _Hiding:
     """The hooks of `masked`: count forward passes, and hide keys at every layer."""
 
-    def __init__(self, prefill: Any, decode: Any, length: int, embeds: Tensor | None, writes: Any) -> None:
-        self.prefill, self.decode, self.length, self.embeds, self.writes = prefill, decode, length, embeds, writes
+    def __init__(
+        self, prefill: Any, decode: Any, length: int, embeds: Tensor | None, writes: Any
+    ) -> None:
+        self.prefill, self.decode, self.length, self.embeds, self.writes = (
+            prefill,
+            decode,
+            length,
+            embeds,
+            writes,
+        )
         self.step = -1
 
     def count(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -101,7 +132,9 @@ class _Hiding:
         keep = (self.prefill if first else self.decode)[i]
         keep = keep[:, None] if keep.ndim == 2 else keep
         total = self.length + self.step
-        keep = torch.cat([keep, keep.new_ones(*keep.shape[:-1], total - keep.shape[-1])], -1)[..., -mask.shape[-1] :]
+        keep = torch.cat([keep, keep.new_ones(*keep.shape[:-1], total - keep.shape[-1])], -1)[
+            ..., -mask.shape[-1] :
+        ]
         drop = ~keep[:, :, None, :]
         if first:
             drop = drop & ~torch.eye(mask.shape[-1], dtype=torch.bool)
@@ -116,14 +149,25 @@ class _Hiding:
 
 @contextlib.contextmanager
 def masked(
-    model: Any, prefill: Any, decode: Any, length: int, embeds: Tensor | None = None, writes: Any = None
+    model: Any,
+    prefill: Any,
+    decode: Any,
+    length: int,
+    embeds: Tensor | None = None,
+    writes: Any = None,
 ) -> Iterator[None]:
-    """Hide keys by 4-D masks: ``prefill`` layer -> [B, L] bool, ``decode`` layer -> [B, L] or [B, H, L] bool."""
+    """Hide keys by 4-D masks: ``prefill`` layer -> [B, L] bool, ``decode`` layer -> [B, L] or [B,
+    H, L] bool.
+    """
     assert model.config._attn_implementation == "eager", "the twin needs masks that are never None"
     hiding, text = _Hiding(prefill, decode, length, embeds, writes), model.get_decoder()
     handles = [text.register_forward_pre_hook(hiding.count, with_kwargs=True)]
     for i, layer in enumerate(text.layers):
-        handles.append(layer.register_forward_pre_hook(lambda m, a, k, i=i: hiding.hide(i, a, k), with_kwargs=True))
+        handles.append(
+            layer.register_forward_pre_hook(
+                lambda m, a, k, i=i: hiding.hide(i, a, k), with_kwargs=True
+            )
+        )
     try:
         yield
     finally:
@@ -131,8 +175,16 @@ def masked(
             h.remove()
 
 
-def run(model: Any, inputs: Mapping[str, Tensor], tokens: Tensor, prefill: Any, decode: Any, embeds: Tensor | None = None,
-        writes: Any = None, position: Tensor | None = None) -> Tensor:  # fmt: skip
+def run(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    tokens: Tensor,
+    prefill: Any,
+    decode: Any,
+    embeds: Tensor | None = None,
+    writes: Any = None,
+    position: Tensor | None = None,
+) -> Tensor:
     """[B, STEPS, V] logits of a teacher-forced uncompressed run under the masks."""
     position = positions(model, inputs) if position is None else position
     length, mask = inputs["input_ids"].shape[1], inputs["attention_mask"]
@@ -142,14 +194,21 @@ def run(model: Any, inputs: Mapping[str, Tensor], tokens: Tensor, prefill: Any, 
         logits = [out.logits[:, -1]]
         for t in range(steps - 1):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            out = model(input_ids=tokens[:, t : t + 1], attention_mask=mask, **{CACHE: getattr(out, CACHE)},
-                        position_ids=position[..., -1:] + 1 + t, use_cache=True)  # fmt: skip
+            out = model(
+                input_ids=tokens[:, t : t + 1],
+                attention_mask=mask,
+                **{CACHE: getattr(out, CACHE)},
+                position_ids=position[..., -1:] + 1 + t,
+                use_cache=True,
+            )
             logits.append(out.logits[:, -1])
     return torch.stack(logits, 1)
 
 
 def kept_masks(session: Watched, heads: int) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """What a watched session kept: prefill masks per layer, decode masks per layer (with a head axis where heads differ)."""
+    """What a watched session kept: prefill masks per layer, decode masks per layer (with a head
+    axis where heads differ).
+    """
     prompt = session.seen.prompt
     prefill, decode = {}, {}
     for i in range(session.layers):
@@ -160,7 +219,10 @@ def kept_masks(session: Watched, heads: int) -> tuple[dict[int, Tensor], dict[in
             decode[i] = _mask(prompt.visual.shape, index, valid)
         else:
             kv = index.shape[1]
-            rows = [_mask(prompt.visual.shape, index[:, h], None if valid is None else valid[:, h]) for h in range(kv)]
+            rows = [
+                _mask(prompt.visual.shape, index[:, h], None if valid is None else valid[:, h])
+                for h in range(kv)
+            ]
             decode[i] = torch.stack(rows, 1).repeat_interleave(heads // kv, 1)
     return prefill, decode
 

@@ -1,8 +1,10 @@
-"""What a model family is: data about where things are, a layout function, and nothing that knows a method.
+"""What a model family is: data about where things are, a layout function, and nothing that knows a
+method.
 
-Words: the encoder's *patches* are grouped into *groups* (a 2x2 block for Qwen-VL and InternVL, one patch for LLaVA); one
-group becomes one LLM token. Groups are counted in *encoder order*, flattened over tiles (or over packed images). A
-*piece* is what `get_image_features` yields one entry for, in the order of the placeholders: an image, or a tile.
+Words: the encoder's *patches* are grouped into *groups* (a 2x2 block for Qwen-VL and InternVL, one
+patch for LLaVA); one group becomes one LLM token. Groups are counted in *encoder order*, flattened
+over tiles (or over packed images). A *piece* is what `get_image_features` yields one entry for, in
+the order of the placeholders: an image, or a tile.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,9 +20,10 @@ class Piece:
     """Where each placeholder token of one piece comes from.
 
     Attributes:
-        source: [n] long, group in encoder order that the token is made of; -1 for newline and other extra tokens.
-            Where tokens are resampled after the encoder, the nearest group.
-        unit: [n] long, pruning unit inside the piece: 0 the whole image (base tile, thumbnail), 1 the mosaic.
+        source: [n] long, group in encoder order that the token is made of; -1 for newline and other
+            extra tokens. Where tokens are resampled after the encoder, the nearest group.
+        unit: [n] long, pruning unit inside the piece: 0 the whole image (base tile, thumbnail), 1
+            the mosaic.
         place: [n, 2] float32, row and column inside the unit; NaN for tokens without a place.
     """
 
@@ -55,24 +58,27 @@ class Family:
         name: registry name, such as ``qwen2_vl``.
         origin: module that defines it.
         model_types: values of ``config.model_type`` it serves.
-        layout: ``(model, call) -> pieces``; ``call`` are the keyword arguments of ``get_image_features``.
-        prefix: ``config -> int`` (of the whole model, as everywhere below), encoder tokens before the patches (1 where
-            there is a [CLS]), cut before the projector.
-        group: ``config -> [P] long | int``: group of every patch of one tile in encoder order, or, where images are
-            packed in one sequence, the number of consecutive patches in a group.
+        layout: ``(model, call) -> pieces``; ``call`` are the keyword arguments of
+            ``get_image_features``.
+        prefix: ``config -> int`` (of the whole model, as everywhere below), encoder tokens before
+            the patches (1 where there is a [CLS]), cut before the projector.
+        group: ``config -> [P] long | int``: group of every patch of one tile in encoder order, or,
+            where images are packed in one sequence, the number of consecutive patches in a group.
         feature_block: ``(config, blocks) -> int``, the block whose output the projector takes.
-        full_blocks: ``(config, blocks) -> tuple``, blocks in which every patch sees the whole image.
+        full_blocks: ``(config, blocks) -> tuple``, blocks in which every patch sees the whole
+            image.
         packed: whether the encoder takes all images as one sequence of patches (Qwen-VL).
-        run_is_image: whether the tiles of one image are one unbroken run of placeholders (InternVL); otherwise a piece is
-            an image.
-        side_inputs: text-model inputs that hold one row per visual token (Qwen3-VL's deep-stack features).
-        resize: ``(model, call, grids) -> call``: the same images resized so that piece i has ``grids[i]`` tokens, or
-            None where the encoder cannot take other sizes.
+        run_is_image: whether the tiles of one image are one unbroken run of placeholders
+            (InternVL); otherwise a piece is an image.
+        side_inputs: text-model inputs that hold one row per visual token (Qwen3-VL's deep-stack
+            features).
+        resize: ``(model, call, grids) -> call``: the same images resized so that piece i has
+            ``grids[i]`` tokens, or None where the encoder cannot take other sizes.
         traits: what methods may not be able to work with: ``no_grid``, ``no_encoder_signals``.
         shapes: published shapes.
         tiny: ``() -> config`` of a random model with four decoder layers for the contract tests.
-        images: ``(config, generator, count, **sizes) -> (model inputs, placeholders per image)``: synthetic images
-            without a processor, for random weights and tests.
+        images: ``(config, generator, count, **sizes) -> (model inputs, placeholders per image)``:
+            synthetic images without a processor, for random weights and tests.
     """
 
     name: str
@@ -86,7 +92,9 @@ class Family:
     packed: bool = False
     run_is_image: bool = False
     side_inputs: tuple[str, ...] = ()
-    resize: Callable[[nn.Module, Mapping[str, Any], list[tuple[int, int]]], dict[str, Any]] | None = None
+    resize: (
+        Callable[[nn.Module, Mapping[str, Any], list[tuple[int, int]]], dict[str, Any]] | None
+    ) = None
     traits: frozenset[str] = frozenset()
     shapes: tuple[Shape, ...] = ()
     tiny: Callable[[], Any] | None = None

@@ -1,4 +1,6 @@
-"""Gemma 3: SigLIP crops, 4x4 average pooling to 256 tokens, bidirectional image blocks, sliding-window layers."""
+"""Gemma 3: SigLIP crops, 4x4 average pooling to 256 tokens, bidirectional image blocks,
+sliding-window layers.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,23 +24,40 @@ def layout(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
     config: Any = model.config
     side, n = round(config.mm_tokens_per_image**0.5), config.mm_tokens_per_image
     count = len(call["pixel_values"])
-    return [Piece(torch.arange(n) + i * n, torch.zeros(n, dtype=torch.long), raster(side, side)) for i in range(count)]
+    return [
+        Piece(torch.arange(n) + i * n, torch.zeros(n, dtype=torch.long), raster(side, side))
+        for i in range(count)
+    ]
 
 
 def images(config: Any, generator: Generator, count: int) -> tuple[dict[str, Any], list[list[int]]]:
     """Noise crops."""
     side = config.vision_config.image_size
-    return {"pixel_values": torch.randn(count, 3, side, side, generator=generator)}, [[config.mm_tokens_per_image]] * count
+    return {"pixel_values": torch.randn(count, 3, side, side, generator=generator)}, [
+        [config.mm_tokens_per_image]
+    ] * count
 
 
 def tiny() -> Any:
     """A tiny configuration."""
     from transformers import Gemma3Config
 
-    text = {**TINY_TEXT, "model_type": "gemma3_text", "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 12,
-            "layer_types": ["sliding_attention", "full_attention"] * 2}  # fmt: skip
-    return Gemma3Config(text_config=text, vision_config=dict(TINY_SIGLIP), mm_tokens_per_image=4, image_token_index=TINY_IMAGE,
-                        boi_token_index=TINY_IMAGE + 2, eoi_token_index=TINY_IMAGE + 3)  # fmt: skip
+    text = {
+        **TINY_TEXT,
+        "model_type": "gemma3_text",
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 12,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    }
+    return Gemma3Config(
+        text_config=text,
+        vision_config=dict(TINY_SIGLIP),
+        mm_tokens_per_image=4,
+        image_token_index=TINY_IMAGE,
+        boi_token_index=TINY_IMAGE + 2,
+        eoi_token_index=TINY_IMAGE + 3,
+    )
 
 
 FAMILY = Family(

@@ -1,4 +1,6 @@
-"""Idefics2 (resampler latents, tokens without a place), Idefics3 and SmolVLM (tiles, pixel shuffle)."""
+"""Idefics2 (resampler latents, tokens without a place), Idefics3 and SmolVLM (tiles, pixel
+shuffle).
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +28,9 @@ def layout_latents(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
 
 def group(config: Any) -> torch.Tensor:
     """Pixel shuffle joins ``scale_factor`` x ``scale_factor`` patches."""
-    return blocks_of(config.vision_config.image_size // config.vision_config.patch_size, config.scale_factor)
+    return blocks_of(
+        config.vision_config.image_size // config.vision_config.patch_size, config.scale_factor
+    )
 
 
 def layout_tiles(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
@@ -34,14 +38,23 @@ def layout_tiles(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
     config: Any = model.config
     side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
     n = side * side
-    return [Piece(torch.arange(n) + i * n, torch.zeros(n, dtype=torch.long), raster(side, side)) for i in range(_units(call))]
+    return [
+        Piece(torch.arange(n) + i * n, torch.zeros(n, dtype=torch.long), raster(side, side))
+        for i in range(_units(call))
+    ]
 
 
-def images(config: Any, generator: Generator, count: int, tiles: int | None = None) -> tuple[dict[str, Any], list[list[int]]]:
+def images(
+    config: Any, generator: Generator, count: int, tiles: int | None = None
+) -> tuple[dict[str, Any], list[list[int]]]:
     """Noise tiles: two and a global one an image for Idefics3, one for Idefics2."""
     v, latents = config.vision_config, getattr(config, "perceiver_config", None)
     tiles = tiles or (1 if latents else 3)
-    n = latents.resampler_n_latents if latents else (v.image_size // v.patch_size // config.scale_factor) ** 2
+    n = (
+        latents.resampler_n_latents
+        if latents
+        else (v.image_size // v.patch_size // config.scale_factor) ** 2
+    )
     pixels = torch.randn(1, count * tiles, 3, v.image_size, v.image_size, generator=generator)
     return {"pixel_values": pixels}, [[n] * tiles] * count
 
@@ -55,10 +68,22 @@ def tiny(kind: str) -> Any:
     vision = dict(TINY_CLIP)
     if kind == "idefics2":
         text |= {"model_type": "mistral", "sliding_window": None}
-        perceiver = {"model_type": "idefics2_perceiver", "hidden_size": 32, "resampler_n_latents": 8, "resampler_depth": 2,
-                     "resampler_n_heads": 2, "resampler_head_dim": 8, "num_key_value_heads": 1}  # fmt: skip
+        perceiver = {
+            "model_type": "idefics2_perceiver",
+            "hidden_size": 32,
+            "resampler_n_latents": 8,
+            "resampler_depth": 2,
+            "resampler_n_heads": 2,
+            "resampler_head_dim": 8,
+            "num_key_value_heads": 1,
+        }
         vision["model_type"] = "idefics2_vision"
-        return make(text_config=text, vision_config=vision, image_token_id=TINY_IMAGE, perceiver_config=perceiver)
+        return make(
+            text_config=text,
+            vision_config=vision,
+            image_token_id=TINY_IMAGE,
+            perceiver_config=perceiver,
+        )
     vision["model_type"] = f"{kind}_vision"
     return make(text_config=text, vision_config=vision, image_token_id=TINY_IMAGE, scale_factor=2)
 

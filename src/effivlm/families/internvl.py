@@ -1,4 +1,6 @@
-"""InternVL 2.5 and 3 in their transformers form: tiles of 448 px, [CLS], pixel shuffle to 256 tokens a tile."""
+"""InternVL 2.5 and 3 in their transformers form: tiles of 448 px, [CLS], pixel shuffle to 256
+tokens a tile.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +19,9 @@ def side_of(value: Any) -> int:
 
 
 def blocks_of(side: int, factor: int) -> Tensor:
-    """[side * side] long: which ``factor`` x ``factor`` block each patch of a square tile belongs to, raster order."""
+    """[side * side] long: which ``factor`` x ``factor`` block each patch of a square tile belongs
+    to, raster order.
+    """
     place = raster(side, side).long() // factor
     return place[:, 0] * (side // factor) + place[:, 1]
 
@@ -34,10 +38,15 @@ def layout(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
     side = round((int(group(config).max()) + 1) ** 0.5)
     n = side * side
     count = len(call["pixel_values"])
-    return [Piece(torch.arange(n) + i * n, torch.zeros(n, dtype=torch.long), raster(side, side)) for i in range(count)]
+    return [
+        Piece(torch.arange(n) + i * n, torch.zeros(n, dtype=torch.long), raster(side, side))
+        for i in range(count)
+    ]
 
 
-def images(config: Any, generator: Generator, count: int, tiles: Any = None) -> tuple[dict[str, Any], list[list[int]]]:
+def images(
+    config: Any, generator: Generator, count: int, tiles: Any = None
+) -> tuple[dict[str, Any], list[list[int]]]:
     """Noise tiles; ``tiles``: how many each image has."""
     side = side_of(config.vision_config.image_size)
     tiles = (list(tiles or [3, 1, 2]) * count)[:count]
@@ -50,27 +59,63 @@ def tiny() -> Any:
     from transformers import InternVLConfig
 
     make: Any = InternVLConfig
-    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
-              "image_size": [56, 56], "patch_size": [7, 7]}  # fmt: skip
-    return make(text_config={**TINY_TEXT, "model_type": "qwen2"}, vision_config=vision, image_token_id=TINY_IMAGE,
-                image_seq_length=16, downsample_ratio=0.5)  # fmt: skip
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": [56, 56],
+        "patch_size": [7, 7],
+    }
+    return make(
+        text_config={**TINY_TEXT, "model_type": "qwen2"},
+        vision_config=vision,
+        image_token_id=TINY_IMAGE,
+        image_seq_length=16,
+        downsample_ratio=0.5,
+    )
 
 
 VIT_300M = {
-    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": [448, 448],
-    "patch_size": [14, 14], "attention_bias": True, "use_qk_norm": False, "norm_type": "layer_norm", "layer_norm_eps": 1e-6,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": [448, 448],
+    "patch_size": [14, 14],
+    "attention_bias": True,
+    "use_qk_norm": False,
+    "norm_type": "layer_norm",
+    "layer_norm_eps": 1e-6,
     "layer_scale_init_value": 0.1,
-}  # fmt: skip
-VIT_6B = {**VIT_300M, "hidden_size": 3200, "intermediate_size": 12800, "num_hidden_layers": 45, "num_attention_heads": 25,
-          "attention_bias": False, "use_qk_norm": True, "norm_type": "rms_norm"}  # fmt: skip
+}
+VIT_6B = {
+    **VIT_300M,
+    "hidden_size": 3200,
+    "intermediate_size": 12800,
+    "num_hidden_layers": 45,
+    "num_attention_heads": 25,
+    "attention_bias": False,
+    "use_qk_norm": True,
+    "norm_type": "rms_norm",
+}
 
 
 def _shape(name: str, text: dict[str, Any], vision: dict[str, Any]) -> Shape:
-    return Shape(name, {
-        "text_config": text, "vision_config": vision, "image_token_id": 151667, "image_seq_length": 256,
-        "downsample_ratio": 0.5, "vision_feature_layer": -1, "vision_feature_select_strategy": "default",
-        "tie_word_embeddings": text["tie_word_embeddings"],
-    }, {"tiles": [5]})  # fmt: skip
+    return Shape(
+        name,
+        {
+            "text_config": text,
+            "vision_config": vision,
+            "image_token_id": 151667,
+            "image_seq_length": 256,
+            "downsample_ratio": 0.5,
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "default",
+            "tie_word_embeddings": text["tie_word_embeddings"],
+        },
+        {"tiles": [5]},
+    )
 
 
 FAMILY = Family(
@@ -83,7 +128,9 @@ FAMILY = Family(
     feature_block=layer_index,
     run_is_image=True,
     shapes=(
-        _shape("internvl3-1b", qwen2(896, 4864, 24, 14, 2, 151674, tie_word_embeddings=False), VIT_300M),
+        _shape(
+            "internvl3-1b", qwen2(896, 4864, 24, 14, 2, 151674, tie_word_embeddings=False), VIT_300M
+        ),
         _shape("internvl3-8b", qwen2(3584, 18944, 28, 28, 4, 151674), VIT_300M),
         _shape("internvl2.5-38b", qwen2(5120, 27648, 64, 40, 8, 151674), VIT_6B),
     ),

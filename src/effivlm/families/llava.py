@@ -1,4 +1,6 @@
-"""LLaVA-1.5 and everything of its architecture (Mantis with SigLIP): one encoder tile an image, one token a patch."""
+"""LLaVA-1.5 and everything of its architecture (Mantis with SigLIP): one encoder tile an image, one
+token a patch.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,21 +23,25 @@ def cls_tokens(config: Any) -> int:
     """1 where the encoder has a [CLS] token, which the projector never sees.
 
     Raises:
-        NotImplementedError: for encoders other than CLIP and SigLIP, and where the projector would take the [CLS] token or
-            lose a patch.
+        NotImplementedError: for encoders other than CLIP and SigLIP, and where the projector would
+            take the [CLS] token or lose a patch.
     """
     tower, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
     if (tower, strategy) not in (("clip_vision_model", "default"), ("siglip_vision_model", "full")):
         raise NotImplementedError(
-            f"{config.model_type} with the encoder {tower!r} and vision_feature_select_strategy={strategy!r}: "
-            "supported are clip_vision_model with 'default' and siglip_vision_model with 'full'"
+            f"{config.model_type} with the encoder {tower!r} and"
+            f" vision_feature_select_strategy={strategy!r}: supported are clip_vision_model with"
+            " 'default' and siglip_vision_model with 'full'"
         )
     return int(tower == "clip_vision_model")
 
 
 def patches(config: Any, pixels: Tensor) -> tuple[int, int]:
     """Rows and columns of patches of a tile."""
-    return pixels.shape[-2] // config.vision_config.patch_size, pixels.shape[-1] // config.vision_config.patch_size
+    return (
+        pixels.shape[-2] // config.vision_config.patch_size,
+        pixels.shape[-1] // config.vision_config.patch_size,
+    )
 
 
 def layout(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
@@ -44,10 +50,15 @@ def layout(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
     pixels = call["pixel_values"]
     rows, columns = patches(model.config, pixels)
     n = rows * columns
-    return [Piece(torch.arange(n) + i * n, torch.zeros(n, dtype=torch.long), raster(rows, columns)) for i in range(len(pixels))]
+    return [
+        Piece(torch.arange(n) + i * n, torch.zeros(n, dtype=torch.long), raster(rows, columns))
+        for i in range(len(pixels))
+    ]
 
 
-def resize(model: nn.Module, call: Mapping[str, Any], grids: list[tuple[int, int]]) -> dict[str, Any]:
+def resize(
+    model: nn.Module, call: Mapping[str, Any], grids: list[tuple[int, int]]
+) -> dict[str, Any]:
     """Smaller tiles, with the encoder's position table interpolated."""
     config: Any = model.config
     if len(set(grids)) != 1:
@@ -73,15 +84,27 @@ def tiny(vision: dict[str, Any] = TINY_CLIP, layer: int = -2) -> Any:
 
     text = {**TINY_TEXT, "model_type": "llama"}
     strategy = "default" if vision is TINY_CLIP else "full"
-    return LlavaConfig(text_config=text, vision_config=dict(vision), image_token_index=TINY_IMAGE, vision_feature_layer=layer,
-                       vision_feature_select_strategy=strategy)  # fmt: skip
+    return LlavaConfig(
+        text_config=text,
+        vision_config=dict(vision),
+        image_token_index=TINY_IMAGE,
+        vision_feature_layer=layer,
+        vision_feature_select_strategy=strategy,
+    )
 
 
 def _published(name: str, text: dict[str, Any]) -> Shape:
-    return Shape(name, {
-        "text_config": text, "vision_config": CLIP_L_336, "image_token_index": 32000, "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default", "image_seq_length": 576,
-    })  # fmt: skip
+    return Shape(
+        name,
+        {
+            "text_config": text,
+            "vision_config": CLIP_L_336,
+            "image_token_index": 32000,
+            "vision_feature_layer": -2,
+            "vision_feature_select_strategy": "default",
+            "image_seq_length": 576,
+        },
+    )
 
 
 FAMILY = Family(

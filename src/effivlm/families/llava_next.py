@@ -1,4 +1,5 @@
-"""LLaVA-NeXT and LLaVA-OneVision: a base tile and a mosaic of tiles, padding removed, a newline token after each row.
+"""LLaVA-NeXT and LLaVA-OneVision: a base tile and a mosaic of tiles, padding removed, a newline
+token after each row.
 
 Where OneVision shrinks a large mosaic after the encoder, a token's `source` is the nearest patch.
 """
@@ -11,7 +12,16 @@ from torch import Generator, Tensor, nn
 
 from effivlm.families.base import Family, Piece, Shape, raster
 from effivlm.families.llava import cls_tokens, layer_index
-from effivlm.families.shapes import CLIP_L_336, SO400M_384, TINY_CLIP, TINY_IMAGE, TINY_SIGLIP, TINY_TEXT, llama, qwen2
+from effivlm.families.shapes import (
+    CLIP_L_336,
+    SO400M_384,
+    TINY_CLIP,
+    TINY_IMAGE,
+    TINY_SIGLIP,
+    TINY_TEXT,
+    llama,
+    qwen2,
+)
 
 TINY_GRIDS = [[28, 56], [56, 28], [56, 56]]
 ONEVISION_GRIDS = [[384 * a, 384 * b] for a in range(1, 7) for b in range(1, 7)]
@@ -26,13 +36,23 @@ def layout(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
     vision, out, first = config.vision_config, [], 0
     side = vision.image_size // vision.patch_size
     many = call.get("batch_num_images")
-    single = [n == 1 for n in many for _ in range(n)] if many is not None else [True] * len(call["image_sizes"])
+    single = (
+        [n == 1 for n in many for _ in range(n)]
+        if many is not None
+        else [True] * len(call["image_sizes"])
+    )
     for size, patched in zip(call["image_sizes"], single, strict=True):
         tiles = [_coordinates(0, side, 0, 0)]
         columns = 0
         if patched:
-            rows, columns = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, vision.image_size)
-            tiles += [_coordinates(1, side, r * side, c * side) for r in range(rows) for c in range(columns)]
+            rows, columns = get_anyres_image_grid_shape(
+                size, config.image_grid_pinpoints, vision.image_size
+            )
+            tiles += [
+                _coordinates(1, side, r * side, c * side)
+                for r in range(rows)
+                for c in range(columns)
+            ]
         out.append(_piece(_packed(model, torch.stack(tiles), size), side, columns, first))
         first += len(tiles) * side * side
     return out
@@ -46,14 +66,21 @@ def _coordinates(part: int, side: int, row: int, column: int) -> Tensor:
 
 def _packed(model: nn.Module, tiles: Tensor, size: Tensor) -> Tensor:
     config: Any = model.config
-    extra = {"vision_aspect_ratio": config.vision_aspect_ratio} if config.model_type == "llava_onevision" else (
-        {"vision_feature_select_strategy": "default"})  # fmt: skip
+    extra = (
+        {"vision_aspect_ratio": config.vision_aspect_ratio}
+        if config.model_type == "llava_onevision"
+        else ({"vision_feature_select_strategy": "default"})
+    )
     base: Any = model.base_model
-    return base.pack_image_features([tiles], [size], image_newline=torch.full((3,), torch.nan), **extra)[0][0]
+    return base.pack_image_features(
+        [tiles], [size], image_newline=torch.full((3,), torch.nan), **extra
+    )[0][0]
 
 
 def _piece(packed: Tensor, side: int, columns: int, first: int) -> Piece:
-    """Read part, row and column of patches [n, 3] back; newline tokens are NaN and close a row of the mosaic."""
+    """Read part, row and column of patches [n, 3] back; newline tokens are NaN and close a row of
+    the mosaic.
+    """
     newline, base = packed.isnan().any(1), side * side
     part, row, column = packed.nan_to_num().round().long().unbind(1)
     tile = torch.where(part > 0, 1 + (row // side) * max(columns, 1) + column // side, 0)
@@ -69,8 +96,11 @@ def _piece(packed: Tensor, side: int, columns: int, first: int) -> Piece:
     return Piece(source.masked_fill(newline, -1), unit, place)
 
 
-def images(config: Any, generator: Generator, count: int, sizes: Any = None) -> tuple[dict[str, Any], list[list[int]]]:
-    """Noise tiles for images of (height, width) ``sizes``; the tiny default makes unpadding remove rows and columns.
+def images(
+    config: Any, generator: Generator, count: int, sizes: Any = None
+) -> tuple[dict[str, Any], list[list[int]]]:
+    """Noise tiles for images of (height, width) ``sizes``; the tiny default makes unpadding remove
+    rows and columns.
 
     As in OneVision's processor, only an image that is alone in its prompt gets a mosaic there.
     """
@@ -82,7 +112,11 @@ def images(config: Any, generator: Generator, count: int, sizes: Any = None) -> 
 
     vision = config.vision_config
     sizes = (list(sizes or [(40, 56), (56, 30), (28, 28)]) * count)[:count]
-    tile, side, grids = vision.image_size, vision.image_size // vision.patch_size, config.image_grid_pinpoints
+    tile, side, grids = (
+        vision.image_size,
+        vision.image_size // vision.patch_size,
+        config.image_grid_pinpoints,
+    )
     alone = config.model_type == "llava_next" or count == 1
     tiles = [image_size_to_num_patches(s, grids, tile) if alone else 1 for s in sizes]
     pixels = torch.zeros(count, max(tiles), 3, tile, tile)
@@ -95,10 +129,16 @@ def images(config: Any, generator: Generator, count: int, sizes: Any = None) -> 
         rows, columns = get_anyres_image_grid_shape(size, grids, tile)
         _, h, w = unpad_image(torch.zeros(1, rows * side, columns * side), size).shape
         if config.model_type == "llava_onevision":
-            ratio = (h * w / (int(config.vision_aspect_ratio.removeprefix("anyres_max_")) * side**2)) ** 0.5
+            ratio = (
+                h * w / (int(config.vision_aspect_ratio.removeprefix("anyres_max_")) * side**2)
+            ) ** 0.5
             h, w = (int(h // ratio), int(w // ratio)) if ratio > 1.1 else (h, w)
         lengths.append([side * side + h * (w + 1)])
-    extra = {"batch_num_images": torch.tensor([count])} if config.model_type == "llava_onevision" else {}
+    extra = (
+        {"batch_num_images": torch.tensor([count])}
+        if config.model_type == "llava_onevision"
+        else {}
+    )
     return {"pixel_values": pixels, "image_sizes": torch.tensor(sizes), **extra}, lengths
 
 
@@ -108,20 +148,37 @@ def tiny(kind: str) -> Any:
 
     if kind == "llava_next":
         text = {**TINY_TEXT, "model_type": "mistral", "sliding_window": None}
-        return LlavaNextConfig(text_config=text, vision_config={**TINY_CLIP, "image_size": 28, "patch_size": 7},
-                               image_token_index=TINY_IMAGE, image_grid_pinpoints=TINY_GRIDS)  # fmt: skip
+        return LlavaNextConfig(
+            text_config=text,
+            vision_config={**TINY_CLIP, "image_size": 28, "patch_size": 7},
+            image_token_index=TINY_IMAGE,
+            image_grid_pinpoints=TINY_GRIDS,
+        )
     text = {**TINY_TEXT, "model_type": "qwen2"}
-    return LlavaOnevisionConfig(text_config=text, vision_config={**TINY_SIGLIP, "image_size": 28, "patch_size": 7},
-                                image_token_index=TINY_IMAGE, video_token_index=TINY_IMAGE + 1,
-                                image_grid_pinpoints=TINY_GRIDS)  # fmt: skip
+    return LlavaOnevisionConfig(
+        text_config=text,
+        vision_config={**TINY_SIGLIP, "image_size": 28, "patch_size": 7},
+        image_token_index=TINY_IMAGE,
+        video_token_index=TINY_IMAGE + 1,
+        image_grid_pinpoints=TINY_GRIDS,
+    )
 
 
 def _onevision(name: str, text: dict[str, Any]) -> Shape:
-    return Shape(name, {
-        "text_config": text, "vision_config": SO400M_384, "image_token_index": 151646, "video_token_index": 151647,
-        "vision_feature_layer": -1, "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_9",
-        "image_grid_pinpoints": ONEVISION_GRIDS,
-    }, {"sizes": [(768, 768)]})  # fmt: skip
+    return Shape(
+        name,
+        {
+            "text_config": text,
+            "vision_config": SO400M_384,
+            "image_token_index": 151646,
+            "video_token_index": 151647,
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+            "vision_aspect_ratio": "anyres_max_9",
+            "image_grid_pinpoints": ONEVISION_GRIDS,
+        },
+        {"sizes": [(768, 768)]},
+    )
 
 
 NEXT = Family(
@@ -133,14 +190,22 @@ NEXT = Family(
     prefix=cls_tokens,
     feature_block=layer_index,
     shapes=(
-        Shape("llava-next-7b", {
-            "text_config": llama(4096, 11008, 32, 32), "vision_config": CLIP_L_336, "image_token_index": 32000,
-            "vision_feature_layer": -2, "vision_feature_select_strategy": "default", "image_grid_pinpoints": NEXT_GRIDS,
-        }, {"sizes": [(672, 672)]}),
+        Shape(
+            "llava-next-7b",
+            {
+                "text_config": llama(4096, 11008, 32, 32),
+                "vision_config": CLIP_L_336,
+                "image_token_index": 32000,
+                "vision_feature_layer": -2,
+                "vision_feature_select_strategy": "default",
+                "image_grid_pinpoints": NEXT_GRIDS,
+            },
+            {"sizes": [(672, 672)]},
+        ),
     ),
     tiny=lambda: tiny("llava_next"),
     images=images,
-)  # fmt: skip
+)
 ONEVISION = Family(
     name="llava_onevision",
     origin=__name__,
@@ -150,7 +215,9 @@ ONEVISION = Family(
     prefix=cls_tokens,
     feature_block=layer_index,
     shapes=(
-        _onevision("llava-onevision-0.5b", qwen2(896, 4864, 24, 14, 2, 152000, tie_word_embeddings=True)),
+        _onevision(
+            "llava-onevision-0.5b", qwen2(896, 4864, 24, 14, 2, 152000, tie_word_embeddings=True)
+        ),
         _onevision("llava-onevision-7b", qwen2(3584, 18944, 28, 28, 4, 152128)),
     ),
     tiny=lambda: tiny("llava_onevision"),

@@ -1,4 +1,6 @@
-"""Loads models and processors as transformers ships them, or builds a published shape with random weights."""
+"""Loads models and processors as transformers ships them, or builds a published shape with random
+weights.
+"""
 
 import copy
 import difflib
@@ -63,18 +65,29 @@ def shapes() -> dict[str, tuple[Family, Shape]]:
     return {s.name: (f, s) for f in registry.families().values() for s in f.shapes}
 
 
-def load(name: str | Path, dtype: str = "auto", attn: str = "sdpa", device: str = "cpu", random_weights: bool = False) -> Loaded:
-    """Load a checkpoint (hub id or folder), or build a published shape with ``random_weights=True``.
+def load(
+    name: str | Path,
+    dtype: str = "auto",
+    attn: str = "sdpa",
+    device: str = "cpu",
+    random_weights: bool = False,
+) -> Loaded:
+    """Load a checkpoint (hub id or folder), or build a published shape with
+    ``random_weights=True``.
 
     Args:
         name: hub id, folder, or the name of a published shape such as ``qwen2-vl-7b``.
-        dtype: ``auto`` (the checkpoint's; bfloat16 for random weights), ``float32``, ``bfloat16`` or ``float16``.
+        dtype: ``auto`` (the checkpoint's; bfloat16 for random weights), ``float32``, ``bfloat16``
+            or ``float16``.
         attn: ``sdpa``, ``eager`` or ``flash_attention_2``.
-        device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto`` (spread by accelerate; the first GPU for random weights).
-        random_weights: build a published shape from its configuration on the device; there is no processor then.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto`` (spread by accelerate; the first GPU for
+            random weights).
+        random_weights: build a published shape from its configuration on the device; there is no
+            processor then.
 
     Raises:
-        LoadError: for a missing or unsupported model. UnknownName: for an unknown shape, with near names.
+        LoadError: for a missing or unsupported model. UnknownName: for an unknown shape, with near
+            names.
     """
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise LoadError(f"unknown dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
@@ -94,13 +107,21 @@ def load(name: str | Path, dtype: str = "auto", attn: str = "sdpa", device: str 
     try:
         family.prefix(config)  # refuses encoders of a layout that the family does not describe
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=dtype, attn_implementation=attn, device_map=device, use_safetensors=True, output_loading_info=True
+            name,
+            dtype=dtype,
+            attn_implementation=attn,
+            device_map=device,
+            use_safetensors=True,
+            output_loading_info=True,
         )
         model, loading = loaded
     except (OSError, ImportError, ValueError, NotImplementedError, SafetensorError) as error:
         raise LoadError(f"cannot load {str(name)!r}: {_said(error)}") from error
     if missing := sorted(loading["missing_keys"]):  # transformers fills them with noise
-        raise LoadError(f"the weights of {str(name)!r} are not complete: {len(missing)} missing, such as {missing[0]}")
+        raise LoadError(
+            f"the weights of {str(name)!r} are not complete: {len(missing)} missing, such as"
+            f" {missing[0]}"
+        )
     return Loaded(model.eval(), load_processor(name), family, Path(name).name)
 
 
@@ -126,7 +147,9 @@ def load_processor(name: str | Path) -> Any:
 
 
 def _image_only(kind: Any) -> Any:
-    """A processor class that does without its video processor, which needs torchvision even to be built."""
+    """A processor class that does without its video processor, which needs torchvision even to be
+    built.
+    """
     if "video_processor" not in kind.get_attributes():
         return kind
 
@@ -151,24 +174,37 @@ def require_video() -> None:
         LoadError: where it is missing.
     """
     if importlib.util.find_spec("torchvision") is None:
-        raise LoadError("video inputs need torchvision, which is not installed: install it, or pass single frames as images")
+        raise LoadError(
+            "video inputs need torchvision, which is not installed: install it, or pass single"
+            " frames as images"
+        )
 
 
 def _check_folder(name: str) -> None:
     folder = Path(name)
     if not folder.is_dir():
-        if folder.exists() or folder.is_absolute() or name.startswith("."):  # cannot be the name of a hub's repository
-            raise LoadError(f"{name} is not a folder: expected a transformers checkpoint folder, or a hub id such as owner/model")
+        if (
+            folder.exists() or folder.is_absolute() or name.startswith(".")
+        ):  # cannot be the name of a hub's repository
+            raise LoadError(
+                f"{name} is not a folder: expected a transformers checkpoint folder, or a hub id"
+                " such as owner/model"
+            )
         return
     if not (folder / "config.json").exists():
         raise LoadError(f"{folder} holds no config.json: expected a transformers checkpoint folder")
     try:
         kind = json.loads((folder / "config.json").read_text())["model_type"]
     except (ValueError, KeyError, TypeError):
-        raise LoadError(f"{folder}/config.json names no model_type: expected a transformers checkpoint folder") from None
+        raise LoadError(
+            f"{folder}/config.json names no model_type: expected a transformers checkpoint folder"
+        ) from None
     family_named(str(kind), f"the checkpoint {name!r}")
     if not any(folder.glob("*.safetensors")):
-        raise LoadError(f"{folder} holds no weights: expected *.safetensors (other formats can run code and are not loaded)")
+        raise LoadError(
+            f"{folder} holds no weights: expected *.safetensors (other formats can run code and are"
+            " not loaded)"
+        )
 
 
 def _said(error: BaseException) -> str:
@@ -188,14 +224,29 @@ def _random(name: str, dtype: str, attn: str, device: str) -> Loaded:
 
     family, shape = registry.lookup("model shape", name, shapes())
     kind = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
-    with torch.device("cuda" if device == "auto" else device):  # built in place: real buffers, no host copy
-        model = AutoModelForImageTextToText.from_config(config_of(family, shape), dtype=kind, attn_implementation=attn)
-    model.generation_config.eos_token_id = None  # random weights: answers are noise of a fixed length
+    with torch.device(
+        "cuda" if device == "auto" else device
+    ):  # built in place: real buffers, no host copy
+        model = AutoModelForImageTextToText.from_config(
+            config_of(family, shape), dtype=kind, attn_implementation=attn
+        )
+    model.generation_config.eos_token_id = (
+        None  # random weights: answers are noise of a fixed length
+    )
     return Loaded(model.eval(), None, family, name)
 
 
-def example(family: Family, config: Any, images: int = 1, before: int = 3, between: int = 2, after: int = 6, seed: int = 0,
-            image_last: bool = False, **sizes: Any) -> dict[str, torch.Tensor]:  # fmt: skip
+def example(
+    family: Family,
+    config: Any,
+    images: int = 1,
+    before: int = 3,
+    between: int = 2,
+    after: int = 6,
+    seed: int = 0,
+    image_last: bool = False,
+    **sizes: Any,
+) -> dict[str, torch.Tensor]:
     """Synthetic inputs of one prompt: noise images between random text.
 
     Args:
@@ -241,7 +292,12 @@ def collate(prompts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tenso
     out: dict[str, torch.Tensor] = {}
     for key in dict.fromkeys(k for p in prompts for k in p):
         rows = [p[key] for p in prompts if key in p]
-        if rows[0].ndim == 2 and key in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"):
+        if rows[0].ndim == 2 and key in (
+            "input_ids",
+            "attention_mask",
+            "mm_token_type_ids",
+            "token_type_ids",
+        ):
             rows = [nn.functional.pad(r, (width - r.shape[1], 0)) for r in rows]
         elif rows[0].ndim == 5:  # tiles of different counts: zero tiles are padding
             most = max(r.shape[1] for r in rows)

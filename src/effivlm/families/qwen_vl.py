@@ -1,4 +1,6 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: any resolution, all images one packed sequence, 2x2 patches a token, M-RoPE."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: any resolution, all images one packed sequence, 2x2 patches a
+token, M-RoPE.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +12,12 @@ from effivlm.families.base import Family, Piece, Shape, raster
 from effivlm.families.shapes import TINY_IMAGE, TINY_TEXT, qwen2
 
 MROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
-TINY_MROPE = {"rope_type": "default", "type": "mrope", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+TINY_MROPE = {
+    "rope_type": "default",
+    "type": "mrope",
+    "mrope_section": [1, 1, 2],
+    "rope_theta": 1e4,
+}
 
 
 def layout(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
@@ -36,12 +43,17 @@ def _encoder_position(config: Any, grid: Tensor, count: int) -> Tensor:
 
     v = config.vision_config
     index, _ = get_vision_window_index(
-        grid, spatial_merge_size=v.spatial_merge_size, window_size=v.window_size, patch_size=v.patch_size
+        grid,
+        spatial_merge_size=v.spatial_merge_size,
+        window_size=v.window_size,
+        patch_size=v.patch_size,
     )
     return torch.argsort(index.cpu())
 
 
-def resize(model: nn.Module, call: Mapping[str, Any], grids: list[tuple[int, int]]) -> dict[str, Any]:
+def resize(
+    model: nn.Module, call: Mapping[str, Any], grids: list[tuple[int, int]]
+) -> dict[str, Any]:
     """Undo the processor's patch order, resize the images, patchify again."""
     config: Any = model.config
     v = config.vision_config
@@ -49,12 +61,18 @@ def resize(model: nn.Module, call: Mapping[str, Any], grids: list[tuple[int, int
     channels, frames = getattr(v, "in_channels", 3), v.temporal_patch_size
     flat, new, sizes, first = call["pixel_values"], [], [], 0
     for (t, h, w), (rows, columns) in zip(call["image_grid_thw"].tolist(), grids, strict=True):
-        x = flat[first : first + t * h * w].view(t, h // merge, w // merge, merge, merge, channels, frames, patch, patch)
+        x = flat[first : first + t * h * w].view(
+            t, h // merge, w // merge, merge, merge, channels, frames, patch, patch
+        )
         first += t * h * w
-        picture = x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * frames, channels, h * patch, w * patch)
+        picture = x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(
+            t * frames, channels, h * patch, w * patch
+        )
         if (rows * merge, columns * merge) != (h, w):
             size = [rows * merge * patch, columns * merge * patch]
-            picture = nn.functional.interpolate(picture.float(), size=size, mode="bicubic", antialias=True).to(flat.dtype)
+            picture = nn.functional.interpolate(
+                picture.float(), size=size, mode="bicubic", antialias=True
+            ).to(flat.dtype)
         y = picture.view(t, frames, channels, rows, merge, patch, columns, merge, patch)
         new.append(y.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * rows * columns * merge**2, -1))
         sizes.append([t, rows * merge, columns * merge])
@@ -62,31 +80,60 @@ def resize(model: nn.Module, call: Mapping[str, Any], grids: list[tuple[int, int
     return {**call, "pixel_values": torch.cat(new), "image_grid_thw": grid}
 
 
-def images(config: Any, generator: Generator, count: int, grids: Any = None) -> tuple[dict[str, Any], list[list[int]]]:
+def images(
+    config: Any, generator: Generator, count: int, grids: Any = None
+) -> tuple[dict[str, Any], list[list[int]]]:
     """Noise patches for images of (t, h, w) ``grids`` in patches."""
     v = config.vision_config
     grid = torch.tensor((list(grids or [[1, 4, 12], [1, 8, 6], [1, 4, 4]]) * count)[:count])
     width = getattr(v, "in_channels", 3) * v.temporal_patch_size * v.patch_size**2
     pixels = torch.randn(int(grid.prod(-1).sum()), width, generator=generator)
-    return {"pixel_values": pixels, "image_grid_thw": grid}, [[n] for n in (grid.prod(-1) // v.spatial_merge_size**2).tolist()]
+    return {"pixel_values": pixels, "image_grid_thw": grid}, [
+        [n] for n in (grid.prod(-1) // v.spatial_merge_size**2).tolist()
+    ]
 
 
 def tiny(kind: str) -> Any:
     """A tiny configuration."""
     from transformers import CONFIG_MAPPING
 
-    text = {**TINY_TEXT, "rope_scaling": dict(TINY_MROPE), "rope_parameters": dict(TINY_MROPE), "head_dim": 8}
+    text = {
+        **TINY_TEXT,
+        "rope_scaling": dict(TINY_MROPE),
+        "rope_parameters": dict(TINY_MROPE),
+        "head_dim": 8,
+    }
     make: Any = CONFIG_MAPPING[kind]
-    vision: dict[str, Any] = {"depth": 4, "num_heads": 2, "hidden_size": 32, "patch_size": 7, "spatial_merge_size": 2,
-                              "temporal_patch_size": 2, "in_channels": 3}  # fmt: skip
+    vision: dict[str, Any] = {
+        "depth": 4,
+        "num_heads": 2,
+        "hidden_size": 32,
+        "patch_size": 7,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "in_channels": 3,
+    }
     vision |= {
         "qwen2_vl": {"embed_dim": 32, "mlp_ratio": 2},
-        "qwen2_5_vl": {"intermediate_size": 48, "out_hidden_size": 32, "fullatt_block_indexes": [1, 3], "window_size": 28},
-        "qwen3_vl": {"intermediate_size": 48, "out_hidden_size": 32, "num_position_embeddings": 64,
-                     "deepstack_visual_indexes": [0, 1, 2]},
-    }[kind]  # fmt: skip
-    ids = {"image_token_id": TINY_IMAGE, "video_token_id": TINY_IMAGE + 1, "vision_start_token_id": TINY_IMAGE + 2,
-           "vision_end_token_id": TINY_IMAGE + 3}  # fmt: skip
+        "qwen2_5_vl": {
+            "intermediate_size": 48,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [1, 3],
+            "window_size": 28,
+        },
+        "qwen3_vl": {
+            "intermediate_size": 48,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1, 2],
+        },
+    }[kind]
+    ids = {
+        "image_token_id": TINY_IMAGE,
+        "video_token_id": TINY_IMAGE + 1,
+        "vision_start_token_id": TINY_IMAGE + 2,
+        "vision_end_token_id": TINY_IMAGE + 3,
+    }
     return make(text_config=text, vision_config=vision, **ids)
 
 
@@ -96,7 +143,10 @@ def full_blocks(config: Any, blocks: int) -> tuple[int, ...]:
 
 
 def _shape(name: str, text: dict[str, Any], vision: dict[str, Any]) -> Shape:
-    text = {k: v for k, v in text.items() if k != "model_type"} | {"rope_scaling": MROPE, "rope_parameters": MROPE}
+    text = {k: v for k, v in text.items() if k != "model_type"} | {
+        "rope_scaling": MROPE,
+        "rope_parameters": MROPE,
+    }
     vision |= {
         "patch_size": 14,
         "spatial_merge_size": 2,
@@ -105,8 +155,15 @@ def _shape(name: str, text: dict[str, Any], vision: dict[str, Any]) -> Shape:
         "num_heads": 16,
         "depth": 32,
     }
-    return Shape(name, {"text_config": text, "vision_config": vision, "tie_word_embeddings": text["tie_word_embeddings"]},
-                 {"grids": [[1, 48, 48]]})  # fmt: skip
+    return Shape(
+        name,
+        {
+            "text_config": text,
+            "vision_config": vision,
+            "tie_word_embeddings": text["tie_word_embeddings"],
+        },
+        {"grids": [[1, 48, 48]]},
+    )
 
 
 def _qwen2_vision(hidden: int) -> dict[str, Any]:
@@ -114,8 +171,13 @@ def _qwen2_vision(hidden: int) -> dict[str, Any]:
 
 
 def _qwen25_vision(hidden: int) -> dict[str, Any]:
-    return {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": hidden, "window_size": 112,
-            "fullatt_block_indexes": [7, 15, 23, 31]}  # fmt: skip
+    return {
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "out_hidden_size": hidden,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    }
 
 
 QWEN2_VL = Family(
@@ -127,7 +189,11 @@ QWEN2_VL = Family(
     packed=True,
     resize=resize,
     shapes=(
-        _shape("qwen2-vl-2b", qwen2(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True), _qwen2_vision(1536)),
+        _shape(
+            "qwen2-vl-2b",
+            qwen2(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True),
+            _qwen2_vision(1536),
+        ),
         _shape("qwen2-vl-7b", qwen2(3584, 18944, 28, 28, 4, 152064), _qwen2_vision(3584)),
     ),
     tiny=lambda: tiny("qwen2_vl"),
@@ -143,7 +209,11 @@ QWEN25_VL = Family(
     packed=True,
     resize=resize,
     shapes=(
-        _shape("qwen2.5-vl-3b", qwen2(2048, 11008, 36, 16, 2, 151936, tie_word_embeddings=True), _qwen25_vision(2048)),
+        _shape(
+            "qwen2.5-vl-3b",
+            qwen2(2048, 11008, 36, 16, 2, 151936, tie_word_embeddings=True),
+            _qwen25_vision(2048),
+        ),
         _shape("qwen2.5-vl-7b", qwen2(3584, 18944, 28, 28, 4, 152064), _qwen25_vision(3584)),
     ),
     tiny=lambda: tiny("qwen2_5_vl"),

@@ -1,42 +1,90 @@
-"""Published language models and vision encoders that several families share, as configuration arguments."""
+"""Published language models and vision encoders that several families share, as configuration
+arguments.
+"""
 
 from typing import Any
 
 
-def qwen2(hidden: int, inter: int, layers: int, heads: int, kv: int, vocab: int, **more: Any) -> dict[str, Any]:
+def qwen2(
+    hidden: int, inter: int, layers: int, heads: int, kv: int, vocab: int, **more: Any
+) -> dict[str, Any]:
     """A Qwen2 language model."""
     return {
-        "model_type": "qwen2", "hidden_size": hidden, "intermediate_size": inter, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": kv, "vocab_size": vocab, "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 32768, "use_sliding_window": False, "rope_theta": 1e6, "bos_token_id": 151643,
-        "eos_token_id": 151645, "tie_word_embeddings": False, **more,
-    }  # fmt: skip
+        "model_type": "qwen2",
+        "hidden_size": hidden,
+        "intermediate_size": inter,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "vocab_size": vocab,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 32768,
+        "use_sliding_window": False,
+        "rope_theta": 1e6,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "tie_word_embeddings": False,
+        **more,
+    }
 
 
 def llama(hidden: int, inter: int, layers: int, heads: int, vocab: int = 32064) -> dict[str, Any]:
     """A Vicuna / LLaMA-2 language model."""
     return {
-        "model_type": "llama", "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": inter,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": heads, "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 4096, "pad_token_id": 32001, "tie_word_embeddings": False,
-    }  # fmt: skip
+        "model_type": "llama",
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": inter,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 4096,
+        "pad_token_id": 32001,
+        "tie_word_embeddings": False,
+    }
 
 
 CLIP_L_336 = {
-    "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-    "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768,
-}  # fmt: skip
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
 SO400M_384 = {
-    "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26,
-    "num_attention_heads": 16, "image_size": 384, "patch_size": 14, "vision_use_head": False,
-}  # fmt: skip
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
 TINY_TEXT = {
-    "vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 4096, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 TINY_CLIP = {
-    "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-    "num_attention_heads": 2, "image_size": 56, "patch_size": 14,
-}  # fmt: skip
+    "model_type": "clip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "patch_size": 14,
+}
 TINY_SIGLIP = {**TINY_CLIP, "model_type": "siglip_vision_model", "vision_use_head": False}
 TINY_IMAGE = 100  # placeholder id of the tiny configurations

@@ -1,4 +1,6 @@
-"""Tiny models with random weights, one per family, and prompts for them: what the contract is checked on."""
+"""Tiny models with random weights, one per family, and prompts for them: what the contract is
+checked on.
+"""
 
 import functools
 from typing import Any
@@ -14,21 +16,27 @@ FAMILIES = sorted(registry.families())
 
 
 def randomise(model: nn.Module, seed: int) -> None:
-    """Default initialisation gives flat attention; spread the weights so that dropping a token matters."""
+    """Default initialisation gives flat attention; spread the weights so that dropping a token
+    matters.
+    """
     g = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         r = torch.randn(p.shape, generator=g, dtype=torch.float64)
         if p.ndim >= 2:
             r *= 1.3 / max(p[0].numel(), 1) ** 0.5
         elif ("norm" in name and name.endswith("weight")) or "lambda" in name:
-            r = r * 0.2 + (0.0 if type(model).__name__.startswith("Gemma3") and "vision" not in name else 1.0)
+            r = r * 0.2 + (
+                0.0 if type(model).__name__.startswith("Gemma3") and "vision" not in name else 1.0
+            )
         else:
             r *= 0.2
         p.data.copy_(r)
 
 
 @functools.cache
-def build(family: str, attn: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+def build(
+    family: str, attn: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Any:
     """A family's tiny model; the same one for the same arguments."""
     from transformers import AutoModelForImageTextToText
 

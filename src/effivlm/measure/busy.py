@@ -12,7 +12,9 @@ CONTEXT = 2 << 30  # bytes on a GPU that a CUDA context and its libraries may ta
 
 
 class Watch:
-    """CPU time of all other processes between two readings; the load average where the system does not tell."""
+    """CPU time of all other processes between two readings; the load average where the system does
+    not tell.
+    """
 
     def __init__(self) -> None:
         self.began = self._read()
@@ -26,7 +28,11 @@ class Watch:
             return f"load {load:.1f} above ours on {os.cpu_count()} cores" if load > 1 else ""
         others = (now[1] - self.began[1] - (now[2] - self.began[2])) / wall
         tick = 2 / os.sysconf("SC_CLK_TCK") / wall  # readings are rounded to ticks
-        return f"others used {others:.1f} of {os.cpu_count()} CPU cores" if others > SPARE + tick else ""
+        return (
+            f"others used {others:.1f} of {os.cpu_count()} CPU cores"
+            if others > SPARE + tick
+            else ""
+        )
 
     @staticmethod
     def _read() -> tuple[float, float | None, float]:
@@ -48,9 +54,16 @@ def gpu_note(device: torch.device) -> str:
     foreign = total - free - torch.cuda.memory_reserved(device)
     if foreign > CONTEXT:
         return f"others hold {foreign / 2**30:.1f} GiB of the GPU"
-    command = ["nvidia-smi", f"--id={device.index or 0}", "--query-compute-apps=pid", "--format=csv,noheader"]
+    command = [
+        "nvidia-smi",
+        f"--id={device.index or 0}",
+        "--query-compute-apps=pid",
+        "--format=csv,noheader",
+    ]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.split()
+        found = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.split()
     except (OSError, subprocess.SubprocessError):
         return ""
     return f"{len(found)} processes on the GPU" if len(found) > 1 else ""

@@ -1,4 +1,6 @@
-"""A clock that divides one run's time among its stages, with nothing counted twice and nothing left out."""
+"""A clock that divides one run's time among its stages, with nothing counted twice and nothing left
+out.
+"""
 
 import functools
 import time
@@ -9,14 +11,18 @@ from typing import Any
 import torch
 
 METHOD = "method"
-OPEN = ("vision", "prefill")  # stages whose hooks are told apart; decode hooks belong to the decode step
+OPEN = (
+    "vision",
+    "prefill",
+)  # stages whose hooks are told apart; decode hooks belong to the decode step
 
 
 class Clock:
     """Divides the time between `start` and `stop` among stages and the method's hooks within them.
 
-    At every change of stage one mark is made: a CUDA event on a GPU, which needs no synchronisation, or the monotonic
-    clock on a CPU. The device is synchronised only at `start` and `stop`.
+    At every change of stage one mark is made: a CUDA event on a GPU, which needs no
+    synchronisation, or the monotonic clock on a CPU. The device is synchronised only at `start` and
+    `stop`.
 
     Args:
         device: where the model runs.
@@ -59,7 +65,9 @@ class Clock:
             self._mark("between")
 
     def wrap(self, what: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that counts as the method's time, or (``what="model"``) as the stage that runs it."""
+        """A function that counts as the method's time, or (``what="model"``) as the stage that runs
+        it.
+        """
 
         @functools.wraps(function, assigned=())
         def counted(*args: Any, **kwargs: Any) -> Any:

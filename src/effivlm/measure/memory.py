@@ -19,15 +19,22 @@ def reset_peaks(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # another system, or a container that forbids it: the peak is that of the whole process
+    except (
+        OSError
+    ):  # another system, or a container that forbids it: the peak is that of the whole process
         return
 
 
 def peaks(device: torch.device) -> dict[str, int]:
-    """Peaks since `reset_peaks`: ``resident`` of the process; on a GPU also ``allocated`` and ``reserved``."""
+    """Peaks since `reset_peaks`: ``resident`` of the process; on a GPU also ``allocated`` and
+    ``reserved``.
+    """
     out = {"resident": resident_peak()}
     if device.type == "cuda":
-        out |= {"allocated": torch.cuda.max_memory_allocated(device), "reserved": torch.cuda.max_memory_reserved(device)}
+        out |= {
+            "allocated": torch.cuda.max_memory_allocated(device),
+            "reserved": torch.cuda.max_memory_reserved(device),
+        }
     return out
 
 

@@ -1,4 +1,4 @@
-"""What a device can do: measured by one large product and one large copy, or as its maker states."""
+"""What a device can do: measured by one large product and one copy, or as its maker states."""
 
 import time
 from collections.abc import Callable
@@ -28,7 +28,9 @@ def stated(name: str) -> Peaks:
 
 
 def measured(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> Peaks:
-    """Peaks of the device in use: the best of some large products, and of some large copies (read and written)."""
+    """Peaks of the device in use: the best of some large products, and of some large copies (read
+    and written).
+    """
     cuda = device.type == "cuda"
     side, size = (8192, 1 << 30) if cuda else (1536, 1 << 28)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -39,7 +41,12 @@ def measured(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> Peak
     copy = _best(lambda: target.copy_(source), device, repeats)
     memory = torch.cuda.get_device_properties(device).total_memory if cuda else 0
     name = torch.cuda.get_device_name(device) if cuda else f"cpu, {torch.get_num_threads()} threads"
-    return Peaks(f"{name}, {str(dtype).removeprefix('torch.')}", 2 * side**3 / product, 2 * size / copy, memory)
+    return Peaks(
+        f"{name}, {str(dtype).removeprefix('torch.')}",
+        2 * side**3 / product,
+        2 * size / copy,
+        memory,
+    )
 
 
 def _best(work: Callable[[], Any], device: torch.device, repeats: int) -> float:

@@ -1,7 +1,9 @@
-"""What a setting will take and hold on a device, from shapes and budgets, without running the model.
+"""What a setting will take and hold on a device, from shapes and budgets, without running the
+model.
 
-The times are floors: what the stage must compute and move, at the device's peaks. `effivlm measure` reports how far the
-measured times are from them (a stage's share of the floor), and how far predicted speed-ups are from measured ones.
+The times are floors: what the stage must compute and move, at the device's peaks. `effivlm measure`
+reports how far the measured times are from them (a stage's share of the floor), and how far
+predicted speed-ups are from measured ones.
 """
 
 import copy
@@ -27,7 +29,8 @@ from effivlm.setting import Part, Setting, parse_setting
 
 @dataclass(frozen=True)
 class Expected:
-    """Counts a setting leads to. ``tokens``: entering each decoder layer. ``kv``: prompt entries held per layer.
+    """Counts a setting leads to. ``tokens``: entering each decoder layer. ``kv``: prompt entries
+    held per layer.
 
     Attributes:
         encoded: share of the patches that the encoder is given (resized images).
@@ -40,7 +43,9 @@ class Expected:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Floors in seconds, and bytes. ``total``: for the answer of ``new_tokens``; ``memory``: weights, cache, activations."""
+    """Floors in seconds, and bytes. ``total``: for the answer of ``new_tokens``; ``memory``:
+    weights, cache, activations.
+    """
 
     vision: float
     prefill: float
@@ -63,8 +68,8 @@ class Prediction:
 def expected(setting: Setting, layers: int, text: int, images: Sequence[int]) -> Expected:
     """Counts from budgets alone; the audit counts the same in the tensors.
 
-    Methods that resize images or merge whole tiles in the encoder may keep a little less, for their counts have to fit a
-    grid; the counts here are then upper bounds.
+    Methods that resize images or merge whole tiles in the encoder may keep a little less, for their
+    counts have to fit a grid; the counts here are then upper bounds.
 
     Args:
         setting: what is predicted.
@@ -77,10 +82,19 @@ def expected(setting: Setting, layers: int, text: int, images: Sequence[int]) ->
     """
     entered: list[dict[str, int]] = [{} for _ in images]
     kept = [_before(setting, layers, n, entered[i]) for i, n in enumerate(images)]
-    fake: Any = SimpleNamespace(images=[SimpleNamespace(slots=range(n), entered=e) for n, e in zip(images, entered, strict=True)])
+    fake: Any = SimpleNamespace(
+        images=[
+            SimpleNamespace(slots=range(n), entered=e) for n, e in zip(images, entered, strict=True)
+        ]
+    )
     promise = plan_cuts(fake, [range(k) for k in kept], setting.stage(IntraLLM), layers)  # type: ignore[misc]
-    tokens = [text + sum(_left(promise, number, k, i) for number, k in enumerate(kept)) for i in range(layers)]
-    return Expected(tuple(tokens), tuple(float(n) for n in _held(setting, tokens)), _resized(setting, images))
+    tokens = [
+        text + sum(_left(promise, number, k, i) for number, k in enumerate(kept))
+        for i in range(layers)
+    ]
+    return Expected(
+        tuple(tokens), tuple(float(n) for n in _held(setting, tokens)), _resized(setting, images)
+    )
 
 
 def _resized(setting: Setting, images: Sequence[int]) -> float:
@@ -91,7 +105,9 @@ def _resized(setting: Setting, images: Sequence[int]) -> float:
 
 
 def _held(setting: Setting, tokens: Sequence[int]) -> list[int]:
-    """Prompt entries each layer holds; over layers an allocator moves them about, but their sum stays."""
+    """Prompt entries each layer holds; over layers an allocator moves them about, but their sum
+    stays.
+    """
     for part in setting.stage(KVCache):
         budget = _budget(part)
         if budget.unit != "prompt_kv":  # a hybrid: its cache keeps what its last layer saw
@@ -116,13 +132,22 @@ def _before(setting: Setting, layers: int, n: int, entered: dict[str, int]) -> i
 
 
 def _left(promise: Any, number: int, kept: int, layer: int) -> int:
-    cuts = [c.keep for at, here in promise.cuts.items() if at <= layer for c in here if c.image == number]
+    cuts = [
+        c.keep
+        for at, here in promise.cuts.items()
+        if at <= layer
+        for c in here
+        if c.image == number
+    ]
     return min([kept, *cuts])
 
 
 def _budget(part: Part) -> Budget:
     if part.budget is None:
-        raise BudgetError(f"{part.method.name} without a budget decides while it runs: give it one to predict, such as @0.1")
+        raise BudgetError(
+            f"{part.method.name} without a budget decides while it runs: give it one to predict,"
+            " such as @0.1"
+        )
     return part.budget
 
 
@@ -137,9 +162,19 @@ class Predictor:
         size: bytes an element.
     """
 
-    def __init__(self, model: nn.Module, family: Family, inputs: Mapping[str, Any], new_tokens: int, size: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        inputs: Mapping[str, Any],
+        new_tokens: int,
+        size: int,
+    ) -> None:
         some: Any = model
-        self.text, self.vision = TextShape.of(some.get_decoder().config), VisionShape.of(model, family)
+        self.text, self.vision = (
+            TextShape.of(some.get_decoder().config),
+            VisionShape.of(model, family),
+        )
         self.weights, self.new_tokens, self.size = weight_bytes(model), new_tokens, size
         self.batch, length = inputs["input_ids"].shape
         visual = int((inputs["input_ids"] == some.config.image_token_id).sum()) // self.batch
@@ -163,7 +198,9 @@ class Predictor:
         return {
             "vision": Work(whole.flops * counts.encoded, whole.bytes),
             "prefill": self.text.prefill_work(counts.tokens, self.size, self.batch),
-            "decode_per_token": self.text.decode_work(counts.kv, self.new_tokens, self.size, self.batch),
+            "decode_per_token": self.text.decode_work(
+                counts.kv, self.new_tokens, self.size, self.batch
+            ),
         }
 
     def floors(self, account: Account, setting: Setting, limits: Peaks) -> dict[str, float]:
@@ -172,7 +209,10 @@ class Predictor:
         counts = Expected(account.tokens_per_layer, account.kv_per_layer, share)
         floors = {k: w.floor(limits) for k, w in self.works(counts).items()}
         ttft = floors["vision"] + floors["prefill"]
-        return floors | {"ttft": ttft, "total": ttft + (self.new_tokens - 1) * floors["decode_per_token"]}
+        return floors | {
+            "ttft": ttft,
+            "total": ttft + (self.new_tokens - 1) * floors["decode_per_token"],
+        }
 
     def predict(self, setting: Setting, limits: Peaks) -> Prediction:
         """Floors on a device. Raises BudgetError, see `expected`."""
@@ -180,14 +220,28 @@ class Predictor:
         floors = {k: w.floor(limits) for k, w in self.works(counts).items()}
         kv = round(self.batch * sum(counts.kv) * self.text.kv_entry(self.size))
         grown = self.batch * self.new_tokens * self.text.layers * self.text.kv_entry(self.size)
-        # one layer's hidden states, queries, keys, values and the MLP's two products are alive at the widest place
-        row = 3 * self.text.hidden + 2 * self.text.inter + self.text.head_dim * (self.text.heads + 2 * self.text.kv_heads)
+        # one layer's hidden states, queries, keys, values and the MLP's two products are alive at
+        # the widest place
+        row = (
+            3 * self.text.hidden
+            + 2 * self.text.inter
+            + self.text.head_dim * (self.text.heads + 2 * self.text.kv_heads)
+        )
         alive = self.batch * max(counts.tokens) * row * self.size
-        return Prediction(**floors, new_tokens=self.new_tokens, kv=kv, memory=self.weights + kv + max(grown, alive))
+        return Prediction(
+            **floors,
+            new_tokens=self.new_tokens,
+            kv=kv,
+            memory=self.weights + kv + max(grown, alive),
+        )
 
 
-def _images(model: Any, family: Family, inputs: Mapping[str, Any], visual: int, batch: int) -> list[int]:
-    """Visual tokens of every image of one prompt; images are those a method is asked about one by one."""
+def _images(
+    model: Any, family: Family, inputs: Mapping[str, Any], visual: int, batch: int
+) -> list[int]:
+    """Visual tokens of every image of one prompt; images are those a method is asked about one by
+    one.
+    """
     if not visual:
         return []
     pieces = family.layout(model, inputs)
@@ -200,7 +254,8 @@ def _images(model: Any, family: Family, inputs: Mapping[str, Any], visual: int, 
 
 
 def table(shape: str, settings: Sequence[str], device: str, workload: str) -> list[str]:
-    """Predictions for a published shape in bfloat16, the original first, one line per batch size and setting.
+    """Predictions for a published shape in bfloat16, the original first, one line per batch size
+    and setting.
 
     Args:
         shape: see `families.loading.shapes`.
@@ -211,29 +266,44 @@ def table(shape: str, settings: Sequence[str], device: str, workload: str) -> li
     Raises:
         UnknownName, SettingError, BudgetError: for what is not known or cannot be predicted.
     """
-    work, parsed = workloads.workload(workload), [parse_setting(s) for s in dict.fromkeys(("none", *settings))]
+    work, parsed = (
+        workloads.workload(workload),
+        [parse_setting(s) for s in dict.fromkeys(("none", *settings))],
+    )
     loaded = load(shape, "bfloat16", device="meta", random_weights=True)
     local = device.split(":")[0] in ("cpu", "cuda")
     limits = peaks.measured(torch.device(device), torch.bfloat16) if local else peaks.stated(device)
-    lines = [f"{shape}, {workload}, {limits.name}: least times; measured times are longer (see the shares of the floor)"]
-    inputs = workloads.prompts(work, loaded.family, loaded.model.config, 1, workloads.image_sizes(shape))
+    lines = [
+        f"{shape}, {workload}, {limits.name}: least times; measured times are longer (see the"
+        " shares of the floor)"
+    ]
+    inputs = workloads.prompts(
+        work, loaded.family, loaded.model.config, 1, workloads.image_sizes(shape)
+    )
     single = Predictor(loaded.model, loaded.family, inputs, work.new_tokens, 2)
     for batch in work.batches:
         predictor = single.batched(batch)
         told = [predictor.predict(s, limits) for s in parsed]
-        lines += [_line(str(s), batch, p, told[0], limits) for s, p in zip(parsed, told, strict=True)]
+        lines += [
+            _line(str(s), batch, p, told[0], limits) for s, p in zip(parsed, told, strict=True)
+        ]
         if batch == 1 and len(work.batches) > 1 and limits.memory:
             most = {
                 str(s): int((limits.memory - predictor.weights) // (p.memory - predictor.weights))
                 for s, p in zip(parsed, told, strict=True)
             }
-            lines.append("  largest batch that fits: " + ", ".join(f"{s} {n}" for s, n in most.items()))
+            lines.append(
+                "  largest batch that fits: " + ", ".join(f"{s} {n}" for s, n in most.items())
+            )
     return lines
 
 
 def _line(setting: str, batch: int, p: Prediction, base: Prediction, limits: Peaks) -> str:
     fits = "" if not limits.memory or p.memory <= limits.memory else ", does not fit"
-    return (f"  {setting}, batch {batch}: TTFT {1000 * p.ttft:.1f} ms ({base.ttft / p.ttft:.2f}x), "
-            f"decode {1000 * p.decode_per_token:.2f} ms a token ({base.decode_per_token / p.decode_per_token:.2f}x), "
-            f"total {p.total:.2f} s ({base.total / p.total:.2f}x), KV {p.kv / 2**20:.0f} MiB, "
-            f"memory {p.memory / 2**30:.1f} GiB{fits}")  # fmt: skip
+    return (
+        f"  {setting}, batch {batch}: TTFT {1000 * p.ttft:.1f} ms ({base.ttft / p.ttft:.2f}x),"
+        f" decode {1000 * p.decode_per_token:.2f} ms a token"
+        f" ({base.decode_per_token / p.decode_per_token:.2f}x), total {p.total:.2f} s"
+        f" ({base.total / p.total:.2f}x), KV {p.kv / 2**20:.0f} MiB, memory {p.memory / 2**30:.1f}"
+        f" GiB{fits}"
+    )

@@ -1,4 +1,6 @@
-"""Operations and bytes of each stage, from shape and token counts alone, and the least time a device needs for them."""
+"""Operations and bytes of each stage, from shape and token counts alone, and the least time a
+device needs for them.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +15,9 @@ from effivlm.runtime.encoder import vision_blocks
 
 @dataclass(frozen=True)
 class Peaks:
-    """What a device can do. ``flops`` per second, ``bandwidth`` and ``memory`` in bytes (per second); memory 0: unknown."""
+    """What a device can do. ``flops`` per second, ``bandwidth`` and ``memory`` in bytes (per
+    second); memory 0: unknown.
+    """
 
     name: str
     flops: float
@@ -22,12 +26,14 @@ class Peaks:
 
     def best(self, other: "Peaks") -> "Peaks":
         """The better of two measurements of one device: load only takes away."""
-        return replace(self, flops=max(self.flops, other.flops), bandwidth=max(self.bandwidth, other.bandwidth))
+        return replace(
+            self, flops=max(self.flops, other.flops), bandwidth=max(self.bandwidth, other.bandwidth)
+        )
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage must do at least: multiply-adds counted twice, and bytes read or written once."""
+    """What a stage must do at least: multiply-adds counted twice, and bytes moved once."""
 
     flops: float
     bytes: float
@@ -55,7 +61,15 @@ class TextShape:
         heads = config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         kv = getattr(config, "num_key_value_heads", None) or heads
-        return cls(config.num_hidden_layers, config.hidden_size, config.intermediate_size, heads, kv, head_dim, config.vocab_size)
+        return cls(
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            heads,
+            kv,
+            head_dim,
+            config.vocab_size,
+        )
 
     @property
     def layer_weights(self) -> int:
@@ -73,9 +87,13 @@ class TextShape:
         return 2 * self.kv_heads * self.head_dim * size
 
     def prefill_flops(self, tokens_per_layer: Sequence[int]) -> int:
-        """Multiply-adds counted twice: every layer's matrices on its tokens, causal attention, logits of one token."""
+        """Multiply-adds counted twice: every layer's matrices on its tokens, causal attention,
+        logits of one token.
+        """
         linear = sum(2 * n * self.layer_weights for n in tokens_per_layer)
-        attention = sum(2 * n * n * self.heads * self.head_dim for n in tokens_per_layer)  # two products, half of them causal
+        attention = sum(
+            2 * n * n * self.heads * self.head_dim for n in tokens_per_layer
+        )  # two products, half of them causal
         return linear + attention + 2 * self.hidden * self.vocab
 
     def decode_bytes(self, kv_bytes: float, bytes_per_weight: int) -> int:
@@ -87,8 +105,11 @@ class TextShape:
         written = batch * sum(tokens_per_layer) * self.kv_entry(size)
         return Work(batch * self.prefill_flops(tokens_per_layer), self.weights * size + written)
 
-    def decode_work(self, kv_per_layer: Sequence[float], new_tokens: int, size: int, batch: int = 1) -> Work:
-        """One decode step, averaged over an answer of ``new_tokens``: every weight once, every row's cache once.
+    def decode_work(
+        self, kv_per_layer: Sequence[float], new_tokens: int, size: int, batch: int = 1
+    ) -> Work:
+        """One decode step, averaged over an answer of ``new_tokens``: every weight once, every
+        row's cache once.
 
         Args:
             kv_per_layer: prompt entries held, mean over KV heads.
@@ -98,7 +119,10 @@ class TextShape:
         """
         held = sum(kv_per_layer) + self.layers * new_tokens / 2
         attention = 4 * held * self.heads * self.head_dim
-        return Work(batch * (2 * self.weights + attention), self.weights * size + batch * held * self.kv_entry(size))
+        return Work(
+            batch * (2 * self.weights + attention),
+            self.weights * size + batch * held * self.kv_entry(size),
+        )
 
 
 @dataclass(frozen=True)
@@ -106,8 +130,10 @@ class VisionShape:
     """An image encoder's sizes, counted in its modules (which may be on the meta device).
 
     Attributes:
-        hidden: width. block_weights: matrix entries of all blocks. patch_weights: of what embeds a patch.
-        token_weights: of what makes LLM tokens (merger, projector). full, windowed: blocks by what a patch sees.
+        hidden: width. block_weights: matrix entries of all blocks. patch_weights: of what embeds a
+            patch.
+        token_weights: of what makes LLM tokens (merger, projector). full, windowed: blocks by what
+            a patch sees.
         window: patches of a window.
     """
 
@@ -131,7 +157,15 @@ class VisionShape:
         full = len(family.full_blocks(some.config, len(blocks)))
         side = getattr(v, "window_size", 0) // _side(v.patch_size)
         width = getattr(v, "embed_dim", None) or v.hidden_size
-        return cls(width, sum(_matrix(m) for m in blocks.modules()), patch, token, full, len(blocks) - full, side * side)
+        return cls(
+            width,
+            sum(_matrix(m) for m in blocks.modules()),
+            patch,
+            token,
+            full,
+            len(blocks) - full,
+            side * side,
+        )
 
     def work(self, segments: Sequence[int], tokens: int, size: int) -> Work:
         """Encoding images.
@@ -143,12 +177,19 @@ class VisionShape:
         """
         n = sum(segments)
         linear = 2 * n * (self.block_weights + self.patch_weights) + 2 * tokens * self.token_weights
-        seen = self.full * sum(s * s for s in segments) + self.windowed * sum(s * min(s, self.window) for s in segments)
-        return Work(linear + 4 * seen * self.hidden, (self.block_weights + self.patch_weights + self.token_weights) * size)
+        seen = self.full * sum(s * s for s in segments) + self.windowed * sum(
+            s * min(s, self.window) for s in segments
+        )
+        return Work(
+            linear + 4 * seen * self.hidden,
+            (self.block_weights + self.patch_weights + self.token_weights) * size,
+        )
 
 
 def segments_of(model: nn.Module, family: Family, inputs: Mapping[str, Any]) -> list[int]:
-    """Patches of every sequence the image encoder attends over, [CLS] included, from a model's inputs."""
+    """Patches of every sequence the image encoder attends over, [CLS] included, from a model's
+    inputs.
+    """
     some: Any = model
     if family.packed:
         return [math.prod(grid) for grid in inputs["image_grid_thw"].tolist()]

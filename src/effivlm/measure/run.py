@@ -1,4 +1,6 @@
-"""The measurement on one screen: prompts, warm-up, correctness, interleaved rounds, floors; written beside the answers."""
+"""The measurement on one screen: prompts, warm-up, correctness, interleaved rounds, floors; written
+beside the answers.
+"""
 
 import json
 import logging
@@ -31,7 +33,9 @@ Progress = Callable[[str, int, int], None]  # (what, rounds done, rounds in all)
 
 @dataclass(frozen=True)
 class Case:
-    """A named set of prompts of one length of answer; ``makes`` prepare the model's inputs, one after the other."""
+    """A named set of prompts of one length of answer; ``makes`` prepare the model's inputs, one
+    after the other.
+    """
 
     name: str
     makes: Sequence[Callable[[], Inputs]]
@@ -40,23 +44,34 @@ class Case:
 
 @dataclass
 class Measured:
-    """What a measurement did: samples recorded and found from before, settings that could not be timed with the reason."""
+    """What a measurement did: samples recorded and found from before, settings that could not be
+    timed with the reason.
+    """
 
     recorded: int = 0
     found: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def measure(experiment: Experiment, root: Path = Path("runs"), progress: Progress = lambda what, done, total: None) -> Measured:
-    """Time every setting of an experiment, baseline interleaved, into ``runs/NAME/timings``; goes on after an interruption.
+def measure(
+    experiment: Experiment,
+    root: Path = Path("runs"),
+    progress: Progress = lambda what, done, total: None,
+) -> Measured:
+    """Time every setting of an experiment, baseline interleaved, into ``runs/NAME/timings``; goes
+    on after an interruption.
 
     Raises:
-        ConfigError: without a ``measure`` section. StoreError: if the folder holds another experiment, or half a round.
+        ConfigError: without a ``measure`` section. StoreError: if the folder holds another
+            experiment, or half a round.
         LoadError, UnknownName, TaskError: for models, workloads and tasks that cannot be had.
     """
     spec, out = experiment.measure, Measured()
     if spec is None:
-        raise ConfigError("the experiment has no section 'measure': add one, such as measure: {workload: effivlm-bench}")
+        raise ConfigError(
+            "the experiment has no section 'measure': add one, such as measure: {workload:"
+            " effivlm-bench}"
+        )
     if spec.workload != TASKS:
         workloads.workload(spec.workload)  # refused before anything is loaded
     identity = experiment.model_dump(mode="json")
@@ -66,11 +81,15 @@ def measure(experiment: Experiment, root: Path = Path("runs"), progress: Progres
             store.note_environment(environment(str(loaded.model.device), "pil"))
             peaks = measured(loaded.model.device, loaded.model.dtype)
             for case in cases(spec, loaded, experiment.tasks, experiment.seed):
-                measure_case(store, loaded, experiment.settings_for(model), case, spec, peaks, progress, out)
+                measure_case(
+                    store, loaded, experiment.settings_for(model), case, spec, peaks, progress, out
+                )
     return out
 
 
-def cases(spec: MeasureSpec, loaded: Loaded, tasks: Sequence[TaskSpec], seed: int) -> Iterator[Case]:
+def cases(
+    spec: MeasureSpec, loaded: Loaded, tasks: Sequence[TaskSpec], seed: int
+) -> Iterator[Case]:
     """The prompts of a workload: one case per batch size, or one per task."""
     if spec.workload == TASKS:
         for given in tasks:
@@ -82,7 +101,14 @@ def cases(spec: MeasureSpec, loaded: Loaded, tasks: Sequence[TaskSpec], seed: in
         return
     work = workloads.workload(spec.workload)
     for batch in work.batches:
-        made = workloads.prompts(work, loaded.family, loaded.model.config, batch, workloads.image_sizes(loaded.name), seed)
+        made = workloads.prompts(
+            work,
+            loaded.family,
+            loaded.model.config,
+            batch,
+            workloads.image_sizes(loaded.name),
+            seed,
+        )
         inputs = workloads.on_device(made, loaded)
         label = work.name if work.batches == (1,) else f"{work.name}-b{batch}"
         yield Case(label, [lambda i=inputs: i], work.new_tokens)
@@ -94,39 +120,65 @@ def rounds_done(store: RunStore, case: Case, loaded: Loaded) -> tuple[int, set[s
     Raises:
         StoreError: if the last round is not whole (killed while it was written).
     """
-    before = [t for t in read_timings(store.folder) if t.model == loaded.name and t.workload == case.name]
+    before = [
+        t for t in read_timings(store.folder) if t.model == loaded.name and t.workload == case.name
+    ]
     settings = {t.setting for t in before}
     count = max((t.sample + 1 for t in before), default=0)
     if len(before) != count * len(settings):
-        raise StoreError(f"{store.timings(case.name)}: round {count - 1} of {loaded.name} is not whole: delete its lines (sample "
-                         f"{count - 1}) and run the same command again")  # fmt: skip
+        raise StoreError(
+            f"{store.timings(case.name)}: round {count - 1} of {loaded.name} is not whole: delete"
+            f" its lines (sample {count - 1}) and run the same command again"
+        )
     return count, settings
 
 
-def measure_case(store: RunStore, loaded: Loaded, settings: Sequence[Setting], case: Case, spec: MeasureSpec, peaks: Peaks,
-                  progress: Progress, out: Measured) -> None:  # fmt: skip
-    """Time one case on a loaded model and write its samples, floors and predictions into a run's folder."""
+def measure_case(
+    store: RunStore,
+    loaded: Loaded,
+    settings: Sequence[Setting],
+    case: Case,
+    spec: MeasureSpec,
+    peaks: Peaks,
+    progress: Progress,
+    out: Measured,
+) -> None:
+    """Time one case on a loaded model and write its samples, floors and predictions into a run's
+    folder.
+    """
     start, known = rounds_done(store, case, loaded)
     out.found += start * len(known)
     if start >= spec.repeats:
         return
-    settings = [s for s in settings if not known or str(s) in known]  # rounds of one file hold the same settings
+    settings = [
+        s for s in settings if not known or str(s) in known
+    ]  # rounds of one file hold the same settings
     timers, first = warmed(loaded, settings, case, spec.warmup, out)
-    if "none" not in map(str, timers):  # already noted: without the original there is nothing to compare with
+    if "none" not in map(
+        str, timers
+    ):  # already noted: without the original there is nothing to compare with
         return
     what = f"{loaded.name}, {case.name}"
     for number, rounds in enumerate(interleaved(timers, case, spec, start), start=start):
         for setting, (timed, busy) in rounds.items():
-            store.append(store.timings(case.name), record_of(loaded, setting, case, number, timed, busy, first[setting][1]))
+            store.append(
+                store.timings(case.name),
+                record_of(loaded, setting, case, number, timed, busy, first[setting][1]),
+            )
         out.recorded += len(rounds)
         progress(what, number + 1, spec.repeats)
-    peaks = peaks.best(measured(loaded.model.device, loaded.model.dtype))  # a busy machine measures too little
+    peaks = peaks.best(
+        measured(loaded.model.device, loaded.model.dtype)
+    )  # a busy machine measures too little
     note_floors(store.timings(case.name).with_suffix(".json"), loaded, case, first, peaks)
 
 
-def warmed(loaded: Loaded, settings: Sequence[Setting], case: Case, warmup: int, out: Measured
-           ) -> tuple[dict[Setting, Timer], dict[Setting, tuple[Sample, bool]]]:  # fmt: skip
-    """Timers that have run, each with its first sample and whether that was correct; what cannot run is noted and left out."""
+def warmed(
+    loaded: Loaded, settings: Sequence[Setting], case: Case, warmup: int, out: Measured
+) -> tuple[dict[Setting, Timer], dict[Setting, tuple[Sample, bool]]]:
+    """Timers that have run, each with its first sample and whether that was correct; what cannot
+    run is noted and left out.
+    """
     timers: dict[Setting, Timer] = {}
     first: dict[Setting, tuple[Sample, bool]] = {}
     for setting in settings:
@@ -138,10 +190,16 @@ def warmed(loaded: Loaded, settings: Sequence[Setting], case: Case, warmup: int,
                 timer.once(case.makes[i % len(case.makes)], case.new_tokens)
         except Exception as error:  # one setting that fails must not cost the others
             log.error("%s under %s cannot be timed", case.name, setting, exc_info=error)
-            out.failed[f"{loaded.name}, {case.name}, {setting}"] = f"{type(error).__name__}: {error}"
+            out.failed[f"{loaded.name}, {case.name}, {setting}"] = (
+                f"{type(error).__name__}: {error}"
+            )
             continue
         if not right:
-            log.error("%s under %s is not what model.generate computes: no speed-up will be shown", case.name, setting)
+            log.error(
+                "%s under %s is not what model.generate computes: no speed-up will be shown",
+                case.name,
+                setting,
+            )
         timers[setting], first[setting] = timer, (timed, right)
     return timers, first
 
@@ -149,9 +207,11 @@ def warmed(loaded: Loaded, settings: Sequence[Setting], case: Case, warmup: int,
 def interleaved(
     timers: dict[Setting, Timer], case: Case, spec: MeasureSpec, start: int = 0
 ) -> Iterator[dict[Setting, tuple[Sample, str]]]:
-    """Rounds in which every setting runs once on the same prompt, in alternating order; whole rounds only.
+    """Rounds in which every setting runs once on the same prompt, in alternating order; whole
+    rounds only.
 
-    Ends after ``spec.repeats`` rounds, or (from two rounds on) once the slowest setting was timed for ``spec.seconds``.
+    Ends after ``spec.repeats`` rounds, or (from two rounds on) once the slowest setting was timed
+    for ``spec.seconds``.
     """
     spent = dict.fromkeys(timers, 0.0)
     for number in range(start, spec.repeats):
@@ -168,27 +228,50 @@ def interleaved(
             return
 
 
-def record_of(loaded: Loaded, setting: Setting, case: Case, number: int, timed: Sample, busy: str, right: bool) -> TimingRecord:
+def record_of(
+    loaded: Loaded, setting: Setting, case: Case, number: int, timed: Sample, busy: str, right: bool
+) -> TimingRecord:
     """A timed sample as it is stored."""
-    return TimingRecord(loaded.name, str(setting), case.name, number, timed.seconds, timed.memory, sum(map(len, timed.tokens)),
-                        busy, right)  # fmt: skip
+    return TimingRecord(
+        loaded.name,
+        str(setting),
+        case.name,
+        number,
+        timed.seconds,
+        timed.memory,
+        sum(map(len, timed.tokens)),
+        busy,
+        right,
+    )
 
 
-def note_floors(path: Path, loaded: Loaded, case: Case, first: dict[Setting, tuple[Sample, bool]], peaks: Peaks) -> None:
-    """Write the floor of every stage, what was predicted from budgets alone, and what each layer's cache held."""
+def note_floors(
+    path: Path, loaded: Loaded, case: Case, first: dict[Setting, tuple[Sample, bool]], peaks: Peaks
+) -> None:
+    """Write the floor of every stage, what was predicted from budgets alone, and what each layer's
+    cache held.
+    """
     inputs = case.makes[0]()
     size = torch.empty(0, dtype=loaded.model.dtype).element_size()
     predictor = Predictor(loaded.model, loaded.family, inputs, case.new_tokens, size)
     table: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     rows = {}
     for setting, (timed, _) in first.items():
-        row: dict[str, Any] = {"account": timed.account.as_dict(), "kv_bytes_per_layer": timed.kv_per_layer}
+        row: dict[str, Any] = {
+            "account": timed.account.as_dict(),
+            "kv_bytes_per_layer": timed.kv_per_layer,
+        }
         try:
             told = predictor.predict(setting, peaks)
             row["predicted"] = asdict(told) | {"ttft": told.ttft, "total": told.total}
         except ValueError as error:  # a method with a rule of its own
             row["predicted"] = {"error": str(error)}
         rows[str(setting)] = row | {"floor": predictor.floors(timed.account, setting, peaks)}
-    table[loaded.name] = {"peaks": asdict(peaks), "settings": rows, "new_tokens": case.new_tokens, "prompts": len(case.makes)}
+    table[loaded.name] = {
+        "peaks": asdict(peaks),
+        "settings": rows,
+        "new_tokens": case.new_tokens,
+        "prompts": len(case.makes),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(table, indent=1) + "\n")

@@ -16,7 +16,10 @@ from effivlm.setting import Setting
 
 Inputs = Mapping[str, Any]
 STAGES = ("media", "vision", METHOD, "prefill", "decode")  # they sum to the total
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the logits' spread; half precision: 0.25
+TOLERANCE = {
+    torch.float64: 1e-6,
+    torch.float32: 1e-3,
+}  # of the logits' spread; half precision: 0.25
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,12 @@ class Sample:
     """What one run took and held.
 
     Attributes:
-        seconds: by stage (`STAGES`), ``ttft`` (vision, method and prefill up to the first token), ``decode_per_token``
-            (from two new tokens on) and ``total``. A setting that does nothing has method time too: the bookkeeping.
+        seconds: by stage (`STAGES`), ``ttft`` (vision, method and prefill up to the first token),
+            ``decode_per_token`` (from two new tokens on) and ``total``. A setting that does nothing
+            has method time too: the bookkeeping.
         memory: bytes: ``weights``, ``kv`` after prefill, and the peaks of `memory.peaks`.
-        kv_per_layer: bytes. tokens: generated, per row. account: tokens and entries per layer of the first row.
+        kv_per_layer: bytes. tokens: generated, per row. account: tokens and entries per layer of
+            the first row.
         logits: [B, V] of the first new token.
     """
 
@@ -84,17 +89,25 @@ class Timer:
         if new_tokens > 1:
             seconds["decode_per_token"] = seconds["decode"] / (new_tokens - 1)
         memory = peaks(self.device) | {"kv": held[0], "weights": self.weights}
-        return Sample(seconds, memory, held[1], [a.tokens for a in answers], done.accounts[0], done.logits)
+        return Sample(
+            seconds, memory, held[1], [a.tokens for a in answers], done.accounts[0], done.logits
+        )
 
     @torch.inference_mode()
     def correct(self, make: Callable[[], Inputs], sample: Sample) -> bool:
-        """Whether a timed run computed what unchanged `model.generate` computes under the same setting.
+        """Whether a timed run computed what unchanged `model.generate` computes under the same
+        setting.
 
-        The first token's logits are compared, and that they are finite; the audit has already compared the counts.
+        The first token's logits are compared, and that they are finite; the audit has already
+        compared the counts.
         """
         with self.session:
             out = self.model.generate(
-                **make(), max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True
+                **make(),
+                max_new_tokens=1,
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_logits=True,
             )
         expected, got = out.logits[0].float(), sample.logits.float()
         if not (bool(got.isfinite().all()) and bool(expected.isfinite().all())):

@@ -20,7 +20,8 @@ class Workload:
     Attributes:
         name: as users write it. source: whose measurement it repeats.
         prompt: prompt tokens in all, or None: one image and ``text``.
-        text: text tokens (at least, where ``prompt`` is given; images take what they can of the rest).
+        text: text tokens (at least, where ``prompt`` is given; images take what they can of the
+            rest).
         new_tokens: generated per prompt. batches: prompts side by side, one after the other.
         keep: budgets of the source.
     """
@@ -37,11 +38,23 @@ class Workload:
 WORKLOADS = {
     w.name: w
     for w in (
-        Workload("effivlm-bench", "EffiVLM-Bench, Figure 2", 8192, 256, 100, keep=("0.05", "0.1", "0.4")),
-        Workload("uniprunebench", "UniPruneBench, Table 4 (MME)", None, 48, 8, keep=("1/3", "2/9", "1/9")),
+        Workload(
+            "effivlm-bench", "EffiVLM-Bench, Figure 2", 8192, 256, 100, keep=("0.05", "0.1", "0.4")
+        ),
+        Workload(
+            "uniprunebench", "UniPruneBench, Table 4 (MME)", None, 48, 8, keep=("1/3", "2/9", "1/9")
+        ),
         Workload("polymorphic", "Polymorphic, Table 4", None, 48, 16, keep=("192", "128", "64")),
         Workload("plphp", "PLPHP, long captions", None, 32, 512, keep=("0.4",)),
-        Workload("serving", "throughput at 8k", 8192, 256, 100, batches=(1, 4, 16, 32), keep=("0.05", "0.1", "0.4")),
+        Workload(
+            "serving",
+            "throughput at 8k",
+            8192,
+            256,
+            100,
+            batches=(1, 4, 16, 32),
+            keep=("0.05", "0.1", "0.4"),
+        ),
     )
 }
 
@@ -56,12 +69,16 @@ def workload(name: str) -> Workload:
 
 
 def image_sizes(name: str) -> Mapping[str, Any]:
-    """Size arguments of `Family.images` that give the published visual token count; empty for other checkpoints."""
+    """Size arguments of `Family.images` that give the published visual token count; empty for other
+    checkpoints.
+    """
     known = shapes()
     return known[name][1].image if name in known else {}
 
 
-def prompts(work: Workload, family: Family, config: Any, batch: int, sizes: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
+def prompts(
+    work: Workload, family: Family, config: Any, batch: int, sizes: Mapping[str, Any], seed: int = 0
+) -> dict[str, Any]:
     """Model inputs of a batch of equally long synthetic prompts, on the CPU.
 
     Args:
@@ -83,7 +100,9 @@ def prompts(work: Workload, family: Family, config: Any, batch: int, sizes: Mapp
 
 
 def _images(work: Workload, family: Family, config: Any, sizes: Mapping[str, Any]) -> int:
-    """How many images take most of the prompt: the count with most visual tokens that leaves room for the text."""
+    """How many images take most of the prompt: the count with most visual tokens that leaves room
+    for the text.
+    """
     if work.prompt is None:
         return 1
     room, best, most = work.prompt - work.text, 0, 0
@@ -95,7 +114,10 @@ def _images(work: Workload, family: Family, config: Any, sizes: Mapping[str, Any
         elif visual > most:
             best, most = count, visual
     if not best:
-        raise ValueError(f"{work.name}: no image fits into {work.prompt} tokens beside {work.text} of text: give smaller images")
+        raise ValueError(
+            f"{work.name}: no image fits into {work.prompt} tokens beside {work.text} of text: give"
+            " smaller images"
+        )
     return best
 
 
@@ -112,4 +134,6 @@ def _length(family: Family, config: Any, count: int, sizes: Mapping[str, Any]) -
 def on_device(inputs: Mapping[str, Any], loaded: Loaded) -> dict[str, Any]:
     """The inputs where the model is, pixels in its dtype."""
     device, dtype = loaded.model.device, loaded.model.dtype
-    return {k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in inputs.items()}
+    return {
+        k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in inputs.items()
+    }

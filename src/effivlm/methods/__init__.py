@@ -1,1 +1,1 @@
-"""Acceleration methods as pure decisions: each reads typed tensors and says what to keep or merge."""
+"""Acceleration methods as pure decisions: each reads typed tensors and says what stays."""

@@ -1,8 +1,9 @@
 """What a method is: a frozen dataclass that looks at typed tensors and returns decisions.
 
-A method derives from one or more of the stage classes below. It never sees the model, the family, masks, positions or
-the cache object, only the contexts of `methods.contexts`; the runtime applies what it decides. Shapes: N visual tokens
-of one image (or tile), M tokens in play, KV key/value heads, E entries of a merge.
+A method derives from one or more of the stage classes below. It never sees the model, the family,
+masks, positions or the cache object, only the contexts of `methods.contexts`; the runtime applies
+what it decides. Shapes: N visual tokens of one image (or tile), M tokens in play, KV key/value
+heads, E entries of a merge.
 """
 
 from collections.abc import Mapping
@@ -28,10 +29,11 @@ class Paper:
 
 @dataclass(frozen=True)
 class Merge:
-    """A linear merge: the row at ``target[e]`` becomes the sum of ``weight[e] * x[source[e]]`` over its entries e.
+    """A linear merge: the row at ``target[e]`` becomes the sum of ``weight[e] * x[source[e]]`` over
+    its entries e.
 
-    Indices address what the method was given; every target must be kept; a target's own contribution is an entry like
-    any other. Kept rows that are no target stay as they are.
+    Indices address what the method was given; every target must be kept; a target's own
+    contribution is an entry like any other. Kept rows that are no target stay as they are.
 
     Attributes:
         target: [E] long. source: [E] long. weight: [E] float32.
@@ -44,7 +46,9 @@ class Merge:
 
 @dataclass(frozen=True)
 class Selection:
-    """Tokens to keep: ``keep`` [k] long, ascending, indices into the tokens given; and rows to merge."""
+    """Tokens to keep: ``keep`` [k] long, ascending, indices into the tokens given; and rows to
+    merge.
+    """
 
     keep: Tensor
     merged: Merge | None = None
@@ -52,10 +56,12 @@ class Selection:
 
 @dataclass(frozen=True)
 class KVMerge:
-    """A linear merge of cache entries of one layer, per KV head; keys and values share targets, sources and weights.
+    """A linear merge of cache entries of one layer, per KV head; keys and values share targets,
+    sources and weights.
 
     Attributes:
-        head: [E] long, KV head. target: [E] long, a kept entry. source: [E] long. weight: [E] float32.
+        head: [E] long, KV head. target: [E] long, a kept entry. source: [E] long. weight: [E]
+            float32.
         keys: whether keys are merged too (False merges values only).
     """
 
@@ -68,7 +74,9 @@ class KVMerge:
 
 @dataclass(frozen=True)
 class Entries:
-    """Cache entries to keep: ``keep`` [KV, M] bool (rows may differ and may hold different counts), optional merge."""
+    """Cache entries to keep: ``keep`` [KV, M] bool (rows may differ and may hold different counts),
+    optional merge.
+    """
 
     keep: Tensor
     merged: KVMerge | None = None
@@ -76,7 +84,9 @@ class Entries:
 
 @dataclass(frozen=True)
 class Cut:
-    """One step of a schedule: before layer (or block) ``layer``, reduce to ``keep`` tokens of one image."""
+    """One step of a schedule: before layer (or block) ``layer``, reduce to ``keep`` tokens of one
+    image.
+    """
 
     layer: int
     keep: int
@@ -84,13 +94,15 @@ class Cut:
 
 @dataclass(frozen=True)
 class Method:
-    """Base of all methods. Class attributes say what it is; dataclass fields are its hyper-parameters.
+    """Base of all methods. Class attributes say what it is; dataclass fields are its
+    hyper-parameters.
 
     Attributes:
         name: as in text form, YAML and tables.
         paper: source and deviations.
         signals: what it reads; reading anything else is an error.
-        exact: whether it keeps exactly the count it is asked for; if False it may keep fewer and the audit says so.
+        exact: whether it keeps exactly the count it is asked for; if False it may keep fewer and
+            the audit says so.
         budget: ``required``, ``optional`` (it has a rule of its own) or ``none``.
         units: budget units it honours, the first is its default.
     """
@@ -108,10 +120,11 @@ class Method:
 
     @property
     def unsupported(self) -> Mapping[str, str]:
-        """Traits of a family this method cannot work with, each with the reason (``{"no_grid": "..."}``).
+        """Traits of a family this method cannot work with, each with the reason (``{"no_grid":
+        "..."}``).
 
-        Known traits: ``no_grid`` (tokens have no place), ``no_encoder_signals`` (tokens are not patches, so encoder
-        signals cannot be mapped to them), ``window_encoder``, ``few_layers``.
+        Known traits: ``no_grid`` (tokens have no place), ``no_encoder_signals`` (tokens are not
+        patches, so encoder signals cannot be mapped to them), ``window_encoder``, ``few_layers``.
         """
         return {}
 
@@ -122,15 +135,21 @@ class EncoderReducer(Method):
     units: ClassVar[tuple[str, ...]] = ("visual", "visual_mean")
 
     def encoder_schedule(self, blocks: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
-        """Cuts ``Cut(block, groups kept)`` for a unit of ``n`` groups; a cut happens before ``block`` >= 1."""
+        """Cuts ``Cut(block, groups kept)`` for a unit of ``n`` groups; a cut happens before
+        ``block`` >= 1.
+        """
         raise NotImplementedError
 
     def encoder_budget(self, n: int, budget: Budget | None) -> int:
-        """Groups of an image of ``n`` that may leave the encoder; hybrid methods override it to leave work for later."""
+        """Groups of an image of ``n`` that may leave the encoder; hybrid methods override it to
+        leave work for later.
+        """
         return n if budget is None else budget.count(n)
 
     def reduce_block(self, tokens: BlockTokens, k: int) -> Selection:
-        """Keep ``k`` of the groups in play; every dropped group should be a merge source (else it is discarded)."""
+        """Keep ``k`` of the groups in play; every dropped group should be a merge source (else it
+        is discarded).
+        """
         raise NotImplementedError
 
     @property
@@ -156,10 +175,14 @@ class PreLLM(Method):
     observes: ClassVar[bool] = False
 
     def observe_image(self, tokens: ImageTokens) -> None:
-        """Called for every image or tile, also where nothing is dropped, if ``observes``; it may fill ``notes``."""
+        """Called for every image or tile, also where nothing is dropped, if ``observes``; it may
+        fill ``notes``.
+        """
 
     def image_budget(self, layers: int, n: int, budget: Budget | None) -> int:
-        """Tokens to keep of an image of ``n``; hybrid methods override it to leave work for later stages."""
+        """Tokens to keep of an image of ``n``; hybrid methods override it to leave work for later
+        stages.
+        """
         assert budget is not None
         return budget.count(n)
 
@@ -169,17 +192,20 @@ class PreLLM(Method):
 
 
 class IntraLLM(Method):
-    """Selects and merges visual tokens before the decoder layers its schedule names, image by image.
+    """Selects and merges visual tokens before the decoder layers its schedule names, image by
+    image.
 
     Attributes:
-        presets: its published schedules, which take no budget, as fields in text form (``preset=192``).
+        presets: its published schedules, which take no budget, as fields in text form
+            (``preset=192``).
     """
 
     units: ClassVar[tuple[str, ...]] = ("visual", "visual_mean")
     presets: ClassVar[tuple[str, ...]] = ()
 
     def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
-        """Cuts for an image that enters the LLM with ``n`` tokens, in a model with ``layers`` decoder layers.
+        """Cuts for an image that enters the LLM with ``n`` tokens, in a model with ``layers``
+        decoder layers.
 
         Raises:
             BudgetError: if the budget is infeasible; names the smallest feasible one.
@@ -187,7 +213,8 @@ class IntraLLM(Method):
         raise NotImplementedError
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
-        """Keep ``k`` of this image's N tokens (0 <= k < N); indices into N, that is into ``tokens.visual``.
+        """Keep ``k`` of this image's N tokens (0 <= k < N); indices into N, that is into
+        ``tokens.visual``.
 
         A merge's indices address N too.
         """
@@ -195,12 +222,17 @@ class IntraLLM(Method):
 
 
 class Allocator(Protocol):
-    """How a budget is spread over layers. ``needs_statistics``: it must see every layer before the first choice."""
+    """How a budget is spread over layers. ``needs_statistics``: it must see every layer before the
+    first choice.
+    """
 
     needs_statistics: ClassVar[bool]
 
-    def __call__(self, lengths: list[int], share: float | None, statistics: list[float] | None) -> list[int]:
-        """Entries per KV head and layer; ``lengths`` [layers] entries held now; sums exactly to the asked total.
+    def __call__(
+        self, lengths: list[int], share: float | None, statistics: list[float] | None
+    ) -> list[int]:
+        """Entries per KV head and layer; ``lengths`` [layers] entries held now; sums exactly to the
+        asked total.
 
         ``share`` is None for a method with a rule of its own that was given no budget.
         """
@@ -208,13 +240,17 @@ class Allocator(Protocol):
 
 
 class KVCache(Method):
-    """Compresses the cache after prefill: score at each layer, allocate over layers, choose entries."""
+    """Compresses the cache after prefill: score at each layer, allocate over layers, choose
+    entries.
+    """
 
     units: ClassVar[tuple[str, ...]] = ("prompt_kv",)
 
     @property
     def allocator(self) -> Allocator | None:
-        """None: every layer keeps ``budget.count(length)`` and is compressed as soon as it finishes."""
+        """None: every layer keeps ``budget.count(length)`` and is compressed as soon as it
+        finishes.
+        """
         return None
 
     def statistic(self, cache: LayerCache) -> float:
@@ -227,12 +263,16 @@ class KVCache(Method):
         return budget.count(cache.length)
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
-        """[KV, M] float32, higher = keep; computed while the layer's queries are at hand. ``k``: see `choose`.
+        """[KV, M] float32, higher = keep; computed while the layer's queries are at hand. ``k``:
+        see `choose`.
 
-        With an allocator that needs statistics ``k`` is the uniform budget, for the final one is not known yet.
+        With an allocator that needs statistics ``k`` is the uniform budget, for the final one is
+        not known yet.
         """
         raise NotImplementedError
 
     def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
-        """Entries to keep, ``k`` per KV head (or ``KV * k`` in all for head-adaptive budgets); no signals here."""
+        """Entries to keep, ``k`` per KV head (or ``KV * k`` in all for head-adaptive budgets); no
+        signals here.
+        """
         raise NotImplementedError

@@ -1,4 +1,6 @@
-"""What every method must beat: keep everything, keep at random, keep a lattice, pool, or send a smaller image."""
+"""What every method must beat: keep everything, keep at random, keep a lattice, pool, or send a
+smaller image.
+"""
 
 from dataclasses import dataclass
 
@@ -50,7 +52,12 @@ class RandomPre(PreLLM):
         "Random pruning before the LLM, as the Random-Pre baseline of UniPruneBench",
         "2511.02650",
         "TianfanPeng/VLMUniPruneBench @ f93768f",
-        ("seeded per prompt and image; the benchmark's code is unseeded and leaves InternVL's tokens in shuffled order",),
+        (
+            (
+                "seeded per prompt and image; the benchmark's code is unseeded and leaves"
+                " InternVL's tokens in shuffled order"
+            ),
+        ),
     )
 
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
@@ -61,7 +68,9 @@ class RandomPre(PreLLM):
 
 @dataclass(frozen=True)
 class RandomIntra(IntraLLM):
-    """A uniformly random subset of every image's tokens before decoder layer ``layer`` (UniPruneBench's Random-Intra)."""
+    """A uniformly random subset of every image's tokens before decoder layer ``layer``
+    (UniPruneBench's Random-Intra).
+    """
 
     name = "random_intra"
     paper = Paper("(baseline) random choice", "", "")
@@ -79,10 +88,12 @@ class RandomIntra(IntraLLM):
 
 @dataclass(frozen=True)
 class RandomKV(KVCache):
-    """Random cache entries, another draw for every layer and KV head; the last ``window`` share of k is always kept.
+    """Random cache entries, another draw for every layer and KV head; the last ``window`` share of
+    k is always kept.
 
     Attributes:
-        seed: with it and the prompt the draw is fixed. window: recent entries as a share of the budget.
+        seed: with it and the prompt the draw is fixed. window: recent entries as a share of the
+            budget.
         shared: one draw for all KV heads of a layer.
     """
 
@@ -95,7 +106,9 @@ class RandomKV(KVCache):
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Uniform noise."""
         heads, length = cache.keys.shape[:2]
-        noise = torch.rand(heads, length, generator=cache.generator(self.seed)).to(cache.keys.device)
+        noise = torch.rand(heads, length, generator=cache.generator(self.seed)).to(
+            cache.keys.device
+        )
         return joined(noise, self.shared)
 
     def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
@@ -105,13 +118,17 @@ class RandomKV(KVCache):
 
 @dataclass(frozen=True)
 class Uniform(PreLLM):
-    """A regular lattice: evenly spaced rows, evenly spaced tokens in each; evenly spaced indices where there is no grid."""
+    """A regular lattice: evenly spaced rows, evenly spaced tokens in each; evenly spaced indices
+    where there is no grid.
+    """
 
     name = "uniform"
     paper = Paper("(baseline) uniform sampling on a lattice", "", "")
 
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
-        """Evenly spaced rows, and in each evenly spaced tokens; quotas of rows differ by at most one."""
+        """Evenly spaced rows, and in each evenly spaced tokens; quotas of rows differ by at most
+        one.
+        """
         if bool(tokens.place.isnan().any()):
             return Selection(lattice(len(tokens.embeds), k).to(tokens.embeds.device))
         rows = tokens.place[:, 0].cpu()
@@ -131,8 +148,8 @@ class Uniform(PreLLM):
 class Pool(PreLLM):
     """Adaptive average pooling of every image to the grid of at most ``k`` cells that loses least.
 
-    A pooled token stands where the token nearest to its cell's centre stood. Cells overlap by one row or column where
-    sizes do not divide, as in adaptive average pooling.
+    A pooled token stands where the token nearest to its cell's centre stood. Cells overlap by one
+    row or column where sizes do not divide, as in adaptive average pooling.
     """
 
     name = "pool"
@@ -141,7 +158,12 @@ class Pool(PreLLM):
         "Average pooling before the LLM, as the Pool-Pre baseline of UniPruneBench",
         "2511.02650",
         "TianfanPeng/VLMUniPruneBench @ f93768f",
-        ("the grid follows the budget; the benchmark's code pools every tile to 4, 16 or 25 tokens whatever the budget",),
+        (
+            (
+                "the grid follows the budget; the benchmark's code pools every tile to 4, 16 or 25"
+                " tokens whatever the budget"
+            ),
+        ),
     )
 
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
@@ -154,7 +176,9 @@ class Pool(PreLLM):
         size = place.amax(0) + 1
         a, b = grid_shape(int(size[0]), int(size[1]), k)
         cells = torch.tensor([a, b], dtype=torch.float64, device=place.device)
-        grid = torch.cartesian_prod(torch.arange(a), torch.arange(b)).to(place)  # [a * b, 2] cell numbers
+        grid = torch.cartesian_prod(torch.arange(a), torch.arange(b)).to(
+            place
+        )  # [a * b, 2] cell numbers
         start, end = (grid * size / cells + 1e-9).floor(), ((grid + 1) * size / cells - 1e-9).ceil()
         inside = ((place >= start[:, None]) & (place < end[:, None])).all(-1)  # [a * b, N]
         owned = (((place + 0.5) * cells / size).floor() == grid[:, None]).all(-1)
@@ -169,12 +193,15 @@ class Pool(PreLLM):
 
 @dataclass(frozen=True)
 class Downsample(PreEncoder):
-    """A smaller image: resized before the encoder so that it yields at most ``k`` tokens, aspect kept."""
+    """A smaller image: resized before the encoder so that it yields at most ``k`` tokens, aspect
+    kept.
+    """
 
     name = "downsample"
     exact = False
     paper = Paper(
-        "Are We Using the Right Benchmark: An Evaluation Framework for Visual Token Compression Methods (downsampling baseline)",
+        "Are We Using the Right Benchmark: An Evaluation Framework for Visual Token Compression"
+        " Methods (downsampling baseline)",
         "2510.07143",
         "Chenfei-Liao/VTC-Bench",
         ("tokens keep positions spread over the full grid, as every other method's do",),

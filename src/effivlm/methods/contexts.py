@@ -1,7 +1,7 @@
 """What a method sees: one frozen context per stage, with typed tensors and the signals it declared.
 
-Shapes: N visual tokens of one image (or tile), M tokens in play, T text tokens, G groups of encoder patches, D width,
-C encoder width, KV key/value heads, d head width.
+Shapes: N visual tokens of one image (or tile), M tokens in play, T text tokens, G groups of encoder
+patches, D width, C encoder width, KV key/value heads, d head width.
 """
 
 import hashlib
@@ -31,8 +31,10 @@ class Context:
     """What every stage receives.
 
     Attributes:
-        key: an integer that identifies prompt and place; with it, random choices depend on the prompt, not on batch.
-        notes: a scratch dictionary of this method for this prompt, carried from stage to stage (hybrid methods).
+        key: an integer that identifies prompt and place; with it, random choices depend on the
+            prompt, not on batch.
+        notes: a scratch dictionary of this method for this prompt, carried from stage to stage
+            (hybrid methods).
     """
 
     source: SignalSource = field(repr=False)
@@ -44,11 +46,17 @@ class Context:
         """The tensor of a declared signal; its shape is in the signal's docstring.
 
         Raises:
-            UndeclaredSignal: if no signal of this type (for encoder signals: this very signal) is in ``signals``.
+            UndeclaredSignal: if no signal of this type (for encoder signals: this very signal) is
+                in ``signals``.
         """
-        if signal not in self.declared and not (signal.late and type(signal) in {type(s) for s in self.declared}):
+        if signal not in self.declared and not (
+            signal.late and type(signal) in {type(s) for s in self.declared}
+        ):
             names = ", ".join(sorted(map(repr, self.declared))) or "none"
-            raise UndeclaredSignal(f"signal {signal!r} was read but not declared; declared: {names}; add it to `signals`")
+            raise UndeclaredSignal(
+                f"signal {signal!r} was read but not declared; declared: {names}; add it to"
+                " `signals`"
+            )
         return self.source(signal)
 
     def generator(self, seed: int) -> torch.Generator:
@@ -63,7 +71,8 @@ class ImageTokens(Context):
 
     Attributes:
         embeds: [N, D] what would enter the LLM.
-        place: [N, 2] float: row and column of every token in this unit's grid; NaN where tokens have no place.
+        place: [N, 2] float: row and column of every token in this unit's grid; NaN where tokens
+            have no place.
         image: number of the image in its prompt. unit: number of the tile in its image.
         position: [N] long, logical index in the uncompressed prompt, as in `LayerTokens`.
     """
@@ -79,13 +88,14 @@ class ImageTokens(Context):
 class BlockTokens(Context):
     """One image or tile between two vision-encoder blocks (`EncoderReducer`).
 
-    A *group* is what becomes one LLM token (a 2x2 block of patches for Qwen-VL and InternVL, one patch for LLaVA).
-    Everything is given per group, so a reduction can never tear a group apart.
+    A *group* is what becomes one LLM token (a 2x2 block of patches for Qwen-VL and InternVL, one
+    patch for LLaVA). Everything is given per group, so a reduction can never tear a group apart.
 
     Attributes:
         states: [G, C] mean of the group's patch states at the input of this block.
         keys: [G, d] keys of the block before, mean over heads and group.
-        received: [G] attention received in the block before, mean over heads, queries and group, float32.
+        received: [G] attention received in the block before, mean over heads, queries and group,
+            float32.
         sizes: [G] how many original groups each group stands for, float32.
         place: [G, 2] row and column.
         block: the block about to run.
@@ -104,9 +114,11 @@ class LayerTokens(Context):
     """One image's tokens before a decoder layer (`IntraLLM`).
 
     Attributes:
-        hidden: [M, D] input of the layer: all tokens in play of this prompt (text, this and other images).
+        hidden: [M, D] input of the layer: all tokens in play of this prompt (text, this and other
+            images).
         visual: [N] long, indices into M of this image's tokens in play, ascending.
-        text: [T] long, indices into M of the text tokens after this image; the last token if there are none.
+        text: [T] long, indices into M of the text tokens after this image; the last token if there
+            are none.
         position: [M] long, logical index in the uncompressed prompt.
         layer: the layer about to run; attention signals are those of layer ``layer - 1``.
         original: visual tokens this image had when it entered the LLM.

@@ -13,8 +13,11 @@ DEPTH = 32  # decoder layers of the models that published cut layers and token c
 TOKENS = 576
 
 
-def single_cut(name: str, layer: int, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
-    """One cut before ``layer``: ``visual`` keeps the budget there; ``visual_mean`` averages to it over all layers.
+def single_cut(
+    name: str, layer: int, layers: int, n: int, budget: Budget | None
+) -> tuple[Cut, ...]:
+    """One cut before ``layer``: ``visual`` keeps the budget there; ``visual_mean`` averages to it
+    over all layers.
 
     Raises:
         BudgetError: if the layer is outside the model or the mean is infeasible.
@@ -22,15 +25,24 @@ def single_cut(name: str, layer: int, layers: int, n: int, budget: Budget | None
     return stages(name, (layer,), (1.0,), layers, n, budget)
 
 
-def stages(name: str, at: Sequence[int], ratios: Sequence[float], layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+def stages(
+    name: str,
+    at: Sequence[int],
+    ratios: Sequence[float],
+    layers: int,
+    n: int,
+    budget: Budget | None,
+) -> tuple[Cut, ...]:
     """Cuts before the layers ``at`` whose retained shares follow ``ratios``, scaled to the budget.
 
-    ``visual``: the share after the last cut is the budget; earlier cuts lie between 1 and it in the proportion (of
-    logarithms) that ``ratios`` have. ``visual_mean``: one multiplier for all ratios makes the average over all layers'
-    inputs the budget; counts are rounded down, so the mean never exceeds it.
+    ``visual``: the share after the last cut is the budget; earlier cuts lie between 1 and it in the
+    proportion (of logarithms) that ``ratios`` have. ``visual_mean``: one multiplier for all ratios
+    makes the average over all layers' inputs the budget; counts are rounded down, so the mean never
+    exceeds it.
 
     Raises:
-        BudgetError: if a layer is outside the model or the budget is infeasible; names the smallest feasible one.
+        BudgetError: if a layer is outside the model or the budget is infeasible; names the smallest
+            feasible one.
     """
     if not (budget := _checked(name, at, layers, n, budget)):
         return ()
@@ -40,8 +52,11 @@ def stages(name: str, at: Sequence[int], ratios: Sequence[float], layers: int, n
     return _down_to(at, [math.log(r) for r in ratios], n, budget)
 
 
-def geometric(name: str, at: Sequence[int], layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
-    """Cuts before the layers ``at``, each keeping the same share of what it finds: that share is solved for the budget.
+def geometric(
+    name: str, at: Sequence[int], layers: int, n: int, budget: Budget | None
+) -> tuple[Cut, ...]:
+    """Cuts before the layers ``at``, each keeping the same share of what it finds: that share is
+    solved for the budget.
 
     Raises:
         BudgetError: as `stages`.
@@ -56,17 +71,28 @@ def geometric(name: str, at: Sequence[int], layers: int, n: int, budget: Budget 
 
 
 def equal_factor(share: float, layers: int, at: Sequence[int]) -> float:
-    """The factor f for which cuts to f, f^2, ... before the layers ``at`` retain ``share`` on average over layer inputs."""
+    """The factor f for which cuts to f, f^2, ... before the layers ``at`` retain ``share`` on
+    average over layer inputs.
+    """
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        mean = sum(middle**i * (b - a) for i, (a, b) in enumerate(zip([0, *at], [*at, layers], strict=True))) / layers
+        mean = (
+            sum(
+                middle**i * (b - a)
+                for i, (a, b) in enumerate(zip([0, *at], [*at, layers], strict=True))
+            )
+            / layers
+        )
         low, high = (middle, high) if mean <= share else (low, middle)
     return low
 
 
-def published(name: str, at: Sequence[int], counts: Sequence[int], layers: int, n: int) -> tuple[Cut, ...]:
-    """Cuts of a published list of counts for 576 tokens, in proportion for other ``n``; at least 1 unless the list says 0.
+def published(
+    name: str, at: Sequence[int], counts: Sequence[int], layers: int, n: int
+) -> tuple[Cut, ...]:
+    """Cuts of a published list of counts for 576 tokens, in proportion for other ``n``; at least 1
+    unless the list says 0.
 
     Raises:
         BudgetError: if a layer is outside the model.
@@ -77,18 +103,26 @@ def published(name: str, at: Sequence[int], counts: Sequence[int], layers: int, 
 
 
 def most_entering(mean: int, first: int, layers: int) -> int:
-    """Tokens that may enter the LLM at most, if the first cut before layer ``first`` leaves one, for an average of ``mean``."""
+    """Tokens that may enter the LLM at most, if the first cut before layer ``first`` leaves one,
+    for an average of ``mean``.
+    """
     return (mean * layers - (layers - first)) // first
 
 
 def mean_share(cuts: Sequence[Cut], layers: int, n: int) -> float:
-    """Average share of ``n`` tokens that the layers of a model process under these cuts: what a preset truly costs."""
+    """Average share of ``n`` tokens that the layers of a model process under these cuts: what a
+    preset truly costs.
+    """
     at, counts = [0, *(c.layer for c in cuts)], [n, *(c.keep for c in cuts)]
-    return sum(k * (b - a) for k, a, b in zip(counts, at, [*at[1:], layers], strict=True)) / (layers * n)
+    return sum(k * (b - a) for k, a, b in zip(counts, at, [*at[1:], layers], strict=True)) / (
+        layers * n
+    )
 
 
 def scaled_layers(at: Sequence[int], layers: int, given: Sequence[int] = ()) -> tuple[int, ...]:
-    """``given``, or the published layers ``at``, moved in proportion to depth where the model is too shallow for them."""
+    """``given``, or the published layers ``at``, moved in proportion to depth where the model is
+    too shallow for them.
+    """
     if given:
         return tuple(given)
     if max(at) < layers:
@@ -97,7 +131,9 @@ def scaled_layers(at: Sequence[int], layers: int, given: Sequence[int] = ()) -> 
 
 
 def resample(values: Sequence[T], count: int) -> tuple[T, ...]:
-    """The last ``count`` of the values of a schedule whose first cuts fell on the layer of a later one."""
+    """The last ``count`` of the values of a schedule whose first cuts fell on the layer of a later
+    one.
+    """
     return tuple(values[-count:])
 
 
@@ -110,8 +146,8 @@ def preset_or_budget(name: str, preset: str, known: Sequence[str], budget: Budge
     if bool(preset) == (budget is not None):
         got = "both" if preset else "neither"
         raise BudgetError(
-            f"{name} takes either a budget ({name}@0.2) or a published list ({name}:preset={known[0]}), got {got}; "
-            f"lists: {', '.join(known)}"
+            f"{name} takes either a budget ({name}@0.2) or a published list"
+            f" ({name}:preset={known[0]}), got {got}; lists: {', '.join(known)}"
         )
     return bool(preset)
 
@@ -119,22 +155,28 @@ def preset_or_budget(name: str, preset: str, known: Sequence[str], budget: Budge
 def _check_layers(name: str, at: Sequence[int], layers: int) -> None:
     if not all(0 <= a < b for a, b in zip(at, [*at[1:], layers], strict=True)):
         raise BudgetError(
-            f"{name} cuts before layers {list(at)}, which do not fit a model of {layers} decoder layers: choose others"
+            f"{name} cuts before layers {list(at)}, which do not fit a model of {layers} decoder"
+            " layers: choose others"
         )
 
 
-def _checked(name: str, at: Sequence[int], layers: int, n: int, budget: Budget | None) -> Budget | None:
+def _checked(
+    name: str, at: Sequence[int], layers: int, n: int, budget: Budget | None
+) -> Budget | None:
     """The budget, or None where there is nothing to cut."""
     assert budget is not None
     _check_layers(name, at, layers)
     if n == 0 or budget.as_share(n) >= 1.0:
         return None
-    floor = (at[0] * n + (layers - at[0])) / (layers * n)  # everything before the first cut, then one token
+    floor = (at[0] * n + (layers - at[0])) / (
+        layers * n
+    )  # everything before the first cut, then one token
     share = budget.as_share(n)
     if budget.unit == "visual_mean" and share < floor - 1e-12:
         raise BudgetError(
-            f"{name}: visual_mean budget {share:g} is infeasible with the first cut before layer {at[0]} of {layers}: "
-            f"the smallest feasible share is {floor:.4f}; cut earlier or ask for more"
+            f"{name}: visual_mean budget {share:g} is infeasible with the first cut before layer"
+            f" {at[0]} of {layers}: the smallest feasible share is {floor:.4f}; cut earlier or ask"
+            " for more"
         )
     return budget
 
@@ -148,8 +190,12 @@ def _down_to(at: Sequence[int], logs: Sequence[float], n: int, budget: Budget) -
     return _falling(at, counts, n)
 
 
-def _within(at: Sequence[int], shares: Sequence[float], layers: int, n: int, budget: Budget) -> tuple[Cut, ...]:
-    """Floored counts, at least 1, whose sum over layers is the most that fits the mean budget in this shape."""
+def _within(
+    at: Sequence[int], shares: Sequence[float], layers: int, n: int, budget: Budget
+) -> tuple[Cut, ...]:
+    """Floored counts, at least 1, whose sum over layers is the most that fits the mean budget in
+    this shape.
+    """
     limit = math.floor(budget.as_share(n) * n * layers + 1e-6)
     counts = [min(n, max(1, math.floor(s * n + 1e-9))) for s in shares]
     spans = [b - a for a, b in zip(at, [*at[1:], layers], strict=True)]

@@ -1,7 +1,9 @@
-"""The signals a method can ask for; the runtime computes exactly those that are declared, and none as an L x L matrix.
+"""The signals a method can ask for; the runtime computes exactly those that are declared, and none
+as an L x L matrix.
 
-Encoder signals are reduced to LLM tokens (mean over a merge group) and given in the order of the unit's tokens.
-Attention signals are probabilities, float32, with every key in the denominator, of post-RoPE queries and keys.
+Encoder signals are reduced to LLM tokens (mean over a merge group) and given in the order of the
+unit's tokens. Attention signals are probabilities, float32, with every key in the denominator, of
+post-RoPE queries and keys.
 Shapes: see `methods.base`.
 """
 
@@ -11,18 +13,22 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Signal:
-    """A named tensor. ``late``: parameters may be chosen when it is read, so only the type must be declared."""
+    """A named tensor. ``late``: parameters may be chosen when it is read, so only the type must be
+    declared.
+    """
 
     late: ClassVar[bool] = False
 
 
-# ------------------------------------------------------------------------------------------- vision encoder (PreLLM)
+# -------------------------------------------------------------------------- vision encoder (PreLLM)
 @dataclass(frozen=True)
 class Saliency(Signal):
-    """[N] attention each token gets from [CLS], mean over heads; received from all patches where there is no [CLS].
+    """[N] attention each token gets from [CLS], mean over heads; received from all patches where
+    there is no [CLS].
 
-    ``at``: ``feature`` (the block whose output the projector takes), ``last``, or a block index, 0-based; an index that
-    hits a windowed block moves up to the next block that sees the whole image.
+    ``at``: ``feature`` (the block whose output the projector takes), ``last``, or a block index,
+    0-based; an index that hits a windowed block moves up to the next block that sees the whole
+    image.
     """
 
     at: str | int = "feature"
@@ -38,7 +44,9 @@ class EncoderKeys(Signal):
 
 @dataclass(frozen=True)
 class ClsLogits(Signal):
-    """[N] q_CLS . k / sqrt(H * d) over concatenated heads at block ``at``; the mean query where there is no [CLS]."""
+    """[N] q_CLS . k / sqrt(H * d) over concatenated heads at block ``at``; the mean query where
+    there is no [CLS].
+    """
 
     at: str | int = "last"
 
@@ -50,10 +58,12 @@ class EncoderFeatures(Signal):
 
 @dataclass(frozen=True)
 class TextEmbeds(Signal):
-    """[T, D] input embeddings of the prompt's text tokens (PreLLM); placeholders and padding excluded."""
+    """[T, D] input embeddings of the prompt's text tokens (PreLLM); placeholders and padding
+    excluded.
+    """
 
 
-# --------------------------------------------------------------------------------------------- decoder layers
+# ----------------------------------------------------------------------------------- decoder layers
 @dataclass(frozen=True)
 class InputEmbeds(Signal):
     """[M, D] what entered the LLM for the tokens in play (IntraLLM)."""
@@ -66,12 +76,16 @@ class NormedHidden(Signal):
 
 @dataclass(frozen=True)
 class Keys(Signal):
-    """[KV, M, d] post-RoPE keys of the layer before (IntraLLM; KVCache methods have ``cache.keys``)."""
+    """[KV, M, d] post-RoPE keys of the layer before (IntraLLM; KVCache methods have
+    ``cache.keys``).
+    """
 
 
 @dataclass(frozen=True)
 class LastRow(Signal):
-    """[H, M] attention of the last prompt token. ``of``: ``previous`` layer, or ``next`` (IntraLLM: the layer about to run)."""
+    """[H, M] attention of the last prompt token. ``of``: ``previous`` layer, or ``next`` (IntraLLM:
+    the layer about to run).
+    """
 
     late: ClassVar[bool] = True
     of: str = "previous"
@@ -79,7 +93,9 @@ class LastRow(Signal):
 
 @dataclass(frozen=True)
 class TextRows(Signal):
-    """[H, T, M] attention of the rows ``tokens.text`` (text after the image; the last row if there is none)."""
+    """[H, T, M] attention of the rows ``tokens.text`` (text after the image; the last row if there
+    is none).
+    """
 
 
 @dataclass(frozen=True)
@@ -108,12 +124,16 @@ class WindowRows(Signal):
 
 @dataclass(frozen=True)
 class PostVisionRows(Signal):
-    """[H, M] attention summed over the rows after the last visual token; the last 32 rows if there are none (KVCache)."""
+    """[H, M] attention summed over the rows after the last visual token; the last 32 rows if there
+    are none (KVCache).
+    """
 
 
 @dataclass(frozen=True)
 class ThresholdCounts(Signal):
-    """[H] share of causal entries, in the post-vision rows, with probability below ``p`` times their row's maximum."""
+    """[H] share of causal entries, in the post-vision rows, with probability below ``p`` times
+    their row's maximum.
+    """
 
     late: ClassVar[bool] = True
     p: float = 0.01
@@ -126,10 +146,11 @@ class ValueOutputNorms(Signal):
 
 @dataclass(frozen=True)
 class FutureQueries(Signal):
-    """[H, d, d + 1] mean (last column) and covariance (first d columns) of queries rotated to coming positions.
+    """[H, d, d + 1] mean (last column) and covariance (first d columns) of queries rotated to
+    coming positions.
 
-    Statistics of pre-RoPE queries over all rows but the first ``sinks``, rotated by the mean rotation of the next
-    ``future`` positions (KVCache, ExpectedAttention).
+    Statistics of pre-RoPE queries over all rows but the first ``sinks``, rotated by the mean
+    rotation of the next ``future`` positions (KVCache, ExpectedAttention).
     """
 
     late: ClassVar[bool] = True

@@ -8,7 +8,8 @@ from effivlm.metrics.performance import MetricError
 
 
 def generalization(ratios: Sequence[Mapping[str, float]]) -> float:
-    """OG = std over benchmarks of the model-averaged ratio, divided by its mean, in percent (population deviation).
+    """OG = std over benchmarks of the model-averaged ratio, divided by its mean, in percent
+    (population deviation).
 
     Args:
         ratios: per model, score / original score by benchmark.
@@ -23,6 +24,9 @@ def generalization(ratios: Sequence[Mapping[str, float]]) -> float:
         raise MetricError("OG needs at least one model and one benchmark")
     different = {t for r in ratios for t in set(r) ^ set(ratios[0])}
     if different:
-        raise MetricError(f"OG averages models over the same benchmarks; not all models have {', '.join(sorted(different))}")
+        raise MetricError(
+            "OG averages models over the same benchmarks; not all models have"
+            f" {', '.join(sorted(different))}"
+        )
     mean = np.array([np.mean([r[t] for r in ratios]) for t in ratios[0]])
     return float(100 * mean.std() / mean.mean()) if mean.mean() else float("nan")

@@ -1,8 +1,10 @@
-"""Bootstrap intervals over documents, paired tests, and Pareto fronts; every draw follows from a seed.
+"""Bootstrap intervals over documents, paired tests, and Pareto fronts; every draw follows from a
+seed.
 
-Intervals are percentile intervals. Bias correction (BCa) was left out on purpose: its jackknife is undefined where every
-document scores the same, which is common for short tasks, and OP is paired with the original, so its bias is small.
-Percentile intervals over very few documents (below about 20 a task) are too narrow; the tables print the number of documents.
+Intervals are percentile intervals. Bias correction (BCa) was left out on purpose: its jackknife is
+undefined where every document scores the same, which is common for short tasks, and OP is paired
+with the original, so its bias is small. Percentile intervals over very few documents (below about
+20 a task) are too narrow; the tables print the number of documents.
 """
 
 import itertools
@@ -21,8 +23,13 @@ CHUNK = 2_000_000  # indices held at a time
 EXACT = 12  # differing documents up to which all 2^n sign patterns are counted
 
 
-def bootstrap(statistic: Callable[[Picks], Array], sizes: Mapping[str, int], draws: int = 1000, seed: int = 0,
-              level: float = 0.95) -> Interval:  # fmt: skip
+def bootstrap(
+    statistic: Callable[[Picks], Array],
+    sizes: Mapping[str, int],
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
     """Percentile interval of a statistic; documents are drawn with replacement within each task.
 
     Args:
@@ -48,8 +55,14 @@ def bootstrap(statistic: Callable[[Picks], Array], sizes: Mapping[str, int], dra
     return float(low), float(high)
 
 
-def bootstrap_overall(rows: Rows, originals: Rows, how: Mapping[str, Aggregate], draws: int = 1000, seed: int = 0,
-                      level: float = 0.95) -> Interval:  # fmt: skip
+def bootstrap_overall(
+    rows: Rows,
+    originals: Rows,
+    how: Mapping[str, Aggregate],
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
     """Interval of OP, in percent; a document is drawn with its answer under the original.
 
     Draws in which the original scores 0 on a task are left out.
@@ -65,11 +78,14 @@ def bootstrap_overall(rows: Rows, originals: Rows, how: Mapping[str, Aggregate],
     return bootstrap(overall, {t: len(r) for t, r in rows.items()}, draws, seed, level)
 
 
-def bootstrap_mean(numbers: Mapping[str, Array], draws: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
+def bootstrap_mean(
+    numbers: Mapping[str, Array], draws: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval:
     """Interval of the mean over tasks of each task's mean; numbers [n] by task.
 
     Raises:
-        ValueError: for numbers of more than one axis, whose last would be averaged instead of the documents.
+        ValueError: for numbers of more than one axis, whose last would be averaged instead of the
+            documents.
     """
     if bad := {t: n.shape for t, n in numbers.items() if n.ndim != 1}:
         raise ValueError(f"expected one number a document, got {bad}")
@@ -81,10 +97,12 @@ def bootstrap_mean(numbers: Mapping[str, Array], draws: int = 1000, seed: int = 
 
 
 def paired_test(differences: Mapping[str, Array], draws: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p-value of a sign-flip test on per-document differences of scores, each task weighing the same.
+    """Two-sided p-value of a sign-flip test on per-document differences of scores, each task
+    weighing the same.
 
-    If the setting changed nothing, every difference could as well have had the other sign. All sign patterns are counted
-    where at most `EXACT` documents differ, else ``draws`` of them are drawn (so p is at least 1 / (draws + 1)).
+    If the setting changed nothing, every difference could as well have had the other sign. All sign
+    patterns are counted where at most `EXACT` documents differ, else ``draws`` of them are drawn
+    (so p is at least 1 / (draws + 1)).
 
     Args:
         differences: task -> [n] score under the setting - score under the original.
@@ -98,7 +116,9 @@ def paired_test(differences: Mapping[str, Array], draws: int = 10_000, seed: int
     weighted = weighted[weighted != 0]
     if not len(weighted):
         return 1.0
-    observed = abs(weighted.sum()) * (1 - 1e-9)  # sums of the same numbers in another order are ties
+    observed = abs(weighted.sum()) * (
+        1 - 1e-9
+    )  # sums of the same numbers in another order are ties
     # equal sizes are flipped together: of n such documents, binomial(n, 1/2) keep their sign
     size, count = np.unique(np.round(np.abs(weighted), 12), return_counts=True)
     if len(weighted) <= EXACT:
@@ -122,9 +142,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def pareto(costs: Sequence[float], qualities: Sequence[float]) -> list[bool]:
-    """Whether each point is on the front: no other point costs at most as much and is at least as good, with one strict.
+    """Whether each point is on the front: no other point costs at most as much and is at least as
+    good, with one strict.
 
     Equal points are on it together; a point with NaN never is.
     """
     points = list(zip(costs, qualities, strict=True))
-    return [x == x and y == y and not any((c <= x and q >= y) and (c < x or q > y) for c, q in points) for x, y in points]
+    return [
+        x == x and y == y and not any((c <= x and q >= y) and (c < x or q > y) for c, q in points)
+        for x, y in points
+    ]

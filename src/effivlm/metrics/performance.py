@@ -1,10 +1,11 @@
 """Task scores and overall performance (OP).
 
-OP = sqrt(mean over benchmarks of (score / original score)^2), as EffiVLM-Bench defines it; in percent of the original.
+OP = sqrt(mean over benchmarks of (score / original score)^2), as EffiVLM-Bench defines it; in
+percent of the original.
 
-A failed document has no answer. By default it scores 0 (``failures="zero"``): a setting must not look better for having
-crashed on the hard documents. ``failures="exclude"`` leaves out documents that failed under either setting. Tables show
-how many failed in both cases.
+A failed document has no answer. By default it scores 0 (``failures="zero"``): a setting must not
+look better for having crashed on the hard documents. ``failures="exclude"`` leaves out documents
+that failed under either setting. Tables show how many failed in both cases.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,12 +28,15 @@ class MetricError(ValueError):
 
 
 def pairs_of(
-    records: Sequence[DocumentRecord], originals: Sequence[DocumentRecord], failures: Failures = "zero"
+    records: Sequence[DocumentRecord],
+    originals: Sequence[DocumentRecord],
+    failures: Failures = "zero",
 ) -> dict[str, list[Pair]]:
     """Documents that both settings were asked, by task.
 
     Raises:
-        MetricError: if prompt or media of a document differ, or for an unknown treatment of failures.
+        MetricError: if prompt or media of a document differ, or for an unknown treatment of
+            failures.
     """
     if failures not in ("zero", "exclude"):
         raise MetricError(f"failures={failures!r}: expected 'zero' or 'exclude'")
@@ -43,14 +47,19 @@ def pairs_of(
         if base is None or (failures == "exclude" and (r.failed or base.failed)):
             continue
         if r.digest and base.digest and r.digest != base.digest:
-            raise MetricError(f"{r.task} {r.document}: prompt or image under {r.setting} differs from that under {base.setting}: "
-                              "only answers to the same question can be compared; run both again")  # fmt: skip
+            raise MetricError(
+                f"{r.task} {r.document}: prompt or image under {r.setting} differs from that under"
+                f" {base.setting}: only answers to the same question can be compared; run both"
+                " again"
+            )
         out.setdefault(r.task, []).append((r, base))
     return out
 
 
 def values(records: Sequence[DocumentRecord]) -> Array:
-    """[n, c] what a task's score is computed from: the score, or, for yes/no, (answered yes, is yes) as 0 and 1."""
+    """[n, c] what a task's score is computed from: the score, or, for yes/no, (answered yes, is
+    yes) as 0 and 1.
+    """
     if records and records[0].metric == "yes_no":
         return np.array([_yes_no(r) for r in records], dtype=np.float64)
     return np.array([[r.score or 0.0] for r in records], dtype=np.float64)
@@ -75,7 +84,9 @@ def _mean(rows: Array) -> Array:
 def _f1(rows: Array) -> Array:
     said, truth = rows[..., 0], rows[..., 1]
     hit, wrong = (said * truth).sum(-1), np.abs(said - truth).sum(-1)
-    return 2 * hit / np.maximum(2 * hit + wrong, 1)  # counts: below 1 only where nothing is yes, and hit is 0 then
+    return (
+        2 * hit / np.maximum(2 * hit + wrong, 1)
+    )  # counts: below 1 only where nothing is yes, and hit is 0 then
 
 
 def task_score(records: Sequence[DocumentRecord]) -> float:
@@ -96,10 +107,16 @@ def ratios(scores: Mapping[str, float], original: Mapping[str, float]) -> dict[s
         MetricError: if the tasks differ or an original score is 0.
     """
     if set(scores) != set(original) or not scores:
-        raise MetricError(f"tasks differ: {sorted(set(scores) ^ set(original)) or 'none given'}; OP compares the same tasks")
+        raise MetricError(
+            f"tasks differ: {sorted(set(scores) ^ set(original)) or 'none given'}; OP compares the"
+            " same tasks"
+        )
     zero = [t for t, s in original.items() if s == 0]
     if zero:
-        raise MetricError(f"the original model scores 0 on {', '.join(zero)}: leave the task out, its ratio is undefined")
+        raise MetricError(
+            f"the original model scores 0 on {', '.join(zero)}: leave the task out, its ratio is"
+            " undefined"
+        )
     return {t: scores[t] / original[t] for t in scores}
 
 

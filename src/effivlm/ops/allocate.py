@@ -1,4 +1,6 @@
-"""Spreading a number of cache entries over layers or heads: real-valued wishes first, exact integers last."""
+"""Spreading a number of cache entries over layers or heads: real-valued wishes first, exact
+integers last.
+"""
 
 from collections.abc import Sequence
 
@@ -10,9 +12,11 @@ from effivlm.ops.select import top_k_mask
 
 
 def pyramid(mean: float, layers: int, room: int, beta: int) -> list[float]:
-    """Entries per layer falling linearly from ``2 * mean - mean / beta`` to ``mean / beta``; their mean is ``mean``.
+    """Entries per layer falling linearly from ``2 * mean - mean / beta`` to ``mean / beta``; their
+    mean is ``mean``.
 
-    A first layer that would exceed ``room`` is lowered to it and the last one raised by as much (PyramidKV).
+    A first layer that would exceed ``room`` is lowered to it and the last one raised by as much
+    (PyramidKV).
     """
     low = mean / beta
     high = 2 * mean - low
@@ -23,7 +27,9 @@ def pyramid(mean: float, layers: int, room: int, beta: int) -> list[float]:
 
 
 def pyramid_floor(cap: int, window: int, length: int, layers: int, beta: int) -> list[int]:
-    """Entries per layer, window included, as published codes compute them: the integer step overspends the budget."""
+    """Entries per layer, window included, as published codes compute them: the integer step
+    overspends the budget.
+    """
     mean = cap - window
     if length < cap:
         return [length] * layers
@@ -37,11 +43,14 @@ def pyramid_floor(cap: int, window: int, length: int, layers: int, beta: int) ->
     return [min(length, high - step * i + window) for i in range(layers)]
 
 
-def bounded(total: int, weights: Sequence[float], floors: Sequence[int], caps: Sequence[int]) -> list[int]:
-    """Split ``total`` in proportion to ``weights`` with every part between its floor and its cap; sums exactly.
+def bounded(
+    total: int, weights: Sequence[float], floors: Sequence[int], caps: Sequence[int]
+) -> list[int]:
+    """Split ``total`` in proportion to ``weights`` with every part between its floor and its cap;
+    sums exactly.
 
-    Parts that fall below their floor are fixed there and the rest is split again, until none does (water-filling). Floors that
-    together exceed ``total`` are lowered in proportion.
+    Parts that fall below their floor are fixed there and the rest is split again, until none does
+    (water-filling). Floors that together exceed ``total`` are lowered in proportion.
     """
     floors = [min(f, c) for f, c in zip(floors, caps, strict=True)]
     if sum(floors) > total:
@@ -58,22 +67,27 @@ def bounded(total: int, weights: Sequence[float], floors: Sequence[int], caps: S
 
 
 def density_shares(density: Sequence[float], share: float, low: float) -> list[float]:
-    """Layer shares ``density / sum * share * layers`` clipped to [low, 1]: VL-Cache as published, which misses its total."""
+    """Layer shares ``density / sum * share * layers`` clipped to [low, 1]: VL-Cache as published,
+    which misses its total.
+    """
     mass = sum(density)
     wish = [d / mass if mass > 0 else 1 / len(density) for d in density]
     return [min(1.0, max(low, w * share * len(density))) for w in wish]
 
 
 def head_counts(scores: Tensor, base: int, floor: float, normalize: bool = False) -> list[int]:
-    """Entries per head from one competition over all heads of a layer; sums to ``heads * base`` exactly (AdaKV).
+    """Entries per head from one competition over all heads of a layer; sums to ``heads * base``
+    exactly (AdaKV).
 
-    ``floor`` of the uniform count is safe for every head, the rest follows where the best ``heads * base`` scores lie.
+    ``floor`` of the uniform count is safe for every head, the rest follows where the best ``heads *
+    base`` scores lie.
 
     Args:
         scores: [KV, P] of the entries that compete.
         base: mean entries per head.
         floor: in [0, 1].
-        normalize: scale each head by the share its best ``base`` scores have of its total, as some ports do.
+        normalize: scale each head by the share its best ``base`` scores have of its total, as some
+            ports do.
     """
     heads, past = scores.shape
     if normalize:

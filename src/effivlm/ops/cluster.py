@@ -1,4 +1,6 @@
-"""Clustering of tokens by density peaks, and nearest neighbours. Shapes: M tokens, C features, c clusters."""
+"""Clustering of tokens by density peaks, and nearest neighbours. Shapes: M tokens, C features, c
+clusters.
+"""
 
 from typing import NamedTuple
 
@@ -14,7 +16,8 @@ class Clusters(NamedTuple):
     Attributes:
         centres: [c] long, token indices by descending ``density * delta``, ties by lower index.
         assign: [M] long, cluster number (index into ``centres``) of every token.
-        density: [M]. delta: [M], distance to the nearest denser token (the largest distance for the densest).
+        density: [M]. delta: [M], distance to the nearest denser token (the largest distance for the
+            densest).
     """
 
     centres: Tensor
@@ -24,10 +27,12 @@ class Clusters(NamedTuple):
 
 
 def dpc_knn(x: Tensor, count: int, k: int = 5) -> Clusters:
-    """Density-peak clustering with k nearest neighbours; distances are Euclidean over ``sqrt(C)``, float32, O(M^2) memory.
+    """Density-peak clustering with k nearest neighbours; distances are Euclidean over ``sqrt(C)``,
+    float32, O(M^2) memory.
 
-    The neighbours of a token include itself. Where official codes add random noise to break ties of density, equal
-    densities here are ordered by index (a token is never its own or a later equal's denser neighbour).
+    The neighbours of a token include itself. Where official codes add random noise to break ties of
+    density, equal densities here are ordered by index (a token is never its own or a later equal's
+    denser neighbour).
 
     Args:
         x: [M, C].
@@ -53,7 +58,9 @@ def dpc_knn(x: Tensor, count: int, k: int = 5) -> Clusters:
 
 
 def distances(x: Tensor) -> Tensor:
-    """[M, M] float32 Euclidean distances of rows x [M, C]; by one float64 product, so that copies are at distance 0."""
+    """[M, M] float32 Euclidean distances of rows x [M, C]; by one float64 product, so that copies
+    are at distance 0.
+    """
     wide = x.double()
     square = (wide * wide).sum(1)
     total = square[:, None] + square
@@ -62,7 +69,8 @@ def distances(x: Tensor) -> Tensor:
 
 
 def nearest_kept(x: Tensor, keep: Tensor, block: int = 1024) -> tuple[Tensor, Tensor]:
-    """Every token not kept, with the kept token most similar to it by cosine (ties: the first kept).
+    """Every token not kept, with the kept token most similar to it by cosine (ties: the first
+    kept).
 
     Args:
         x: [M, C].

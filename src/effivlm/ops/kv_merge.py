@@ -1,4 +1,6 @@
-"""Merging evicted cache entries into kept ones: who goes where, with what weights. One KV head at a time; M entries."""
+"""Merging evicted cache entries into kept ones: who goes where, with what weights. One KV head at a
+time; M entries.
+"""
 
 from collections.abc import Callable
 
@@ -10,7 +12,9 @@ from effivlm.ops.select import unit
 Weights = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def nearest_kept(keys: Tensor, keep: Tensor, kind: Tensor | None = None, block: int = 1024) -> tuple[Tensor, Tensor, Tensor]:
+def nearest_kept(
+    keys: Tensor, keep: Tensor, kind: Tensor | None = None, block: int = 1024
+) -> tuple[Tensor, Tensor, Tensor]:
     """Every evicted entry's most similar kept key, by cosine, ties by lower index.
 
     Args:
@@ -20,7 +24,8 @@ def nearest_kept(keys: Tensor, keep: Tensor, kind: Tensor | None = None, block: 
         block: evicted entries compared at a time, which bounds memory.
 
     Returns:
-        source [E], target [E] long, indices into M, and their cosine [E]; entries with nowhere to go are left out.
+        source [E], target [E] long, indices into M, and their cosine [E]; entries with nowhere to
+        go are left out.
     """
     x = unit(keys)
     kept, evicted = keep.nonzero()[:, 0], (~keep).nonzero()[:, 0]
@@ -41,7 +46,9 @@ def nearest_kept(keys: Tensor, keep: Tensor, kind: Tensor | None = None, block: 
 
 
 def averaged(members: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (own, member) of ``(x_c + sum x_e) / (n + 1)``; ``members`` n of each entry's target, [E]."""
+    """Weights (own, member) of ``(x_c + sum x_e) / (n + 1)``; ``members`` n of each entry's target,
+    [E].
+    """
     return 1 / (members + 1), 1 / (members + 1)
 
 
@@ -58,7 +65,9 @@ def weighted(members: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
 MERGERS: dict[str, Weights] = {"averaged": averaged, "pivotal": pivotal, "weighted": weighted}
 
 
-def merge_entries(keys: Tensor, keep: Tensor, how: str, kind: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def merge_entries(
+    keys: Tensor, keep: Tensor, how: str, kind: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """(target, source, weight) of one head's linear merge, each target's own contribution included.
 
     Args:
@@ -68,8 +77,12 @@ def merge_entries(keys: Tensor, keep: Tensor, how: str, kind: Tensor | None = No
         kind: [M], see `nearest_kept`.
     """
     source, target, cosine = nearest_kept(keys, keep, kind)
-    count = torch.zeros(len(keep), device=keys.device).index_add_(0, target, torch.ones_like(cosine))
+    count = torch.zeros(len(keep), device=keys.device).index_add_(
+        0, target, torch.ones_like(cosine)
+    )
     own, member = MERGERS[how](count[target], cosine)
     used = count.nonzero()[:, 0]
-    share = torch.zeros_like(count).index_put_((target,), own)[used]  # equal for all members of a target
+    share = torch.zeros_like(count).index_put_((target,), own)[
+        used
+    ]  # equal for all members of a target
     return torch.cat([used, target]), torch.cat([used, source]), torch.cat([share, member])

@@ -1,4 +1,6 @@
-"""Merges as linear maps: triples (target, source, weight), each [E], one entry per summand. Shapes: N tokens, D width."""
+"""Merges as linear maps: triples (target, source, weight), each [E], one entry per summand. Shapes:
+N tokens, D width.
+"""
 
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 
 def apply(x: Tensor, triple: Triple) -> Tensor:
-    """A float32 copy of x [N, D] in which every target row is the weighted sum of its source rows."""
+    """A float32 copy of x [N, D] in which target rows are weighted sums of source rows."""
     target, source, weight = triple
     out = x.float().clone()
     out[target] = 0.0
@@ -17,7 +19,8 @@ def apply(x: Tensor, triple: Triple) -> Tensor:
 
 
 def average(target: Tensor, source: Tensor, size: Tensor | None = None) -> Triple:
-    """Weights that make each target the mean of its sources (weighted by ``size`` [N]); list a target as its own source.
+    """Weights that make each target the mean of its sources (weighted by ``size`` [N]); list a
+    target as its own source.
 
     Args:
         target: [E] long.
@@ -26,12 +29,15 @@ def average(target: Tensor, source: Tensor, size: Tensor | None = None) -> Tripl
     """
     span = int(torch.cat([target, source]).max()) + 1 if len(target) else 0
     mass = torch.ones(span, device=target.device) if size is None else size.float()
-    total = torch.zeros(max(span, len(mass)), device=target.device).index_add_(0, target, mass[source])
+    total = torch.zeros(max(span, len(mass)), device=target.device).index_add_(
+        0, target, mass[source]
+    )
     return target, source, mass[source] / total[target]
 
 
 def mean_into(heir: Tensor, dropped: Tensor, size: Tensor | None = None) -> Triple:
-    """Each dropped token joins the kept token ``heir``, which becomes the plain (size-weighted) mean of itself and those.
+    """Each dropped token joins the kept token ``heir``, which becomes the plain (size-weighted)
+    mean of itself and those.
 
     Args:
         heir: [E] long.
@@ -43,9 +49,11 @@ def mean_into(heir: Tensor, dropped: Tensor, size: Tensor | None = None) -> Trip
 
 
 def bipartite(metric: Tensor, r: int, protected: int = 0) -> tuple[Tensor, Tensor]:
-    """ToMe's bipartite soft matching: even tokens each propose their most similar odd token, the r best pairs merge.
+    """ToMe's bipartite soft matching: even tokens each propose their most similar odd token, the r
+    best pairs merge.
 
-    Ties: pairs by lower even index, partners by lower odd index. The first ``protected`` tokens are never merged away.
+    Ties: pairs by lower even index, partners by lower odd index. The first ``protected`` tokens are
+    never merged away.
 
     Args:
         metric: [N, d].

@@ -1,4 +1,6 @@
-"""Dropped tokens come back as cluster means, standing where their density-peak centres stood. Shapes: N tokens, D width."""
+"""Dropped tokens come back as cluster means, standing where their density-peak centres stood.
+Shapes: N tokens, D width.
+"""
 
 from torch import Tensor
 
@@ -7,10 +9,12 @@ from effivlm.ops.merge import Triple, average
 
 
 def cluster_means(x: Tensor, members: Tensor, count: int) -> tuple[Tensor, Triple]:
-    """Cluster ``members`` [m] (indices into x [N, D]) into ``count`` plain means; neighbours for densities: ``count``.
+    """Cluster ``members`` [m] (indices into x [N, D]) into ``count`` plain means; neighbours for
+    densities: ``count``.
 
     Returns:
-        (centres [count], indices into x by descending density times distance; the merge that writes the means there).
+        (centres [count], indices into x by descending density times distance; the merge that writes
+        the means there).
     """
     clusters = dpc_knn(x[members], count, count)
     centres = members[clusters.centres]

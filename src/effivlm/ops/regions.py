@@ -1,4 +1,6 @@
-"""Regions of an image: dividing tokens among them and a budget over them. Shapes: N tokens, R regions."""
+"""Regions of an image: dividing tokens among them and a budget over them. Shapes: N tokens, R
+regions.
+"""
 
 import torch
 from torch import Tensor
@@ -8,7 +10,9 @@ from effivlm.ops.select import ranked
 
 
 def segments(n: int, count: int) -> Tensor:
-    """[n] number of the contiguous segment of each token; the first ``n % count`` segments are one longer."""
+    """[n] number of the contiguous segment of each token; the first ``n % count`` segments are one
+    longer.
+    """
     sizes = torch.full((count,), n // count)
     sizes[: n % count] += 1
     return torch.arange(count).repeat_interleave(sizes)
@@ -18,7 +22,8 @@ def blocks(place: Tensor, side: int) -> Tensor:
     """[N] number of the block of each token in a ``side`` x ``side`` division of the grid.
 
     Args:
-        place: [N, 2] rows and columns; where they are NaN the sequence is cut into ``side ** 2`` segments.
+        place: [N, 2] rows and columns; where they are NaN the sequence is cut into ``side ** 2``
+            segments.
         side: blocks along each axis.
     """
     if bool(place.isnan().any()):
@@ -29,20 +34,28 @@ def blocks(place: Tensor, side: int) -> Tensor:
 
 
 def region_mean(values: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of values [N] over every region present, ascending by number: [R] float64, and the regions' sizes [R]."""
+    """Mean of values [N] over every region present, ascending by number: [R] float64, and the
+    regions' sizes [R].
+    """
     numbers, where = region.unique(return_inverse=True)
-    total = torch.zeros(len(numbers), dtype=torch.float64, device=values.device).index_add_(0, where, values.double())
+    total = torch.zeros(len(numbers), dtype=torch.float64, device=values.device).index_add_(
+        0, where, values.double()
+    )
     size = torch.bincount(where)
     return total / size, size
 
 
 def share_out(weight: Tensor, size: Tensor, k: int) -> Tensor:
-    """[R] quotas: ``k`` in proportion to weight [R] by largest remainder, never above size [R]; excess goes to the others."""
+    """[R] quotas: ``k`` in proportion to weight [R] by largest remainder, never above size [R];
+    excess goes to the others.
+    """
     return torch.tensor(split(k, weight.tolist(), size.tolist()), device=weight.device)
 
 
 def best_per_region(score: Tensor, region: Tensor, quota: Tensor) -> Tensor:
-    """[sum of quotas] ascending: in every region present the ``quota`` [R] highest scores [N], ties by index."""
+    """[sum of quotas] ascending: in every region present the ``quota`` [R] highest scores [N], ties
+    by index.
+    """
     where = region.unique(return_inverse=True)[1]
     size = torch.bincount(where)
     order = ranked(score)

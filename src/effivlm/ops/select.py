@@ -1,13 +1,19 @@
-"""Choosing indices: ranking with ties by index, greedy diversity and coverage, lattices. Shapes: N candidates, C features."""
+"""Choosing indices: ranking with ties by index, greedy diversity and coverage, lattices. Shapes: N
+candidates, C features.
+"""
 
 import torch
 from torch import Tensor
 
-TIE = 1e-6  # greedy picks: values this close (times the largest magnitude in play) are equal, so that rounding decides nothing
+# greedy picks: values this close (times the largest magnitude in play) are equal, so that rounding
+# decides nothing
+TIE = 1e-6
 
 
 def ranked(scores: Tensor) -> Tensor:
-    """[..., N] indices by descending score, in float32 (float64 stays), ties by lower index; NaN ranks last."""
+    """[..., N] indices by descending score, in float32 (float64 stays), ties by lower index; NaN
+    ranks last.
+    """
     scores = scores if scores.dtype == torch.float64 else scores.float()
     return torch.argsort(scores.nan_to_num(nan=-torch.inf), dim=-1, descending=True, stable=True)
 
@@ -24,7 +30,9 @@ def top_k_mask(scores: Tensor, k: int) -> Tensor:
 
 
 def rounded(scores: Tensor) -> Tensor:
-    """Scores [N] in steps of ``TIE`` times the largest magnitude: equal tokens tie although their sums round differently."""
+    """Scores [N] in steps of ``TIE`` times the largest magnitude: equal tokens tie although their
+    sums round differently.
+    """
     scores = scores.float().nan_to_num()
     step = TIE * scores.abs().max().clamp(min=1e-30)
     return (scores / step).round() * step
@@ -38,12 +46,16 @@ def others(keep: Tensor, n: int) -> Tensor:
 
 
 def first_max(values: Tensor, tolerance: float = TIE) -> Tensor:
-    """[1] lowest index whose value [N] lies within ``tolerance`` of the largest; stays on the device."""
+    """[1] lowest index whose value [N] lies within ``tolerance`` of the largest; stays on the
+    device.
+    """
     return (values >= values.max() - tolerance).int().argmax()[None]
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows of x [N, C] scaled to length 1, in float32; zero rows stay zero, so that their cosines are 0; NaN counts as 0."""
+    """Rows of x [N, C] scaled to length 1, in float32; zero rows stay zero, so that their cosines
+    are 0; NaN counts as 0.
+    """
     x = x.float().nan_to_num()
     return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
@@ -52,7 +64,9 @@ def min_max(x: Tensor) -> Tensor:
     """Values x [N] moved and scaled to [0, 1], in float32; a constant becomes all ones."""
     x = x.float().nan_to_num()
     span = x.max() - x.min()
-    return (x - x.min()) / span if span > 1e-6 * x.abs().max().clamp(min=1e-30) else torch.ones_like(x)
+    return (
+        (x - x.min()) / span if span > 1e-6 * x.abs().max().clamp(min=1e-30) else torch.ones_like(x)
+    )
 
 
 def random_k(n: int, k: int, generator: torch.Generator) -> Tensor:
@@ -68,8 +82,9 @@ def lattice(n: int, k: int) -> Tensor:
 def grid_shape(rows: int, columns: int, k: int) -> tuple[int, int]:
     """Grid (a, b), a <= rows, b <= columns, a * b <= k, that loses least: aspect first, then area.
 
-    Both ways of rounding are tried: rows from the aspect and columns from what is left, and the other way round. The
-    larger grid wins unless it is less than 5 % larger, then the one closer in aspect.
+    Both ways of rounding are tried: rows from the aspect and columns from what is left, and the
+    other way round. The larger grid wins unless it is less than 5 % larger, then the one closer in
+    aspect.
     """
     share = (k / (rows * columns)) ** 0.5
     a = min(rows, max(1, round(rows * share)), k)
@@ -85,10 +100,12 @@ def grid_shape(rows: int, columns: int, k: int) -> tuple[int, int]:
 
 
 def max_min(features: Tensor, k: int) -> Tensor:
-    """[k] indices, ascending, of a greedy max-min-distance subset under cosine distance (DivPrune's MMDP heuristic).
+    """[k] indices, ascending, of a greedy max-min-distance subset under cosine distance (DivPrune's
+    MMDP heuristic).
 
-    The first pick has the largest distance to its nearest neighbour; each further pick is the candidate farthest from
-    everything picked. Keeps one running minimum: O(N k C), never N x N x C; the first pick streams over blocks of rows.
+    The first pick has the largest distance to its nearest neighbour; each further pick is the
+    candidate farthest from everything picked. Keeps one running minimum: O(N k C), never N x N x C;
+    the first pick streams over blocks of rows.
     """
     x = unit(features)
     n = len(x)
@@ -107,10 +124,12 @@ def max_min(features: Tensor, k: int) -> Tensor:
 
 
 def log_det(features: Tensor, quality: Tensor, k: int) -> Tensor:
-    """[k] indices in pick order: greedy MAP of the determinantal process with kernel ``quality_i cos_ij quality_j``.
+    """[k] indices in pick order: greedy MAP of the determinantal process with kernel ``quality_i
+    cos_ij quality_j``.
 
-    Each pick has the largest residual variance given those picked (incremental Cholesky: O(N k) memory). Once no
-    residual exceeds ``TIE`` (the kernel's rank is used up) the rest is filled by quality.
+    Each pick has the largest residual variance given those picked (incremental Cholesky: O(N k)
+    memory). Once no residual exceeds ``TIE`` (the kernel's rank is used up) the rest is filled by
+    quality.
 
     Args:
         features: [N, C].
@@ -137,10 +156,12 @@ def log_det(features: Tensor, quality: Tensor, k: int) -> Tensor:
 
 
 def coverage(features: Tensor, weight: Tensor, k: int, batch: int = 64) -> Tensor:
-    """[k] indices in pick order: greedy facility location, ``gain_j = weight_j * sum_i max(0, cos_ij - covered_i)``.
+    """[k] indices in pick order: greedy facility location, ``gain_j = weight_j * sum_i max(0,
+    cos_ij - covered_i)``.
 
-    Gains only shrink, so a stale gain is an upper bound: only the ``batch`` most promising candidates are recomputed
-    until the best fresh one beats every stale one. Once everything is covered up to rounding, weight fills the rest.
+    Gains only shrink, so a stale gain is an upper bound: only the ``batch`` most promising
+    candidates are recomputed until the best fresh one beats every stale one. Once everything is
+    covered up to rounding, weight fills the rest.
 
     Args:
         features: [N, C].
@@ -162,7 +183,9 @@ def coverage(features: Tensor, weight: Tensor, k: int, batch: int = 64) -> Tenso
                 break
             stale = ranked(bound.masked_fill(fresh, -torch.inf))[:batch]
             stale = torch.cat([stale, pick])
-            bound[stale] = torch.minimum(bound[stale], w[stale] * (similarity[stale] - covered).clamp(min=0).sum(1))
+            bound[stale] = torch.minimum(
+                bound[stale], w[stale] * (similarity[stale] - covered).clamp(min=0).sum(1)
+            )
             fresh[stale] = True
         if float(bound[pick]) <= rounding * float(w[pick]):
             break

@@ -1,9 +1,10 @@
 """Attention statistics of one prompt from post-RoPE queries and keys, never as an L x L matrix.
 
-Shapes: q [H, R, d] chosen query rows, k [KV, L, d], H a multiple of KV (query head h reads KV head h // (H // KV)).
-``positions`` [R] ascending says at which key each row stands: a row sees keys up to its own, so rows of one chunk of a
-prompt can be given against the longer prefix of keys and chunks add up exactly. ``mask``, where attention is not plainly
-causal, is a function from rows to [R, L] bool. Probabilities are float32, every visible key in the denominator.
+Shapes: q [H, R, d] chosen query rows, k [KV, L, d], H a multiple of KV (query head h reads KV head
+h // (H // KV)). ``positions`` [R] ascending says at which key each row stands: a row sees keys up
+to its own, so rows of one chunk of a prompt can be given against the longer prefix of keys and
+chunks add up exactly. ``mask``, where attention is not plainly causal, is a function from rows to
+[R, L] bool. Probabilities are float32, every visible key in the denominator.
 """
 
 import functools
@@ -15,7 +16,9 @@ from torch import Tensor
 RowMask = Callable[[Tensor], Tensor] | None
 
 
-def _logits(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask, keys: int) -> Tensor:
+def _logits(
+    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask, keys: int
+) -> Tensor:
     """[H, R, keys] float32 logits of rows against the first ``keys`` keys; hidden ones are -inf."""
     heads, rows, width = q.shape
     grouped = q.reshape(k.shape[0], -1, width).float()
@@ -28,15 +31,18 @@ def _logits(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMa
 def _blocks(
     q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask, block: int
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """(KV head, first row, [G, r, keys] logits) block by block; what a block of rows cannot see is never computed.
+    """(KV head, first row, [G, r, keys] logits) block by block; what a block of rows cannot see is
+    never computed.
 
-    One KV head at a time, the G query heads of its group stacked as rows: few wide products. The logits live in one
-    buffer that the next block overwrites.
+    One KV head at a time, the G query heads of its group stacked as rows: few wide products. The
+    logits live in one buffer that the next block overwrites.
     """
     groups, (heads, rows, width) = k.shape[0], q.shape
     ends = positions.tolist()
     q, k = q.detach().view(groups, heads // groups, rows, width), k.detach()
-    buffer = torch.empty(heads // groups * min(block, rows) * k.shape[1], dtype=torch.float32, device=q.device)
+    buffer = torch.empty(
+        heads // groups * min(block, rows) * k.shape[1], dtype=torch.float32, device=q.device
+    )
     for h in range(groups):
         keys_t = k[h].float().T
         for start in range(0, rows, block):
@@ -49,7 +55,9 @@ def _blocks(
                 logits.masked_fill_(~mask(at), -torch.inf)
             else:  # columns up to the first row's own are visible to every row of the block
                 edge = ends[start] + 1
-                logits[..., edge:].masked_fill_(torch.arange(edge, keys, device=k.device) > at[:, None], -torch.inf)
+                logits[..., edge:].masked_fill_(
+                    torch.arange(edge, keys, device=k.device) > at[:, None], -torch.inf
+                )
             yield h, start, logits
 
 
@@ -58,13 +66,18 @@ def _per_head(x: Tensor, groups: int) -> Tensor:
     return x.view(groups, -1, *x.shape[1:])
 
 
-def row_probabilities(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None) -> Tensor:
+def row_probabilities(
+    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None
+) -> Tensor:
     """[H, R, L] attention probabilities of chosen rows."""
     return _logits(q, k, positions, scaling, mask, k.shape[1]).softmax(-1).nan_to_num()
 
 
-def row_sums(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 256) -> Tensor:
-    """[H, L] attention received from chosen rows, summed over them; one block of rows at a time, causal half skipped.
+def row_sums(
+    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 256
+) -> Tensor:
+    """[H, L] attention received from chosen rows, summed over them; one block of rows at a time,
+    causal half skipped.
 
     Exact: every row's softmax is complete within its block, so blocks and prompt chunks add up.
     """
@@ -74,7 +87,9 @@ def row_sums(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowM
         weights = torch.softmax(logits, -1, out=logits)
         if mask is not None:
             weights.nan_to_num_()  # rows that see nothing
-        ones = weights.new_ones(len(weights), 1, weights.shape[1])  # a product sums over rows faster than sum does on CPUs
+        ones = weights.new_ones(
+            len(weights), 1, weights.shape[1]
+        )  # a product sums over rows faster than sum does on CPUs
         by_group[h, :, : weights.shape[-1]] += torch.bmm(ones, weights)[:, 0]
     return out
 
@@ -89,10 +104,14 @@ def fused_column_sums() -> Callable[[Tensor, Tensor, float], Tensor] | None:
     return kernel.column_sums
 
 
-def column_sums(q: Tensor, k: Tensor, scaling: float, mask: RowMask = None, block: int = 256) -> Tensor:
-    """[H, L] attention each key receives from all rows of its prompt (q [H, L, d]); each head's sums total L.
+def column_sums(
+    q: Tensor, k: Tensor, scaling: float, mask: RowMask = None, block: int = 256
+) -> Tensor:
+    """[H, L] attention each key receives from all rows of its prompt (q [H, L, d]); each head's
+    sums total L.
 
-    Fused on CUDA for plainly causal 16-bit queries, which is what a model in use has; blocked otherwise.
+    Fused on CUDA for plainly causal 16-bit queries, which is what a model in use has; blocked
+    otherwise.
     """
     half = q.dtype in (torch.bfloat16, torch.float16)
     if q.is_cuda and half and mask is None and (fused := fused_column_sums()) is not None:
@@ -100,7 +119,9 @@ def column_sums(q: Tensor, k: Tensor, scaling: float, mask: RowMask = None, bloc
     return row_sums(q, k, torch.arange(k.shape[1], device=k.device), scaling, mask, block)
 
 
-def log_sum_exp(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 256) -> Tensor:
+def log_sum_exp(
+    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 256
+) -> Tensor:
     """[H, R] log of every chosen row's softmax denominator; -inf for a row that sees nothing."""
     out = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     by_group = _per_head(out, k.shape[0])
@@ -109,7 +130,9 @@ def log_sum_exp(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: R
     return out
 
 
-def head_max_sums(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 256) -> Tensor:
+def head_max_sums(
+    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 256
+) -> Tensor:
     """[L] sum over chosen rows of the largest probability over heads."""
     out = torch.zeros(k.shape[1], dtype=torch.float32, device=q.device)
     for rows, at in zip(q.split(block, 1), positions.split(block), strict=True):
@@ -118,9 +141,16 @@ def head_max_sums(q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask:
 
 
 def threshold_share(
-    q: Tensor, k: Tensor, positions: Tensor, scaling: float, p: float, mask: RowMask = None, block: int = 256
+    q: Tensor,
+    k: Tensor,
+    positions: Tensor,
+    scaling: float,
+    p: float,
+    mask: RowMask = None,
+    block: int = 256,
 ) -> Tensor:
-    """[H] share of the visible entries of chosen rows whose probability lies below ``p`` times their row's largest.
+    """[H] share of the visible entries of chosen rows whose probability lies below ``p`` times
+    their row's largest.
 
     Compared as logits, which is the same comparison without the softmax.
     """
@@ -136,7 +166,9 @@ def threshold_share(
 
 
 def fold(scores: Tensor, heads: int, how: str = "mean") -> Tensor:
-    """[H, L] per query head -> [KV, L] per KV head: ``mean`` or ``max`` over the group; ``shared``: mean over all heads."""
+    """[H, L] per query head -> [KV, L] per KV head: ``mean`` or ``max`` over the group; ``shared``:
+    mean over all heads.
+    """
     grouped = scores.view(heads, -1, scores.shape[-1])
     if how == "shared":
         return scores.mean(0, keepdim=True).expand(heads, -1)
@@ -144,7 +176,9 @@ def fold(scores: Tensor, heads: int, how: str = "mean") -> Tensor:
 
 
 def pool(scores: Tensor, size: int, how: str = "avg") -> Tensor:
-    """1-D pooling along the last axis, stride 1, same length; averages count zeros at the edges, as published codes do."""
+    """1-D pooling along the last axis, stride 1, same length; averages count zeros at the edges, as
+    published codes do.
+    """
     if size <= 1 or how == "none" or scores.shape[-1] == 0:
         return scores
     if how == "max":
@@ -158,8 +192,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-b, a], -1) * sin
 
 
-def future_queries(q: Tensor, cos: Tensor, sin: Tensor, frequencies: Tensor, start: int, sinks: int, future: int) -> Tensor:
-    """[H, d, d + 1]: covariance and, in the last column, mean of queries moved to the next ``future`` positions.
+def future_queries(
+    q: Tensor, cos: Tensor, sin: Tensor, frequencies: Tensor, start: int, sinks: int, future: int
+) -> Tensor:
+    """[H, d, d + 1]: covariance and, in the last column, mean of queries moved to the next
+    ``future`` positions.
 
     Args:
         q: [H, L, d] post-RoPE queries of the prompt.
@@ -174,7 +211,10 @@ def future_queries(q: Tensor, cos: Tensor, sin: Tensor, frequencies: Tensor, sta
     mean = plain.mean(1)
     centred = plain - mean[:, None]
     cov = centred.transpose(1, 2) @ centred / plain.shape[1]
-    angle = torch.arange(start, start + future, device=q.device)[:, None] * frequencies.to(q.device).float()
+    angle = (
+        torch.arange(start, start + future, device=q.device)[:, None]
+        * frequencies.to(q.device).float()
+    )
     c, s = (torch.cat([t, t], -1).mean(0) for t in (angle.cos(), angle.sin()))
     half = q.shape[-1] // 2
     turn = torch.diag(c)

@@ -1,4 +1,6 @@
-"""Published results as data, to print beside our own (README.md there says what was read from where)."""
+"""Published results as data, to print beside our own (README.md there says what was read from
+where).
+"""
 
 import csv
 from dataclasses import dataclass
@@ -12,8 +14,10 @@ class Published:
     """One published figure.
 
     Attributes:
-        source: short name of the paper. table: its number there. model, method, setting, benchmark: as printed.
-        metric: ``score``, ``OP``, or a time or ratio that names its unit. value: in the benchmark's own unit.
+        source: short name of the paper. table: its number there. model, method, setting, benchmark:
+            as printed.
+        metric: ``score``, ``OP``, or a time or ratio that names its unit. value: in the benchmark's
+            own unit.
     """
 
     source: str
@@ -33,7 +37,9 @@ def published(source: str, table: int | str) -> list[Published]:
         KeyError: for a source or table that is not there; names those that are.
     """
     with HOME.open(newline="") as handle:
-        rows = [Published(**{**row, "value": float(row["value"])}) for row in csv.DictReader(handle)]  # type: ignore[arg-type]
+        rows = [
+            Published(**{**row, "value": float(row["value"])}) for row in csv.DictReader(handle)
+        ]  # type: ignore[arg-type]
     found = [r for r in rows if r.source == source and r.table == str(table)]
     if not found:
         known = ", ".join(f"{s} {t}" for s, t in dict.fromkeys((r.source, r.table) for r in rows))

@@ -8,8 +8,20 @@ from effivlm.metrics.intervals import pareto
 from effivlm.report.rows import AXES, Row
 from effivlm.report.tables import check_axis
 
-# Okabe-Ito and Tol palettes: told apart under the common colour blindnesses; the marks tell them apart without colour
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933", "#882255", "#44AA99")
+# Okabe-Ito and Tol palettes: told apart under the common colour blindnesses; the marks tell them
+# apart without colour
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#999933",
+    "#882255",
+    "#44AA99",
+)
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 STROKES = ("-", "--", ":", "-.")
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
@@ -17,7 +29,8 @@ DECADE = 8  # spread of shares from which the axis is logarithmic
 
 
 def trade_off(rows: Sequence[Row], path: Path, axis: str = "prompt_kv") -> None:
-    """Write a PNG of OP with intervals against a share of the uncompressed model; ringed points are on the Pareto front.
+    """Write a PNG of OP with intervals against a share of the uncompressed model; ringed points are
+    on the Pareto front.
 
     Settings without a number on the axis (``asked`` of a combination, say) are named in the panel.
 
@@ -31,27 +44,40 @@ def trade_off(rows: Sequence[Row], path: Path, axis: str = "prompt_kv") -> None:
         raise ImportError("figures need matplotlib: pip install 'effivlm[plot]'") from None
     models = list(dict.fromkeys(r.model for r in rows))
     methods = list(dict.fromkeys(method_of(r.setting) for r in rows if r.setting != "none"))
-    figure = Figure(figsize=(6.4 * len(models) + 2.4, max(5.2, 0.24 * len(methods) + 1)), layout="constrained")
+    figure = Figure(
+        figsize=(6.4 * len(models) + 2.4, max(5.2, 0.24 * len(methods) + 1)), layout="constrained"
+    )
     panels = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
     for panel, model in zip(panels, models, strict=True):
         mine = [r for r in rows if r.model == model and r.setting != "none"]
         points = [r for r in mine if r.shares[axis] == r.shares[axis] and r.op == r.op]
         for i, method in enumerate(methods):
-            line = sorted((r for r in points if method_of(r.setting) == method), key=lambda r: r.shares[axis])
+            line = sorted(
+                (r for r in points if method_of(r.setting) == method), key=lambda r: r.shares[axis]
+            )
             if line:
                 _line(panel, line, method, i, axis)
         _front(panel, points, axis)
         _frame(panel, model, axis, points, [r.setting for r in mine if r not in points])
     panels[0].set_ylabel("OP (% of the uncompressed model)")
-    handles = {label: handle for p in panels for handle, label in zip(*p.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=9)
+    handles = {
+        label: handle
+        for p in panels
+        for handle, label in zip(*p.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=9
+    )
     figure.savefig(path, dpi=130)
 
 
 def method_of(setting: str) -> str:
     """A setting without its budgets: what one line of the figure joins."""
     parts = [p.strip() for p in setting.split("+")]
-    return " + ".join(p.partition(":")[0].partition("@")[0] + (":" + p.partition(":")[2] if ":" in p else "") for p in parts)
+    return " + ".join(
+        p.partition(":")[0].partition("@")[0] + (":" + p.partition(":")[2] if ":" in p else "")
+        for p in parts
+    )
 
 
 def _spread(points: Sequence[Row], axis: str) -> float:
@@ -68,17 +94,38 @@ def _line(panel: Any, rows: Sequence[Row], method: str, i: int, axis: str) -> No
         "marker": MARKS[(i + turn) % len(MARKS)],
         "linestyle": STROKES[turn % len(STROKES)],
     }
-    panel.errorbar(x, y, yerr=error, label=method, markersize=5, linewidth=1.4, elinewidth=0.8, capsize=2, alpha=0.9, **look)
+    panel.errorbar(
+        x,
+        y,
+        yerr=error,
+        label=method,
+        markersize=5,
+        linewidth=1.4,
+        elinewidth=0.8,
+        capsize=2,
+        alpha=0.9,
+        **look,
+    )
 
 
 def _front(panel: Any, points: Sequence[Row], axis: str) -> None:
     front = pareto([r.shares[axis] for r in points], [r.op for r in points])
     chosen = [r for r, on in zip(points, front, strict=True) if on]
-    panel.scatter([100 * r.shares[axis] for r in chosen], [r.op for r in chosen], s=120, facecolors="none", edgecolors="#333333",
-                  linewidths=1.1, zorder=5, label="Pareto front")  # fmt: skip
+    panel.scatter(
+        [100 * r.shares[axis] for r in chosen],
+        [r.op for r in chosen],
+        s=120,
+        facecolors="none",
+        edgecolors="#333333",
+        linewidths=1.1,
+        zorder=5,
+        label="Pareto front",
+    )
 
 
-def _frame(panel: Any, model: str, axis: str, points: Sequence[Row], left_out: Sequence[str]) -> None:
+def _frame(
+    panel: Any, model: str, axis: str, points: Sequence[Row], left_out: Sequence[str]
+) -> None:
     panel.axhline(100, color="#777777", linewidth=0.9, linestyle=(0, (1, 2)))
     panel.set_title(model, fontsize=11)
     panel.set_xlabel(f"{AXES[axis]} (% of the uncompressed model)")
@@ -90,5 +137,7 @@ def _frame(panel: Any, model: str, axis: str, points: Sequence[Row], left_out: S
         panel.set_xticks(ticks, [f"{t:g}" for t in ticks])
         panel.set_xticks([], minor=True)
     if left_out:
-        text = f"not on this axis: {', '.join(left_out[:3])}" + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
+        text = f"not on this axis: {', '.join(left_out[:3])}" + (
+            f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        )
         panel.text(0.01, 0.01, text, transform=panel.transAxes, fontsize=8, color="#555555")

@@ -14,42 +14,61 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto;
        max-width: 1400px; padding: 0 1rem; color: #222; background: #fff; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
 th, td { padding: 4px 9px; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th { border-bottom: 2px solid #444; } td:first-child, th:first-child, td:nth-child(2), th:nth-child(2) { text-align: left; }
-tr.none td { font-weight: 600; background: #f5f5f5; } td.failed { color: #b00020; font-weight: 600; }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } code { background: #f2f2f2; padding: 1px 4px; }
+th { border-bottom: 2px solid #444; }
+       td:first-child, th:first-child, td:nth-child(2), th:nth-child(2) { text-align: left; }
+tr.none td { font-weight: 600; background: #f5f5f5; } td.failed { color: #b00020; font-weight:
+       600; }
+figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } code { background: #f2f2f2;
+       padding: 1px 4px; }
 """
-EXPLAIN = """<p><b>OP</b>: root mean square over tasks of score / original score, percent, with a 95 % bootstrap interval over
-documents. <b>OL</b>: agreement with the original model's own answers. <b>OG</b>: spread of the ratio over tasks (lower is more
-even). <b>visual</b>, <b>visual mean</b>, <b>KV</b>: shares really retained, counted in the tensors. <b>OE</b>: measured
-speed-up, median of paired samples with its 95 % interval. <b>p</b>: paired sign-flip test against <code>none</code>,
+EXPLAIN = """<p><b>OP</b>: root mean square over tasks of score / original score, percent, with
+a 95 % bootstrap interval over
+documents. <b>OL</b>: agreement with the original model's own answers. <b>OG</b>: spread of the
+ratio over tasks (lower is more
+even). <b>visual</b>, <b>visual mean</b>, <b>KV</b>: shares really retained, counted in the
+tensors. <b>OE</b>: measured
+speed-up, median of paired samples with its 95 % interval. <b>p</b>: paired sign-flip test
+against <code>none</code>,
 Holm-corrected. <b>failed</b>: documents without an answer; they score 0.</p>"""
 
 
-def page(title: str, rows: Sequence[Row], figures: Sequence[Path], environment: dict[str, Any]) -> str:
+def page(
+    title: str, rows: Sequence[Row], figures: Sequence[Path], environment: dict[str, Any]
+) -> str:
     """The page as text; pictures are inside it."""
     shown = columns(rows)
     titles = "".join(f"<th>{html.escape(c.title)}</th>" for c in shown)
     body = "".join(_row(r, [(c.title, c.cell(r)) for c in shown]) for r in rows)
     remarks = "".join(f"<p>Note: {html.escape(n)}.</p>" for n in notes(rows))
-    facts = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(_plain(v))}</td></tr>" for k, v in environment.items())
+    facts = "".join(
+        f"<tr><td>{html.escape(k)}</td><td>{html.escape(_plain(v))}</td></tr>"
+        for k, v in environment.items()
+    )
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     parts = [
         f'<!doctype html>\n<html lang="en"><head>{head}</head><body><h1>{html.escape(title)}</h1>',
         *(_figure(f) for f in figures),
-        f'{EXPLAIN}<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>',
+        f'{EXPLAIN}<div class="scroll"><table><thead><tr>{titles}</tr></thead>',
+        f"<tbody>{body}</tbody></table></div>",
         _joined(rows) + remarks,
-        f'<h2>Environment</h2><div class="scroll"><table><tbody>{facts}</tbody></table></div></body></html>\n',
+        '<h2>Environment</h2><div class="scroll">',
+        f"<table><tbody>{facts}</tbody></table></div></body></html>\n",
     ]
     return "".join(parts)
 
 
 def _figure(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<figure><img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}"></figure>'
+    return (
+        f'<figure><img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}"></figure>'
+    )
 
 
 def _row(row: Row, cells: Sequence[tuple[str, str]]) -> str:
-    marked = ((' class="failed"' if title == "failed" and row.failures else "", text) for title, text in cells)
+    marked = (
+        (' class="failed"' if title == "failed" and row.failures else "", text)
+        for title, text in cells
+    )
     inside = "".join(f"<td{mark}>{html.escape(text)}</td>" for mark, text in marked)
     mark = ' class="none"' if row.setting == "none" else ""
     return f"<tr{mark}>{inside}</tr>"
@@ -60,11 +79,15 @@ def _joined(rows: Sequence[Row]) -> str:
     if not over:
         return ""
     lines = "".join(
-        f"<tr><td>{html.escape(j.setting)}</td><td>{j.models}</td><td>{j.op:.1f}</td><td>{j.og:.1f}</td></tr>" for j in over
+        f"<tr><td>{html.escape(j.setting)}</td><td>{j.models}</td>"
+        f"<td>{j.op:.1f}</td><td>{j.og:.1f}</td></tr>"
+        for j in over
     )
     head = "<tr><th>setting</th><th>models</th><th>mean OP</th><th>OG over models</th></tr>"
     return f"<h2>Over all models</h2><table><thead>{head}</thead><tbody>{lines}</tbody></table>"
 
 
 def _plain(value: Any) -> str:
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    return (
+        ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    )

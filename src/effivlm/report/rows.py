@@ -10,7 +10,17 @@ from effivlm.metrics.efficiency import Speedup, speedup
 from effivlm.metrics.generalization import generalization
 from effivlm.metrics.intervals import bootstrap_mean, bootstrap_overall, holm, paired_test
 from effivlm.metrics.loyalty import agreements, loyalty
-from effivlm.metrics.performance import Failures, MetricError, Pair, aggregate_of, overall, pairs_of, ratios, task_score, values
+from effivlm.metrics.performance import (
+    Failures,
+    MetricError,
+    Pair,
+    aggregate_of,
+    overall,
+    pairs_of,
+    ratios,
+    task_score,
+    values,
+)
 from effivlm.records import DocumentRecord, TimingRecord
 
 AXES = {
@@ -35,15 +45,18 @@ class Row:
     """One model under one setting.
 
     Attributes:
-        asked: the budgets as written, joined by +. scores: task -> score in percent. ratios: task -> score / original.
-        op, low, high: OP and its 95 % interval. ol, ol_low, ol_high: loyalty. og: spread over tasks. All percent, NaN where
+        asked: the budgets as written, joined by +. scores: task -> score in percent. ratios: task
+            -> score / original.
+        op, low, high: OP and its 95 % interval. ol, ol_low, ol_high: loyalty. og: spread over
+        tasks. All percent, NaN where
             undefined.
-        shares: axis (see `AXES`) -> share of the uncompressed model in [0, 1], mean over documents; ``asked`` is NaN unless
-            the setting is one method with a share.
+        shares: axis (see `AXES`) -> share of the uncompressed model in [0, 1], mean over documents;
+            ``asked`` is NaN unless the setting is one method with a share.
         costs: kv_bytes, kv_bytes_held, prefill_flops, decode_bytes_per_token, mean over documents.
         p: paired test against ``none`` over all documents, Holm-corrected per model.
         documents: compared. failures: of them, without answer.
-        speed: "WORKLOAD STAGE" -> measured speed-up, where the run was measured. notes: what could not be computed, and why.
+        speed: "WORKLOAD STAGE" -> measured speed-up, where the run was measured. notes: what could
+            not be computed, and why.
     """
 
     model: str
@@ -67,12 +80,18 @@ class Row:
     notes: tuple[str, ...] = ()
 
 
-def rows_of(records: Sequence[DocumentRecord], timings: Sequence[TimingRecord] = (), failures: Failures = "zero",
-            seed: int = 0) -> list[Row]:  # fmt: skip
-    """Rows in order of appearance, ``none`` first; only documents that the original was asked too are compared.
+def rows_of(
+    records: Sequence[DocumentRecord],
+    timings: Sequence[TimingRecord] = (),
+    failures: Failures = "zero",
+    seed: int = 0,
+) -> list[Row]:
+    """Rows in order of appearance, ``none`` first; only documents that the original was asked too
+    are compared.
 
     Raises:
-        MetricError: if a model has no records under ``none``, or a setting shares no document with it.
+        MetricError: if a model has no records under ``none``, or a setting shares no document with
+            it.
     """
     groups: dict[str, dict[str, list[DocumentRecord]]] = {}
     for r in records:
@@ -82,7 +101,10 @@ def rows_of(records: Sequence[DocumentRecord], timings: Sequence[TimingRecord] =
         if "none" not in settings:
             raise MetricError(f"{model} has no records under 'none': nothing to compare with")
         base = settings.pop("none")
-        rows = [_row(pairs_of(mine, base, failures), s, model, seed) for s, mine in [("none", base), *settings.items()]]
+        rows = [
+            _row(pairs_of(mine, base, failures), s, model, seed)
+            for s, mine in [("none", base), *settings.items()]
+        ]
         rows = [_timed(row, [t for t in timings if t.model == model], seed) for row in rows]
         adjusted = holm([r.p for r in rows[1:]])
         out += [rows[0], *(replace(r, p=p) for r, p in zip(rows[1:], adjusted, strict=True))]
@@ -91,31 +113,69 @@ def rows_of(records: Sequence[DocumentRecord], timings: Sequence[TimingRecord] =
 
 def _row(pairs: Mapping[str, Sequence[Pair]], setting: str, model: str, seed: int) -> Row:
     if not pairs:
-        raise MetricError(f"{model} under {setting} has no document in common with 'none': run both on the same tasks")
+        raise MetricError(
+            f"{model} under {setting} has no document in common with 'none': run both on the same"
+            " tasks"
+        )
     scores = {t: task_score([x for x, _ in p]) for t, p in pairs.items()}
     original = {t: task_score([y for _, y in p]) for t, p in pairs.items()}
     unrated = [t for t in pairs if original[t] == 0]
     rated = {t: p for t, p in pairs.items() if t not in unrated}
     op, low, high, og, ratio = _quality(rated, scores, original, seed)
-    differences = {t: np.array([(x.score or 0.0) - (y.score or 0.0) for x, y in p]) for t, p in pairs.items()}
+    differences = {
+        t: np.array([(x.score or 0.0) - (y.score or 0.0) for x, y in p]) for t, p in pairs.items()
+    }
     agreed = agreements(pairs)
     flat = [pair for p in pairs.values() for pair in p]
-    return Row(model, setting, asked_of(setting), {t: 100 * s for t, s in scores.items()}, ratio, op, low, high, loyalty(agreed),
-               *_loyalty_interval(agreed, seed), og, _shares(flat, setting), _costs(flat), paired_test(differences, seed=seed),
-               len(flat), sum(x.failed for x, _ in flat), {}, _remarks(model, pairs, unrated))  # fmt: skip
+    return Row(
+        model,
+        setting,
+        asked_of(setting),
+        {t: 100 * s for t, s in scores.items()},
+        ratio,
+        op,
+        low,
+        high,
+        loyalty(agreed),
+        *_loyalty_interval(agreed, seed),
+        og,
+        _shares(flat, setting),
+        _costs(flat),
+        paired_test(differences, seed=seed),
+        len(flat),
+        sum(x.failed for x, _ in flat),
+        {},
+        _remarks(model, pairs, unrated),
+    )
 
 
-def _remarks(model: str, pairs: Mapping[str, Sequence[Pair]], unrated: Sequence[str]) -> tuple[str, ...]:
+def _remarks(
+    model: str, pairs: Mapping[str, Sequence[Pair]], unrated: Sequence[str]
+) -> tuple[str, ...]:
     few = sorted(t for t, p in pairs.items() if len(p) < FEW)
-    out = [f"{model}: OP and OG leave out {', '.join(sorted(unrated))}: the original model scores 0 there"] if unrated else []
+    out = (
+        [
+            f"{model}: OP and OG leave out {', '.join(sorted(unrated))}: the original model scores"
+            " 0 there"
+        ]
+        if unrated
+        else []
+    )
     if few:
         counts = ", ".join(f"{t} {len(pairs[t])}" for t in few)
-        out.append(f"{model}: intervals are too narrow where tasks have fewer than {FEW} documents ({counts})")
+        out.append(
+            f"{model}: intervals are too narrow where tasks have fewer than {FEW} documents"
+            f" ({counts})"
+        )
     return tuple(out)
 
 
-def _quality(rated: Mapping[str, Sequence[Pair]], scores: Mapping[str, float], original: Mapping[str, float],
-             seed: int) -> tuple[float, float, float, float, dict[str, float]]:  # fmt: skip
+def _quality(
+    rated: Mapping[str, Sequence[Pair]],
+    scores: Mapping[str, float],
+    original: Mapping[str, float],
+    seed: int,
+) -> tuple[float, float, float, float, dict[str, float]]:
     if not rated:
         return NAN, NAN, NAN, NAN, {}
     mine, base = {t: scores[t] for t in rated}, {t: original[t] for t in rated}
@@ -179,13 +239,17 @@ def _timed(row: Row, timings: Sequence[TimingRecord], seed: int) -> Row:
             try:
                 speed[f"{workload} {stage}"] = speedup(mine, base, stage, seed)
             except MetricError as error:
-                notes.append(f"{row.model}, {row.setting}, {workload}: no speed-up ({stage}): {error}")
+                notes.append(
+                    f"{row.model}, {row.setting}, {workload}: no speed-up ({stage}): {error}"
+                )
     return replace(row, speed=speed, notes=tuple(dict.fromkeys(notes)))
 
 
 @dataclass(frozen=True)
 class Joined:
-    """A setting over all models: mean OP and the OG of model-averaged ratios, as EffiVLM-Bench defines it; percent."""
+    """A setting over all models: mean OP and the OG of model-averaged ratios, as EffiVLM-Bench
+    defines it; percent.
+    """
 
     setting: str
     models: int
@@ -197,8 +261,19 @@ def joined(rows: Sequence[Row]) -> list[Joined]:
     """Settings that every model was run under, on the same tasks; empty for one model."""
     models = list(dict.fromkeys(r.model for r in rows))
     out = []
-    for setting in dict.fromkeys(r.setting for r in rows if r.setting != "none") if len(models) > 1 else ():
+    for setting in (
+        dict.fromkeys(r.setting for r in rows if r.setting != "none") if len(models) > 1 else ()
+    ):
         mine = [r for r in rows if r.setting == setting]
-        if len(mine) == len(models) and all(r.ratios and set(r.ratios) == set(mine[0].ratios) for r in mine):
-            out.append(Joined(setting, len(mine), _mean([r.op for r in mine]), generalization([r.ratios for r in mine])))
+        if len(mine) == len(models) and all(
+            r.ratios and set(r.ratios) == set(mine[0].ratios) for r in mine
+        ):
+            out.append(
+                Joined(
+                    setting,
+                    len(mine),
+                    _mean([r.op for r in mine]),
+                    generalization([r.ratios for r in mine]),
+                )
+            )
     return out

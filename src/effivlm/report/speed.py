@@ -1,4 +1,6 @@
-"""Speed tables from timed samples: stages, paired speed-ups with intervals, shares of the floor, published ratios."""
+"""Speed tables from timed samples: stages, paired speed-ups with intervals, shares of the floor,
+published ratios.
+"""
 
 import json
 import logging
@@ -26,14 +28,17 @@ def write_speed(folder: Path) -> list[Path]:
     """Write ``report/speed_WORKLOAD.md`` and figures for every workload a run was measured on.
 
     Returns:
-        The files written, tables first; figures are left out, with a warning, where matplotlib is missing.
+        The files written, tables first; figures are left out, with a warning, where matplotlib is
+        missing.
 
     Raises:
         StoreError: if the run was never measured.
     """
     timings = read_timings(folder)
     if not timings:
-        raise StoreError(f"{folder} holds no timings: run `effivlm measure` with its experiment first")
+        raise StoreError(
+            f"{folder} holds no timings: run `effivlm measure` with its experiment first"
+        )
     (folder / "report").mkdir(exist_ok=True)
     paths = []
     for workload in dict.fromkeys(t.workload for t in timings):
@@ -54,7 +59,9 @@ def _figures(folder: Path, timings: Sequence[TimingRecord]) -> list[Path]:
     rows = rows_of(read_run(folder), timings) if answered else []
     for model, workload in dict.fromkeys((t.model, t.workload) for t in timings):
         mine = [t for t in timings if (t.model, t.workload) == (model, workload)]
-        groups = {s: [t for t in mine if t.setting == s] for s in dict.fromkeys(t.setting for t in mine)}
+        groups = {
+            s: [t for t in mine if t.setting == s] for s in dict.fromkeys(t.setting for t in mine)
+        }
         out.append(folder / "report" / f"speed_{workload}_{model}.png")
         stages_and_speedups(groups, f"{model}, {workload}", out[-1])
         picture = folder / "report" / f"quality_speed_{workload}_{model}.png"
@@ -69,7 +76,9 @@ def markdown(timings: Sequence[TimingRecord], floors: Floors) -> str:
     text = f"# Speed: {workload}\n"
     for model in dict.fromkeys(t.model for t in timings):
         mine = [t for t in timings if t.model == model]
-        groups = {s: [t for t in mine if t.setting == s] for s in dict.fromkeys(t.setting for t in mine)}
+        groups = {
+            s: [t for t in mine if t.setting == s] for s in dict.fromkeys(t.setting for t in mine)
+        }
         base = groups.get("none", [])
         facts = floors.get(model, {})
         text += f"\n## {model}\n\n{_about(mine, facts)}\n\n" + _table(*_stages(groups, base))
@@ -81,39 +90,82 @@ def markdown(timings: Sequence[TimingRecord], floors: Floors) -> str:
 
 def _about(samples: Sequence[TimingRecord], facts: Mapping[str, Any]) -> str:
     rounds, busy = len({t.sample for t in samples}), sum(bool(t.busy) for t in samples)
-    text = f"{rounds} rounds, settings interleaved. Medians and quartiles; speed-ups are medians of pairs with 95 % intervals."
+    text = (
+        f"{rounds} rounds, settings interleaved. Medians and quartiles; speed-ups are medians of"
+        " pairs with 95 % intervals."
+    )
     if busy:
         some = sorted(t.busy for t in samples if t.busy)[busy // 2]
-        text += f" The machine was not quiet in {busy} of {len(samples)} samples (such as: {some}): read ratios, not times."
+        text += (
+            f" The machine was not quiet in {busy} of {len(samples)} samples (such as: {some}):"
+            " read ratios, not times."
+        )
     if facts:
         p = facts["peaks"]
-        text += (f" Floor at {p['flops'] / 1e12:.3g} TFLOP/s and {p['bandwidth'] / 1e9:.3g} GB/s ({p['name']});"
-                 f" {facts['new_tokens']} new tokens.")  # fmt: skip
+        text += (
+            f" Floor at {p['flops'] / 1e12:.3g} TFLOP/s and {p['bandwidth'] / 1e9:.3g} GB/s"
+            f" ({p['name']}); {facts['new_tokens']} new tokens."
+        )
     return text
 
 
-def _stages(groups: Mapping[str, Sequence[TimingRecord]], base: Sequence[TimingRecord]) -> tuple[list[str], list[list[str]]]:
+def _stages(
+    groups: Mapping[str, Sequence[TimingRecord]], base: Sequence[TimingRecord]
+) -> tuple[list[str], list[list[str]]]:
     shown = [s for s in STAGES if any(t.seconds.get(s) for g in groups.values() for t in g)]
-    titles = ["setting", *(f"{s.replace('_', ' ')} ms" for s in shown), "TTFT speed-up", "total speed-up", "new tokens/s",
-              "KV MiB", "peak MiB"]  # fmt: skip
+    titles = [
+        "setting",
+        *(f"{s.replace('_', ' ')} ms" for s in shown),
+        "TTFT speed-up",
+        "total speed-up",
+        "new tokens/s",
+        "KV MiB",
+        "peak MiB",
+    ]
     lines = []
     for setting, mine in groups.items():
-        ratios = [_ratio(_speedup(mine, base, s)) if setting != "none" else "" for s in ("ttft", "total")]
+        ratios = [
+            _ratio(_speedup(mine, base, s)) if setting != "none" else "" for s in ("ttft", "total")
+        ]
         rate = np.median([t.new_tokens / t.seconds["total"] for t in mine])
         peak = max(t.memory.get("allocated", t.memory.get("resident", 0)) for t in mine)
-        lines.append([setting, *(_spread(mine, s) for s in shown), *ratios, f"{rate:.3g}", _mib(mine[0].memory.get("kv", 0)),
-                      _mib(peak)])  # fmt: skip
+        lines.append(
+            [
+                setting,
+                *(_spread(mine, s) for s in shown),
+                *ratios,
+                f"{rate:.3g}",
+                _mib(mine[0].memory.get("kv", 0)),
+                _mib(peak),
+            ]
+        )
     return titles, lines
 
 
-def _limits(groups: Mapping[str, Sequence[TimingRecord]], base: Sequence[TimingRecord],
-            facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:  # fmt: skip
-    titles = ["setting", "prefill: floor / time", "TTFT: floor / time", "decode: floor / time", "method: share of TTFT",
-              "TTFT speed-up predicted", "measured", "error", "total speed-up predicted", "measured", "error"]  # fmt: skip
+def _limits(
+    groups: Mapping[str, Sequence[TimingRecord]],
+    base: Sequence[TimingRecord],
+    facts: Mapping[str, Any],
+) -> tuple[list[str], list[list[str]]]:
+    titles = [
+        "setting",
+        "prefill: floor / time",
+        "TTFT: floor / time",
+        "decode: floor / time",
+        "method: share of TTFT",
+        "TTFT speed-up predicted",
+        "measured",
+        "error",
+        "total speed-up predicted",
+        "measured",
+        "error",
+    ]
     whole, lines = facts.get("none", {}).get("predicted", {}), []
     for setting, mine in groups.items():
         floor, told = facts[setting]["floor"], facts[setting]["predicted"]
-        shares = [_share(floor[s], _median(mine, s)) for s in ("prefill", "ttft", "decode_per_token")]
+        shares = [
+            _share(floor[s], _median(mine, s)) for s in ("prefill", "ttft", "decode_per_token")
+        ]
         cells = [setting, *shares, f"{100 * _median(mine, 'method') / _median(mine, 'ttft'):.1f} %"]
         for stage in ("ttft", "total"):
             got = _speedup(mine, base, stage)
@@ -121,7 +173,11 @@ def _limits(groups: Mapping[str, Sequence[TimingRecord]], base: Sequence[TimingR
                 cells += ["", "", ""]
                 continue
             guess = whole[stage] / told[stage]
-            cells += [f"{guess:.2f}x", f"{got.ratio:.2f}x", f"{100 * (got.ratio / guess - 1):+.0f} %"]
+            cells += [
+                f"{guess:.2f}x",
+                f"{got.ratio:.2f}x",
+                f"{100 * (got.ratio / guess - 1):+.0f} %",
+            ]
         lines.append(cells)
     return titles, lines
 
@@ -139,8 +195,14 @@ def _notes(groups: Mapping[str, Sequence[TimingRecord]], base: Sequence[TimingRe
 def _beyond(groups: Mapping[str, Sequence[TimingRecord]], facts: Mapping[str, Any]) -> list[str]:
     """Nothing is faster than its floor: then the peaks are wrong."""
     for setting, mine in groups.items() if facts else ():
-        if any(facts["settings"][setting]["floor"][s] > _median(mine, s) for s in ("ttft", "decode_per_token")):
-            return ["some times are below their floor: the device's peaks were measured while it was busy; read no share of it"]
+        if any(
+            facts["settings"][setting]["floor"][s] > _median(mine, s)
+            for s in ("ttft", "decode_per_token")
+        ):
+            return [
+                "some times are below their floor: the device's peaks were measured while it was"
+                " busy; read no share of it"
+            ]
     return []
 
 
@@ -152,14 +214,23 @@ def _published(workload: str) -> str:
     rows = [r for r in published(source, table) if "time" in r.metric or r.metric.endswith("_ms")]
     lines = []
     for r in rows:
-        base = next((b.value for b in rows if b.model == r.model and b.method == "Vanilla" and b.metric == r.metric), 0.0)
+        base = next(
+            (
+                b.value
+                for b in rows
+                if b.model == r.model and b.method == "Vanilla" and b.metric == r.metric
+            ),
+            0.0,
+        )
         if r.method != "Vanilla" and r.value and base and not r.metric.startswith("method"):
             lines.append([r.model, r.method, r.setting, r.metric, f"{base / r.value:.2f}x"])
     titles = ["model", "method", "setting", "of", "published speed-up"]
     return f"\n## Published: {source}, Table {table}\n\n" + _table(titles, lines)
 
 
-def _speedup(mine: Sequence[TimingRecord], base: Sequence[TimingRecord], stage: str) -> Speedup | None:
+def _speedup(
+    mine: Sequence[TimingRecord], base: Sequence[TimingRecord], stage: str
+) -> Speedup | None:
     try:
         return speedup(mine, base, stage)
     except MetricError:  # said once, in the notes
@@ -193,4 +264,7 @@ def _mib(count: int) -> str:
 
 def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     every = [titles, ["---"] * len(titles), *lines]
-    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in every) + "\n"
+    return (
+        "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in every)
+        + "\n"
+    )

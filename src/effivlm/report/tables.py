@@ -11,15 +11,23 @@ from rich.table import Table
 from effivlm.report.rows import AXES, COUNTED, Row, joined
 
 HEADINGS = {
-    "asked": "asked", "visual": "visual", "visual_mean": "visual mean", "prompt_kv": "KV", "kv_bytes": "KV bytes",
-    "kv_bytes_held": "KV bytes held",    "prefill_flops": "FLOPs", "decode_bytes_per_token": "decode bytes",
-}  # fmt: skip
+    "asked": "asked",
+    "visual": "visual",
+    "visual_mean": "visual mean",
+    "prompt_kv": "KV",
+    "kv_bytes": "KV bytes",
+    "kv_bytes_held": "KV bytes held",
+    "prefill_flops": "FLOPs",
+    "decode_bytes_per_token": "decode bytes",
+}
 REALISED = ("visual", "visual_mean", "prompt_kv")
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title and one row's cell. ``short``: title and cell in the terminal, or None where it is left out."""
+    """A column: its title and one row's cell. ``short``: title and cell in the terminal, or None
+    where it is left out.
+    """
 
     title: str
     cell: Callable[[Row], str]
@@ -51,7 +59,9 @@ def columns(rows: Sequence[Row], axes: Sequence[str] = REALISED) -> list[Column]
         _always("OL", lambda r: _number(r.ol)),
         Column("OG", lambda r: _number(r.og)),
         *(_oe(s, speeds) for s in speeds),
-        _always("p", lambda r: "" if r.setting == "none" else "<.001" if r.p < 0.001 else f"{r.p:.3f}"),
+        _always(
+            "p", lambda r: "" if r.setting == "none" else "<.001" if r.p < 0.001 else f"{r.p:.3f}"
+        ),
         _always("failed", lambda r: f"{r.failures}/{r.documents}"),
     ]
 
@@ -63,13 +73,20 @@ def _share(axis: str) -> Column:
     def short(row: Row) -> str:
         return cell(row).replace(" ", "")
 
-    # the share at the last layer says little where a method cuts inside the LLM: the terminal shows the mean
-    return Column(HEADINGS[axis], cell, None if axis == "visual" else (HEADINGS[axis].removesuffix(" mean"), short))
+    # the share at the last layer says little where a method cuts inside the LLM: the terminal shows
+    # the mean
+    return Column(
+        HEADINGS[axis],
+        cell,
+        None if axis == "visual" else (HEADINGS[axis].removesuffix(" mean"), short),
+    )
 
 
 def _oe(speed: str, speeds: dict[str, None]) -> Column:
     title = f"OE {_short(speed, speeds)}"
-    return Column(title, lambda r: _speed(r, speed), (title, lambda r: _speed(r, speed).partition(" ")[0]))
+    return Column(
+        title, lambda r: _speed(r, speed), (title, lambda r: _speed(r, speed).partition(" ")[0])
+    )
 
 
 def check_axis(axis: str) -> str:
@@ -118,14 +135,24 @@ def terminal(rows: Sequence[Row], axes: Sequence[str] = REALISED) -> list[Table]
     tables = []
     for model in dict.fromkeys(r.model for r in rows):
         mine = [r for r in rows if r.model == model]
-        title = f"{model}: quality (OP) and shares really kept, in percent of the uncompressed model"
+        title = (
+            f"{model}: quality (OP) and shares really kept, in percent of the uncompressed model"
+        )
         caption = "\n".join(notes(mine)) or None
-        table = Table(title=title, caption=caption, header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(
+            title=title,
+            caption=caption,
+            header_style="bold",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
         shown = [c.short for c in columns(mine, axes) if c.short]
         for title, _ in shown:
             table.add_column(title, justify="left" if title == "setting" else "right", no_wrap=True)
         for row in mine:
-            table.add_row(*(cell(row) for _, cell in shown), style="bold" if row.setting == "none" else None)
+            table.add_row(
+                *(cell(row) for _, cell in shown), style="bold" if row.setting == "none" else None
+            )
         tables.append(table)
     return tables
 
@@ -143,7 +170,10 @@ def markdown(rows: Sequence[Row], axes: Sequence[str] = REALISED) -> str:
 
 def _grid(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     every = [titles, ["---"] * len(titles), *lines]
-    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in every) + "\n"
+    return (
+        "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in every)
+        + "\n"
+    )
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -168,8 +198,18 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*titles, *timed, "p", "documents", "failures"])
     for r in rows:
-        first = [r.model, r.setting, r.asked, *(r.scores.get(t, "") for t in tasks), *(getattr(r, q) for q in quality)]
+        first = [
+            r.model,
+            r.setting,
+            r.asked,
+            *(r.scores.get(t, "") for t in tasks),
+            *(getattr(r, q) for q in quality),
+        ]
         costs = [*(r.shares[a] for a in AXES), *(r.costs[k] for k in COUNTED)]
-        speed = [x for s in map(r.speed.get, speeds) for x in ((s.ratio, s.low, s.high, s.pairs) if s else ("",) * 4)]
+        speed = [
+            x
+            for s in map(r.speed.get, speeds)
+            for x in ((s.ratio, s.low, s.high, s.pairs) if s else ("",) * 4)
+        ]
         writer.writerow([*first, *costs, *speed, r.p, r.documents, r.failures])
     return out.getvalue()

@@ -11,15 +11,19 @@ from effivlm.report import figures, html, tables
 from effivlm.report.rows import Row, rows_of
 
 
-def write(folder: Path, axes: Sequence[str] = ("prompt_kv", "visual_mean")) -> tuple[list[Row], list[Path]]:
+def write(
+    folder: Path, axes: Sequence[str] = ("prompt_kv", "visual_mean")
+) -> tuple[list[Row], list[Path]]:
     """Write ``report/`` into a run folder; one figure for each cost axis (see `report.rows.AXES`).
 
     Returns:
         The rows, and the files written.
 
     Raises:
-        StoreError: if the folder holds no run or no records. MetricError: if they cannot be compared.
-        ImportError: without matplotlib, after the tables are written; names the extra. KeyError: for an unknown axis.
+        StoreError: if the folder holds no run or no records. MetricError: if they cannot be
+            compared.
+        ImportError: without matplotlib, after the tables are written; names the extra. KeyError:
+            for an unknown axis.
     """
     place = {text: i for i, text in enumerate(_settings(folder))}
     ordered = sorted(read_run(folder), key=lambda r: place.get(r.setting, len(place)))
@@ -36,7 +40,11 @@ def write(folder: Path, axes: Sequence[str] = ("prompt_kv", "visual_mean")) -> t
     except ImportError as error:
         raise ImportError(f"{error}. The tables are written: {paths[0]}, {paths[1]}") from None
     page, facts = out / "report.html", folder / "environment.json"
-    page.write_text(html.page(folder.name, rows, pictures, json.loads(facts.read_text()) if facts.exists() else {}))
+    page.write_text(
+        html.page(
+            folder.name, rows, pictures, json.loads(facts.read_text()) if facts.exists() else {}
+        )
+    )
     return rows, [*paths, *pictures, page]
 
 
@@ -44,10 +52,13 @@ def _settings(folder: Path) -> list[str]:
     """The settings in the order they were asked for."""
     path = folder / "experiment.yaml"
     if not path.exists():
-        raise StoreError(f"{folder} holds no experiment.yaml: expected the folder of a run, such as runs/default")
+        raise StoreError(
+            f"{folder} holds no experiment.yaml: expected the folder of a run, such as runs/default"
+        )
     try:
         return list(yaml.safe_load(path.read_text())["settings"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{path} cannot be read ({error}): it is the file that `effivlm run` wrote; restore it, or run again"
+            f"{path} cannot be read ({error}): it is the file that `effivlm run` wrote; restore it,"
+            " or run again"
         ) from None

@@ -1,1 +1,3 @@
-"""Applies what methods decide to a running transformers model; the only code that knows its internals."""
+"""Applies what methods decide to a running transformers model; the only code that knows its
+internals.
+"""

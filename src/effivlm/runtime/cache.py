@@ -1,8 +1,9 @@
 """A cache layer that knows its logical length and its slots; fork, narrow, merge, bytes held.
 
-*Logical* indices address the uncompressed prompt (0..L-1) and then the generated tokens (L, L+1, ...). A layer stores
-fewer entries (its *slots*) but reports the logical length, so positions, rope deltas, continuation and mask sizes stay
-those of the uncompressed run; the decode hook gathers the mask columns that a layer physically holds.
+*Logical* indices address the uncompressed prompt (0..L-1) and then the generated tokens (L, L+1,
+...). A layer stores fewer entries (its *slots*) but reports the logical length, so positions, rope
+deltas, continuation and mask sizes stay those of the uncompressed run; the decode hook gathers the
+mask columns that a layer physically holds.
 """
 
 import copy
@@ -18,11 +19,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from effivlm.methods.base import Entries, KVMerge
 
 # transformers 5.24 renamed the argument and the output field `past_key_values`
-CACHE = "cache" if any(f.name == "cache" for f in fields(BaseModelOutputWithPast)) else "past_key_values"
+CACHE = (
+    "cache"
+    if any(f.name == "cache" for f in fields(BaseModelOutputWithPast))
+    else "past_key_values"
+)
 
 
 def cache_of(call: Mapping[str, Any]) -> Any:
-    """The cache among the keyword arguments of a call, by its name of today or, from a caller, of before."""
+    """The cache among the keyword arguments of a call, by its name of today or, from a caller, of
+    before.
+    """
     return call.get(CACHE, call.get("past_key_values"))
 
 
@@ -30,9 +37,10 @@ class SlotLayer(DynamicLayer):
     """A dynamic layer whose reported length is independent of how many entries it stores.
 
     Attributes:
-        seen: logical length so far. prompt: logical length of the prompt. gone: generated entries a window forgot.
-        index: [B, M] or [B, KV, M] logical index of every prompt entry held. valid: same shape, False for padding
-            that makes unequal counts rectangular; None when every entry counts.
+        seen: logical length so far. prompt: logical length of the prompt. gone: generated entries a
+            window forgot.
+        index: [B, M] or [B, KV, M] logical index of every prompt entry held. valid: same shape,
+            False for padding that makes unequal counts rectangular; None when every entry counts.
         window: sliding window in tokens, or None.
     """
 
@@ -43,7 +51,9 @@ class SlotLayer(DynamicLayer):
     valid: Tensor | None = None
     window: int | None = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Append entries; grows by concatenation, so a fork never sees another fork's tokens."""
         self.seen += key_states.shape[-2]
         return super().update(key_states, value_states)
@@ -54,11 +64,17 @@ class SlotLayer(DynamicLayer):
 
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
         """Logical mask width; transformers before 5.4 passes a tensor of positions."""
-        return self.seen + (query_length if isinstance(query_length, int) else query_length.shape[0]), 0
+        return (
+            self.seen + (query_length if isinstance(query_length, int) else query_length.shape[0]),
+            0,
+        )
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refused: a compressed layer cannot give entries back."""
-        raise NotImplementedError("a compressed cache cannot be cropped (assisted decoding): generate without an assistant")
+        raise NotImplementedError(
+            "a compressed cache cannot be cropped (assisted decoding): generate without an"
+            " assistant"
+        )
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Beam search: the slots' indices move with the entries."""
@@ -99,7 +115,9 @@ def slotted(cache: Cache) -> None:
         NotImplementedError: for caches whose layers must all have one length.
     """
     if type(cache).__name__ in ("StaticCache", "QuantizedCache", "EncoderDecoderCache"):
-        raise NotImplementedError(f"{type(cache).__name__} cannot hold layers of different lengths: use a DynamicCache")
+        raise NotImplementedError(
+            f"{type(cache).__name__} cannot hold layers of different lengths: use a DynamicCache"
+        )
     cache.layers[:] = [SlotLayer() for _ in cache.layers]
     if cache.layer_class_to_replicate is not None:
         cache.layer_class_to_replicate = SlotLayer
@@ -113,14 +131,18 @@ def slot_layers(cache: Cache) -> list[SlotLayer]:
 
 
 def fork(cache: Cache) -> Cache:
-    """An independent continuation that shares every tensor: `update` concatenates and never writes in place."""
+    """An independent continuation that shares every tensor: `update` concatenates and never writes
+    in place.
+    """
     new = copy.copy(cache)
     new.layers = [copy.copy(layer) for layer in cache.layers]
     return new
 
 
 def stack(caches: list[Cache]) -> Cache:
-    """One cache whose batch holds all of ``caches``, which have one logical length; unequal slots are padded on the left."""
+    """One cache whose batch holds all of ``caches``, which have one logical length; unequal slots
+    are padded on the left.
+    """
     if len(caches) == 1:
         return caches[0]
     new = fork(caches[0])
@@ -144,7 +166,10 @@ def _stacked(layers: Sequence[SlotLayer]) -> SlotLayer:
     index, valid = [], []
     for x, p in zip(layers, pad, strict=True):
         assert x.index is not None
-        rows, ok = x.index, torch.ones_like(x.index, dtype=torch.bool) if x.valid is None else x.valid
+        rows, ok = (
+            x.index,
+            torch.ones_like(x.index, dtype=torch.bool) if x.valid is None else x.valid,
+        )
         if per_head and rows.ndim == 2:
             rows, ok = (t[:, None].expand(-1, heads, -1) for t in (rows, ok))
         index.append(fill(rows, (p, 0)))
@@ -170,21 +195,31 @@ def apply_entries(layer: SlotLayer, alive: list[Tensor], chosen: list[Entries]) 
     slots, valid = _padded(alive, chosen, max(counts), keys.shape[1])
     layer.keys = torch.take_along_dim(keys, slots[..., None], 2)
     layer.values = torch.take_along_dim(values, slots[..., None], 2)
-    if ragged:  # what pads short heads is dropped: masked, and nothing that 0 times it could be NaN of
-        layer.keys, layer.values = (x.masked_fill(~valid[..., None], 0) for x in (layer.keys, layer.values))
+    if (
+        ragged
+    ):  # what pads short heads is dropped: masked, and nothing that 0 times it could be NaN of
+        layer.keys, layer.values = (
+            x.masked_fill(~valid[..., None], 0) for x in (layer.keys, layer.values)
+        )
     assert layer.index is not None
     index = torch.take_along_dim(layer.index[:, None], slots, 2)
     layer.index, layer.valid = (index[:, 0], None) if shared else (index, valid if ragged else None)
 
 
-def _padded(alive: list[Tensor], chosen: list[Entries], width: int, heads: int) -> tuple[Tensor, Tensor]:
-    """Slots [B, KV, width], short rows padded on the left with their first slot, and which of them count."""
+def _padded(
+    alive: list[Tensor], chosen: list[Entries], width: int, heads: int
+) -> tuple[Tensor, Tensor]:
+    """Slots [B, KV, width], short rows padded on the left with their first slot, and which of them
+    count.
+    """
     slots = alive[0].new_zeros(len(chosen), heads, width)
     valid = torch.zeros(len(chosen), heads, width, dtype=torch.bool, device=slots.device)
     for b, (where, entries) in enumerate(zip(alive, chosen, strict=True)):
         keep = entries.keep.to(where.device)
         counts = keep.sum(1)
-        order = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[:, -width:]  # kept last, ascending
+        order = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[
+            :, -width:
+        ]  # kept last, ascending
         if order.shape[1] < width:  # a row with fewer tokens than another row keeps
             order = torch.cat([order.new_zeros(heads, width - order.shape[1]), order], 1)
         slots[b] = where[order]
@@ -192,7 +227,9 @@ def _padded(alive: list[Tensor], chosen: list[Entries], width: int, heads: int) 
     return slots, valid
 
 
-def _merged(keys: Tensor, values: Tensor, alive: list[Tensor], chosen: list[Entries]) -> tuple[Tensor, Tensor]:
+def _merged(
+    keys: Tensor, values: Tensor, alive: list[Tensor], chosen: list[Entries]
+) -> tuple[Tensor, Tensor]:
     keys, values = keys.clone(), values.clone()
     for b, (where, entries) in enumerate(zip(alive, chosen, strict=True)):
         if (m := entries.merged) is None or m.target.numel() == 0:
@@ -206,7 +243,9 @@ def _merge_rows(x: Tensor, where: Tensor, m: KVMerge) -> None:
     """X [KV, S, d], in place: targets become weighted sums of the original sources, in float32."""
     head, target, source = m.head, where[m.target], where[m.source]
     rows = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    rows.index_put_((head, target), m.weight[:, None].float() * x[head, source].float(), accumulate=True)
+    rows.index_put_(
+        (head, target), m.weight[:, None].float() * x[head, source].float(), accumulate=True
+    )
     x[head, target] = rows[head, target].to(x.dtype)
 
 

@@ -1,9 +1,11 @@
-"""Decoding with fixed slots per layer, so that one step can be captured as a CUDA graph and launched again and again.
+"""Decoding with fixed slots per layer, so that one step can be captured as a CUDA graph and
+launched again and again.
 
-After compression every layer's entries move into a buffer with room for the answer: slots 0 to n - 1 take the n generated
-tokens, the prompt's entries follow (attention does not care about the order of its keys). All that changes from step to
-step is in tensors: the token, its position, the slot it is written to, and which slots count. A query's heads of one group
-attend as rows of one product, so keys and values are read once and never repeated.
+After compression every layer's entries move into a buffer with room for the answer: slots 0 to n -
+1 take the n generated tokens, the prompt's entries follow (attention does not care about the order
+of its keys). All that changes from step to step is in tensors: the token, its position, the slot it
+is written to, and which slots count. A query's heads of one group attend as rows of one product, so
+keys and values are read once and never repeated.
 
 Without a GPU the same steps run one by one; that is how the tests compare them with plain decoding.
 """
@@ -30,7 +32,9 @@ class FixedLayer(SlotLayer):
     keys: Tensor
     values: Tensor
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Write one token in place."""
         self.keys.index_copy_(2, self.step, key_states)
         self.values.index_copy_(2, self.step, value_states)
@@ -46,14 +50,17 @@ class FixedDecoder:
         limit: new tokens.
 
     Raises:
-        NotImplementedError: for models with sliding windows. ValueError: for a cache that holds generated tokens.
+        NotImplementedError: for models with sliding windows. ValueError: for a cache that holds
+            generated tokens.
     """
 
     def __init__(self, model: nn.Module, done: Sequence[Prefilled], limit: int) -> None:
         self.model: Any = model
         self.text: Any = self.model.get_decoder()
         if "sliding_attention" in (getattr(self.text.config, "layer_types", None) or ()):
-            raise NotImplementedError("fixed slots cannot follow sliding windows: decode with runtime.generate.decode")
+            raise NotImplementedError(
+                "fixed slots cannot follow sliding windows: decode with runtime.generate.decode"
+            )
         first = torch.cat([d.logits for d in done]).argmax(-1, keepdim=True)
         self.start = first, torch.cat([d.position for d in done], -2)
         self.token, self.position = (x.clone() for x in self.start)
@@ -65,15 +72,29 @@ class FixedDecoder:
         pairs = [self._fixed(layer, real) for layer in held.layers]
         self.cache = copy.copy(held)
         self.cache.layers = [layer for layer, _ in pairs]
-        self.sites = {id(m): mask for part, (_, mask) in zip(self.text.layers, pairs, strict=True) for m in part.modules()}
+        self.sites = {
+            id(m): mask
+            for part, (_, mask) in zip(self.text.layers, pairs, strict=True)
+            for m in part.modules()
+        }
 
     def _fixed(self, layer: SlotLayer, real: Tensor) -> tuple[FixedLayer, Tensor]:
-        """The layer in a buffer, and which of its slots count: [B, 1 or KV, 1, S], shared between layers that agree."""
+        """The layer in a buffer, and which of its slots count: [B, 1 or KV, 1, S], shared between
+        layers that agree.
+        """
         if layer.index is None or layer.seen != layer.prompt:
-            raise ValueError("a cache that was decoded from before cannot move to fixed slots: give a fork of the prefill")
+            raise ValueError(
+                "a cache that was decoded from before cannot move to fixed slots: give a fork of"
+                " the prefill"
+            )
         assert layer.keys is not None and layer.values is not None
         new = FixedLayer()
-        new.seen, new.prompt, new.step, new.is_initialized = layer.seen, layer.prompt, self.step, True
+        new.seen, new.prompt, new.step, new.is_initialized = (
+            layer.seen,
+            layer.prompt,
+            self.step,
+            True,
+        )
         pad = (0, 0, self.limit, 0)
         new.keys, new.values = (nn.functional.pad(x, pad) for x in (layer.keys, layer.values))
         index = layer.index if layer.index.ndim == 3 else layer.index[:, None]
@@ -87,7 +108,8 @@ class FixedDecoder:
 
     @torch.inference_mode()
     def run(self, stop: Sequence[int], graph: bool) -> list[Generated]:
-        """One answer per row, in order; all ``limit`` tokens are made, and answers end at a stop token afterwards.
+        """One answer per row, in order; all ``limit`` tokens are made, and answers end at a stop
+        token afterwards.
 
         Args:
             stop: ids that end an answer.
@@ -102,7 +124,7 @@ class FixedDecoder:
 
     @contextmanager
     def attending(self) -> Iterator[None]:
-        """Let the decoder's attention take its mask and group its queries as fixed slots need it."""
+        """Let the decoder's attention mask and group queries as fixed slots need it."""
         name = self.text.config._attn_implementation
         saved = ALL_ATTENTION_FUNCTIONS._local_mapping.get(name)
         ALL_ATTENTION_FUNCTIONS[name] = self._attend
@@ -127,9 +149,16 @@ class FixedDecoder:
         for mask in self.masks.values():
             mask.index_fill_(-1, self.step, True)
         embeds = self.model.get_input_embeddings()(self.token)
-        nothing = self.step.new_ones(len(embeds), 1, 1, 1, dtype=torch.bool)  # 4-D: no mask is built; `_attend` has its own
-        hidden = self.text(inputs_embeds=embeds, position_ids=self.position, attention_mask=nothing, use_cache=True,
-                           **{CACHE: self.cache}).last_hidden_state  # fmt: skip
+        nothing = self.step.new_ones(
+            len(embeds), 1, 1, 1, dtype=torch.bool
+        )  # 4-D: no mask is built; `_attend` has its own
+        hidden = self.text(
+            inputs_embeds=embeds,
+            position_ids=self.position,
+            attention_mask=nothing,
+            use_cache=True,
+            **{CACHE: self.cache},
+        ).last_hidden_state
         self.token.copy_(self.model.lm_head(hidden)[:, -1].argmax(-1, keepdim=True))
         self.step.add_(1)
         self.position.add_(1)
@@ -150,11 +179,24 @@ class FixedDecoder:
             self.once()
         return graph.replay
 
-    def _attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None,
-                scaling: float | None = None, softcap: float | None = None, **kwargs: Any) -> tuple[Tensor, None]:  # fmt: skip
-        """Attention of one query; heads of a group are rows of one product. query [B, H, 1, d], key [B, KV, S, d]."""
+    def _attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any = None,
+        scaling: float | None = None,
+        softcap: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """Attention of one query; heads of a group are rows of one product. query [B, H, 1, d], key
+        [B, KV, S, d].
+        """
         if softcap is not None:
-            raise NotImplementedError("fixed slots do not cap logits: decode with runtime.generate.decode")
+            raise NotImplementedError(
+                "fixed slots do not cap logits: decode with runtime.generate.decode"
+            )
         batch, heads, _, width = query.shape
         grouped = query.view(batch, key.shape[1], heads // key.shape[1], width)
         mask = self.sites[id(module)].expand(-1, key.shape[1], grouped.shape[2], -1)

@@ -1,4 +1,6 @@
-"""What a decode step needs under a compressed cache: the mask columns a layer holds, and shifted positions."""
+"""What a decode step needs under a compressed cache: the mask columns a layer holds, and shifted
+positions.
+"""
 
 from typing import Any
 
@@ -10,7 +12,8 @@ from effivlm.runtime.tokens import Prompt, hide, take
 
 
 def repacked(prompt: Prompt, position: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions 0, 1, ... of the tokens in play, and what decode positions must be reduced by, per axis.
+    """Positions 0, 1, ... of the tokens in play, and what decode positions must be reduced by, per
+    axis.
 
     Args:
         prompt: which of its L tokens are in play, [B, M].
@@ -27,10 +30,14 @@ def repacked(prompt: Prompt, position: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shifted(position: Tensor | None, delta: Tensor, past: int, new: int) -> Tensor:
-    """Decode positions under repacking; ``position`` as the model would use it, or None for its default."""
+    """Decode positions under repacking; ``position`` as the model would use it, or None for its
+    default.
+    """
     if position is None:
         position = past + torch.arange(new, device=delta.device)[None]
-    return position - (delta[-position.shape[0] :] if position.ndim == 3 and delta.ndim == 3 else delta)
+    return position - (
+        delta[-position.shape[0] :] if position.ndim == 3 and delta.ndim == 3 else delta
+    )
 
 
 def decode_mask(layer: SlotLayer, mask: Any, new: int, heads: int, flash: bool) -> Any:
@@ -53,18 +60,25 @@ def decode_mask(layer: SlotLayer, mask: Any, new: int, heads: int, flash: bool) 
     columns = layer.columns(new)
     if flash and columns.ndim == 3 and (mask is not None or layer.valid is not None):
         raise NotImplementedError(
-            "flash attention takes no mask per head: load the model with attn='sdpa' for caches that differ per head"
+            "flash attention takes no mask per head: load the model with attn='sdpa' for caches"
+            " that differ per head"
         )
     if mask is None and layer.valid is None:
         if flash:
             return None
         size = columns.shape[-1]
-        mask = torch.ones(len(columns), 1, new, size, dtype=torch.bool, device=columns.device).tril(size - new)
+        mask = torch.ones(len(columns), 1, new, size, dtype=torch.bool, device=columns.device).tril(
+            size - new
+        )
         return mask
     mask = _gathered(mask, columns, new, flash)
     if layer.valid is not None:
         extra = columns.shape[-1] - layer.valid.shape[-1]
-        mask = hide(mask, torch.cat([layer.valid, layer.valid.new_ones(*layer.valid.shape[:-1], extra)], -1), diagonal=False)
+        mask = hide(
+            mask,
+            torch.cat([layer.valid, layer.valid.new_ones(*layer.valid.shape[:-1], extra)], -1),
+            diagonal=False,
+        )
     if columns.ndim == 3:
         mask = mask.repeat_interleave(heads // columns.shape[1], 1)
     return mask
@@ -75,9 +89,13 @@ def _gathered(mask: Any, columns: Tensor, new: int, flash: bool) -> Tensor:
         if flash:
             return torch.ones_like(columns)
         size = columns.shape[-1]
-        full = torch.ones(len(columns), 1, new, size, dtype=torch.bool, device=columns.device).tril(size - new)
+        full = torch.ones(len(columns), 1, new, size, dtype=torch.bool, device=columns.device).tril(
+            size - new
+        )
         return full if columns.ndim == 2 else full.expand(-1, columns.shape[1], -1, -1)
     if columns.ndim == 2:
         return take(mask, columns, -1, 0)
     b, h = columns.shape[:2]  # entries differ per key/value head: the mask gets a head axis
-    return take(mask.expand(b, h, -1, -1).flatten(0, 1), columns.flatten(0, 1), -1, 0).unflatten(0, (b, h))
+    return take(mask.expand(b, h, -1, -1).flatten(0, 1), columns.flatten(0, 1), -1, 0).unflatten(
+        0, (b, h)
+    )

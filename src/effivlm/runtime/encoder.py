@@ -1,8 +1,10 @@
-"""The vision side: encode images once, read the encoder signals in play, resize images or reduce tokens on the way.
+"""The vision side: encode images once, read the encoder signals in play, resize images or reduce
+tokens on the way.
 
-Whatever happens inside the encoder, what leaves it has one row per placeholder again (a reduced token stands in for the
-ones it represents), so that packing, newline tokens and placeholder counts stay transformers' business; `Encoded.kept`
-says which rows are real, and the LLM stage drops the others.
+Whatever happens inside the encoder, what leaves it has one row per placeholder again (a reduced
+token stands in for the ones it represents), so that packing, newline tokens and placeholder counts
+stay transformers' business; `Encoded.kept` says which rows are real, and the LLM stage drops the
+others.
 """
 
 import copy
@@ -45,19 +47,35 @@ class Encoded:
 class VisionStage:
     """Wraps `get_image_features` while a session is open."""
 
-    def __init__(self, model: nn.Module, family: Family, tap: Tap, signals: frozenset[Signal],
-                 resizing: Part | None, reduction: BlockReduction, wrap: Wrap = unwrapped) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        tap: Tap,
+        signals: frozenset[Signal],
+        resizing: Part | None,
+        reduction: BlockReduction,
+        wrap: Wrap = unwrapped,
+    ) -> None:
         self.model: Any = model
-        self.family, self.tap, self.reduction, self.resizing, self.wrap = family, tap, reduction, resizing, wrap
+        self.family, self.tap, self.reduction, self.resizing, self.wrap = (
+            family,
+            tap,
+            reduction,
+            resizing,
+            wrap,
+        )
         self.base: Any = model.base_model
         self.blocks = vision_blocks(model)
         self.signals = sorted((s for s in signals if isinstance(s, ENCODER_SIGNALS)), key=repr)
         self.encoded: Encoded | None = None
-        self.preset: Encoded | None = None  # images encoded before, to be returned instead of encoding again
+        self.preset: Encoded | None = (
+            None  # images encoded before, to be returned instead of encoding again
+        )
         self.features: Tensor | None = None
         self.handles: list[Any] = []
 
-    # ------------------------------------------------------------------------------------------------ attachment
+    # ----------------------------------------------------------------------------------- attachment
     def open(self) -> None:
         """Install the wrapper and the hooks it needs."""
         inner = self.base.get_image_features
@@ -91,9 +109,11 @@ class VisionStage:
     def _keep_features(self, module: nn.Module, args: Any, output: Any) -> None:
         self.features = output[0] if isinstance(output, tuple) else output
 
-    # --------------------------------------------------------------------------------------------------- encoding
+    # ------------------------------------------------------------------------------------- encoding
     def encode(self, inner: Callable[..., Any], call: dict[str, Any]) -> Any:
-        """Run the encoder under the session's reductions and remember layout, signals and survivors."""
+        """Run the encoder under the session's reductions and remember layout, signals and
+        survivors.
+        """
         pieces = self.family.layout(self.model, call)
         owners = kept = None
         if self.resizing is not None:
@@ -119,12 +139,15 @@ class VisionStage:
     def _resized(
         self, call: dict[str, Any], pieces: list[Piece]
     ) -> tuple[dict[str, Any], list[Tensor], list[Tensor], list[Piece]]:
-        """The call with smaller images, the row each placeholder takes, the rows that are real, the new layout."""
+        """The call with smaller images, the row each placeholder takes, the rows that are real, the
+        new layout.
+        """
         part = self.resizing
         assert part is not None and part.budget is not None and isinstance(part.method, PreEncoder)
         if self.family.resize is None:
             raise NotImplementedError(
-                f"{part.method.name} resizes images before the encoder, which {self.family.name} cannot take"
+                f"{part.method.name} resizes images before the encoder, which {self.family.name}"
+                " cannot take"
             )
         grids = []
         for piece in pieces:
@@ -132,7 +155,9 @@ class VisionStage:
             grids.append(part.method.resize(rows, columns, part.budget.count(len(piece.source))))
         small = self.family.resize(self.model, call, grids)
         owners, kept, new = [], [], []
-        for piece, (rows, columns), little in zip(pieces, grids, self.family.layout(self.model, small), strict=True):
+        for piece, (rows, columns), little in zip(
+            pieces, grids, self.family.layout(self.model, small), strict=True
+        ):
             size = piece.place.max(0).values + 1
             cell = (piece.place * torch.tensor([rows, columns]) / size).floor().long()
             owner = cell[:, 0] * columns + cell[:, 1]
@@ -141,11 +166,15 @@ class VisionStage:
             new.append(replace(piece, source=little.source[owner]))
         return small, owners, kept, new
 
-    # ---------------------------------------------------------------------------------------------------- signals
+    # -------------------------------------------------------------------------------------- signals
     def block_of(self, at: str | int) -> int:
-        """Block index of ``feature``, ``last`` or a number; moved up to the next block that sees whole images."""
+        """Block index of ``feature``, ``last`` or a number; moved up to the next block that sees
+        whole images.
+        """
         config, count = self.model.config, len(self.blocks)
-        wanted = {"feature": self.family.feature_block(config, count), "last": count - 1}.get(str(at), at)
+        wanted = {"feature": self.family.feature_block(config, count), "last": count - 1}.get(
+            str(at), at
+        )
         full = self.family.full_blocks(config, count)
         after = [b for b in full if b >= int(wanted)]
         return after[0] if after else full[-1]
@@ -155,12 +184,19 @@ class VisionStage:
         if isinstance(signal, EncoderFeatures):
             assert self.features is not None
             prefix = self.reduction.prefix
-            flat = self.features if self.features.ndim == 2 else self.features[:, prefix:].flatten(0, 1)
+            flat = (
+                self.features
+                if self.features.ndim == 2
+                else self.features[:, prefix:].flatten(0, 1)
+            )
             return self.reduction.grouped(flat)
         calls = self.tap.calls.get(("vision", self.block_of(signal.at)), [])
         rows = [self._patches(signal, q, k, c) for c in calls for q, k in segments_of(c)]
         if not rows:
-            raise RuntimeError(f"{signal!r}: the vision encoder's attention was not seen at block {self.block_of(signal.at)}")
+            raise RuntimeError(
+                f"{signal!r}: the vision encoder's attention was not seen at block"
+                f" {self.block_of(signal.at)}"
+            )
         return self.reduction.grouped(torch.cat(rows))
 
     def _patches(self, signal: Any, query: Tensor, key: Tensor, call: AttentionCall) -> Tensor:
@@ -179,7 +215,9 @@ class VisionStage:
 
 
 def vision_blocks(model: nn.Module) -> nn.ModuleList:
-    """The encoder's blocks: the first ModuleList below the image encoder (true of every supported family)."""
+    """The encoder's blocks: the first ModuleList below the image encoder (true of every supported
+    family).
+    """
     encoder: Any = model.get_encoder(modality="image")  # type: ignore[operator]
     return next(m for m in encoder.modules() if isinstance(m, nn.ModuleList))
 
@@ -195,7 +233,9 @@ def first_of_each(owner: Tensor) -> Tensor:
 
 
 def restore_rows(output: Any, owners: list[Tensor]) -> None:
-    """Give every placeholder a feature row again, in place: row i of piece p is row ``owners[p][i]`` of what came out."""
+    """Give every placeholder a feature row again, in place: row i of piece p is row
+    ``owners[p][i]`` of what came out.
+    """
     sizes = [len(f) for f in output.pooler_output]
     output.pooler_output = _spread(output.pooler_output, owners)
     for level, features in enumerate(getattr(output, "deepstack_features", None) or []):

@@ -1,4 +1,5 @@
-"""The stages of a run as functions: encode, prefill, compress, decode. Sharing (`plan`) and measuring stand on them.
+"""The stages of a run as functions: encode, prefill, compress, decode. Sharing (`plan`) and
+measuring stand on them.
 
 They drive the same hooks as the context manager: a session must be open around them.
 """
@@ -29,7 +30,8 @@ class Prefilled:
 
     Attributes:
         logits: [B, V] of the last prompt token. cache: one slot layer per decoder layer.
-        position: [B, 1] or [axes, B, 1] of the first generated token. real: [B, L] bool, False for batch padding.
+        position: [B, 1] or [axes, B, 1] of the first generated token. real: [B, L] bool, False for
+            batch padding.
         state: what the prefill left for forks and resumption. accounts: cost per row.
     """
 
@@ -72,7 +74,9 @@ def prefill(session: Session, inputs: Mapping[str, Any], encoded: Encoded | None
         given["mm_encoder_outputs"] = {"image": copy.copy(encoded.output)}
     elif encoded is not None:  # transformers before 5.18
         session.vision.preset = encoded
-    if not hasattr(session.base, "get_rope_index"):  # generate() counts positions from the mask; forward() does not
+    if not hasattr(
+        session.base, "get_rope_index"
+    ):  # generate() counts positions from the mask; forward() does not
         mask = inputs["attention_mask"]
         given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
     try:
@@ -90,26 +94,48 @@ def _prefilled(logits: Tensor, cache: Any, state: State, accounts: list[Account]
 
 
 @torch.inference_mode()
-def resume(session: Session, trunk: Prefilled, setting: Setting, watch: Sequence[Part] = ()) -> Prefilled:
-    """Redo a recorded prefill from the first decoder layer at which ``setting`` cuts; earlier layers are shared.
+def resume(
+    session: Session, trunk: Prefilled, setting: Setting, watch: Sequence[Part] = ()
+) -> Prefilled:
+    """Redo a recorded prefill from the first decoder layer at which ``setting`` cuts; earlier
+    layers are shared.
 
-    ``session`` is the open trunk session; ``setting`` may differ from its own in what happens inside the LLM and after.
+    ``session`` is the open trunk session; ``setting`` may differ from its own in what happens
+    inside the LLM and after.
     """
     old = trunk.state.prompt
     prompt = replace(old, index=old.kept[0][0], valid=old.kept[0][1], rel=None, kept={}, lengths={})
     kept = [_offsets(prompt, i) for i in range(len(prompt.images))]
     promise = plan_cuts(prompt, kept, setting.stage(IntraLLM), session.layers)
     first = min(promise.cuts, default=0)
-    start = max((k for k in trunk.state.inputs if k <= first and trunk.state.inputs[k][0] is not None), default=None)
+    start = max(
+        (k for k in trunk.state.inputs if k <= first and trunk.state.inputs[k][0] is not None),
+        default=None,
+    )
     if start is None:
-        raise RuntimeError(f"no decoder layer up to {first} was recorded: open the trunk session with record={{{first}}}")
+        raise RuntimeError(
+            f"no decoder layer up to {first} was recorded: open the trunk session with"
+            f" record={{{first}}}"
+        )
     prompt.kept = {i: old.kept[i] for i in range(start)}
     prompt.lengths = {i: old.lengths[i] for i in range(start)}
-    state = replace(trunk.state, prompt=prompt, promise=promise, scores={}, memo={}, inputs={},
-                    notes=copy.deepcopy(trunk.state.notes))  # fmt: skip
+    state = replace(
+        trunk.state,
+        prompt=prompt,
+        promise=promise,
+        scores={},
+        memo={},
+        inputs={},
+        notes=copy.deepcopy(trunk.state.notes),
+    )
     cache = fork(trunk.cache)
     mine = (session.live, session.watch, session.record, session.state)
-    session.live, session.watch, session.record, session.state = None, tuple(watch), frozenset(), state
+    session.live, session.watch, session.record, session.state = (
+        None,
+        tuple(watch),
+        frozenset(),
+        state,
+    )
     try:
         session.watch_layers()
         for part in watch:
@@ -134,7 +160,9 @@ def _rerun(session: Session, trunk: Prefilled, state: State, cache: Any, start: 
         out = session.text.layers[i](hidden, **{**inputs[i][1], CACHE: cache})
         hidden = out[0] if isinstance(out, tuple) else out
         if i < len(embeds.get("deepstack_visual_embeds", ())):
-            hidden = session.text._deepstack_process(hidden, embeds["visual_pos_masks"], embeds["deepstack_visual_embeds"][i])
+            hidden = session.text._deepstack_process(
+                hidden, embeds["visual_pos_masks"], embeds["deepstack_visual_embeds"][i]
+            )
     return hidden
 
 
@@ -147,24 +175,35 @@ def _offsets(prompt: Prompt, number: int) -> Tensor:
 
 @torch.inference_mode()
 def compress(session: Session, done: Prefilled, part: Part | None) -> Prefilled:
-    """A fork of a prefill whose cache is compressed by ``part`` (None: left whole); the original stays as it is."""
+    """A fork of a prefill whose cache is compressed by ``part`` (None: left whole); the original
+    stays as it is.
+    """
     cache = fork(done.cache)
     if part is None or part.full:
-        return replace(done, cache=cache, accounts=audit_prompt(done.state.prompt, done.state.promise, session.layers, cache))
+        return replace(
+            done,
+            cache=cache,
+            accounts=audit_prompt(done.state.prompt, done.state.promise, session.layers, cache),
+        )
     return replace(done, cache=cache, accounts=session.compress(done.state, cache, part))
 
 
 @dataclass(frozen=True)
 class Generated:
-    """One answer. ``tokens``: generated ids, the stop token included if reached. ``finish``: ``stop`` or ``length``."""
+    """One answer. ``tokens``: generated ids, the stop token included if reached. ``finish``:
+    ``stop`` or ``length``.
+    """
 
     tokens: list[int]
     finish: str
 
 
 @torch.inference_mode()
-def decode(session: Session, done: Sequence[Prefilled], limit: int, stop: Sequence[int]) -> list[Generated]:
-    """Greedy decoding of several prefills of one prompt length side by side; one answer per row, in order.
+def decode(
+    session: Session, done: Sequence[Prefilled], limit: int, stop: Sequence[int]
+) -> list[Generated]:
+    """Greedy decoding of several prefills of one prompt length side by side; one answer per row, in
+    order.
 
     Args:
         session: an open session on the model, of any setting.
@@ -183,8 +222,14 @@ def decode(session: Session, done: Sequence[Prefilled], limit: int, stop: Sequen
             break
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        logits = session.model(input_ids=token, position_ids=position + step, attention_mask=mask, use_cache=True,
-                               logits_to_keep=1, **{CACHE: cache}).logits  # fmt: skip
+        logits = session.model(
+            input_ids=token,
+            position_ids=position + step,
+            attention_mask=mask,
+            use_cache=True,
+            logits_to_keep=1,
+            **{CACHE: cache},
+        ).logits
         token = logits[:, -1].argmax(-1, keepdim=True)
         out.append(token)
         over = over | torch.isin(token[:, 0], ends)

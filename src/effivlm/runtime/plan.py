@@ -1,4 +1,5 @@
-"""The prefix tree of settings and its execution: vision encoding, prefill and early layers run once per document.
+"""The prefix tree of settings and its execution: vision encoding, prefill and early layers run once
+per document.
 
 document ─ encoder group (what happens in the encoder) ─ trunk (what is cut before the LLM)
 ─ branch (what is cut inside: resumed from its first cut) ─ leaf (the cache: a fork) ─ decode
@@ -24,7 +25,7 @@ Leaf = tuple[Setting, Prefilled]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one setting did on one document: the answer and its cost, or the error that stopped it."""
+    """What one setting did on one document: answer and cost, or the error that stopped it."""
 
     setting: Setting
     generated: Generated | None
@@ -47,7 +48,9 @@ def tree(settings: Sequence[Setting]) -> dict[tuple[Part, ...], list[Trunk]]:
         encoder = _parts(setting, PreEncoder, EncoderReducer)
         trunk = Setting(_parts(setting, PreEncoder, EncoderReducer, PreLLM), setting.positions)
         groups.setdefault(encoder, {}).setdefault(trunk, []).append(setting)
-    return {e: [Trunk(t, tuple(leaves)) for t, leaves in trunks.items()] for e, trunks in groups.items()}
+    return {
+        e: [Trunk(t, tuple(leaves)) for t, leaves in trunks.items()] for e, trunks in groups.items()
+    }
 
 
 def _parts(setting: Setting, *stages: Any) -> tuple[Part, ...]:
@@ -72,14 +75,21 @@ class Plan:
         for parts, trunks in tree(self.settings).items():
             sessions = [(self._trunk(model, t), t) for t in trunks]
             signals = frozenset(s for t in trunks for x in t.leaves for s in _encoder_signals(x))
-            self.encoders.append((Session(model, Setting(parts), trunk=True, signals=signals), sessions))
+            self.encoders.append(
+                (Session(model, Setting(parts), trunk=True, signals=signals), sessions)
+            )
 
     @staticmethod
     def _trunk(model: nn.Module, trunk: Trunk) -> Session:
         for leaf in trunk.leaves:
             Session(model, leaf)  # refuses what the family cannot do before anything runs
-        return Session(model, trunk.setting, trunk=True, watch=_caches(trunk.leaves),
-                       branches=[x for x in trunk.leaves if x.stage(IntraLLM)])  # fmt: skip
+        return Session(
+            model,
+            trunk.setting,
+            trunk=True,
+            watch=_caches(trunk.leaves),
+            branches=[x for x in trunk.leaves if x.stage(IntraLLM)],
+        )
 
     def run(self, inputs: Mapping[str, Any], limit: int, stop: Sequence[int]) -> Iterable[Outcome]:
         """Answer one document under every setting; errors are outcomes, not exceptions.
@@ -109,7 +119,9 @@ class Plan:
                         waiting = []
         yield from self._decode(waiting, limit, stop)
 
-    def _leaves(self, session: Session, trunk: Trunk, inputs: Mapping[str, Any], encoded: Any) -> Iterable[tuple[Setting, Any]]:
+    def _leaves(
+        self, session: Session, trunk: Trunk, inputs: Mapping[str, Any], encoded: Any
+    ) -> Iterable[tuple[Setting, Any]]:
         """Every leaf's compressed prefill, or the exception that stopped it."""
         try:
             with session:
@@ -125,7 +137,9 @@ class Plan:
         return out
 
     @staticmethod
-    def _branch(session: Session, base: Prefilled, parts: tuple[Part, ...], leaves: list[Setting]) -> list[tuple[Setting, Any]]:
+    def _branch(
+        session: Session, base: Prefilled, parts: tuple[Part, ...], leaves: list[Setting]
+    ) -> list[tuple[Setting, Any]]:
         try:
             done = generate.resume(session, base, leaves[0], _caches(leaves)) if parts else base
         except Exception as error:
@@ -133,7 +147,9 @@ class Plan:
         out: list[tuple[Setting, Any]] = []
         for leaf in leaves:
             try:
-                out.append((leaf, generate.compress(session, done, next(iter(leaf.stage(KVCache)), None))))
+                out.append(
+                    (leaf, generate.compress(session, done, next(iter(leaf.stage(KVCache)), None)))
+                )
             except Exception as error:
                 out.append((leaf, error))
         return out
@@ -154,4 +170,10 @@ def _caches(settings: Sequence[Setting]) -> list[Part]:
 
 
 def _encoder_signals(setting: Setting) -> list[Signal]:
-    return [s for p in setting.parts if not p.full for s in p.method.signals if isinstance(s, ENCODER_SIGNALS)]
+    return [
+        s
+        for p in setting.parts
+        if not p.full
+        for s in p.method.signals
+        if isinstance(s, ENCODER_SIGNALS)
+    ]

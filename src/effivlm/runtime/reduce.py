@@ -1,8 +1,9 @@
 """Token reduction between vision-encoder blocks, in whole merge groups.
 
-A *unit* is what attends to itself: a tile of a tower encoder, an image of a packed sequence. After the first cut a unit's
-patches lie group by group; positions (rotary tables), segment boundaries and masks follow. Before anything that needs the
-full grid, every group gets the states of the group that represents it.
+A *unit* is what attends to itself: a tile of a tower encoder, an image of a packed sequence. After
+the first cut a unit's patches lie group by group; positions (rotary tables), segment boundaries and
+masks follow. Before anything that needs the full grid, every group gets the states of the group
+that represents it.
 """
 
 import functools
@@ -27,8 +28,8 @@ class Unit:
     """One tile or image in the encoder.
 
     Attributes:
-        groups: [g] long, original groups in play. sizes: [g] float32. owner: [G] long, index into ``groups`` of the
-            group that stands for each original one.
+        groups: [g] long, original groups in play. sizes: [g] float32. owner: [G] long, index into
+            ``groups`` of the group that stands for each original one.
     """
 
     def __init__(self, count: int, device: torch.device) -> None:
@@ -37,7 +38,9 @@ class Unit:
         self.owner = torch.arange(count, device=device)
 
     def cut(self, keep: Tensor, merge: Merge | None, place: Tensor) -> None:
-        """Narrow to ``keep``; what was dropped is owned by its merge target, or by the nearest group kept."""
+        """Narrow to ``keep``; what was dropped is owned by its merge target, or by the nearest
+        group kept.
+        """
         near = torch.cdist(place, place[keep]).argmin(1)
         heir = near.clone()
         new_sizes = self.sizes.clone()
@@ -45,7 +48,9 @@ class Unit:
             rank = torch.full_like(self.groups, -1)
             rank[keep] = torch.arange(len(keep), device=keep.device)
             heir[merge.source] = rank[merge.target]
-            new_sizes = torch.zeros_like(self.sizes).index_add_(0, merge.target, self.sizes[merge.source])
+            new_sizes = torch.zeros_like(self.sizes).index_add_(
+                0, merge.target, self.sizes[merge.source]
+            )
             untouched = torch.ones_like(self.groups, dtype=torch.bool)
             untouched[merge.target] = False
             new_sizes = torch.where(untouched, self.sizes, new_sizes)
@@ -61,18 +66,24 @@ class BlockReduction:
         self.hook = functools.partial(wrap, "method")
         self.handles: list[Any] = []
         self.units: list[Unit] = []
-        self.history: dict[int, list[Tensor]] = {}  # patches per encoder sequence -> owner of every group, per unit
+        self.history: dict[
+            int, list[Tensor]
+        ] = {}  # patches per encoder sequence -> owner of every group, per unit
         self.active = False
 
-    # ------------------------------------------------------------------------------------------------ attachment
+    # ----------------------------------------------------------------------------------- attachment
     def open(self, model: nn.Module, blocks: nn.ModuleList) -> None:
         """Hook the blocks and the places where full grids are needed."""
         if self.part is None:
             return
-        self.n_blocks = self.family.feature_block(model.config, len(blocks)) + 1  # what comes after is never used
+        self.n_blocks = (
+            self.family.feature_block(model.config, len(blocks)) + 1
+        )  # what comes after is never used
         self.spare = frozenset(self.tap.watched)  # sites that signals read later
         for i, block in enumerate(blocks):
-            self.handles.append(block.register_forward_pre_hook(self.hook(self._enter(i)), with_kwargs=True))
+            self.handles.append(
+                block.register_forward_pre_hook(self.hook(self._enter(i)), with_kwargs=True)
+            )
         encoder: Any = model.get_encoder(modality="image")  # type: ignore[operator]
         mergers = [
             m
@@ -94,7 +105,9 @@ class BlockReduction:
         """A new encoder call begins."""
         self.prefix = self.family.prefix(config)
         group = self.family.group(config)
-        self.order = None if isinstance(group, int) else torch.argsort(group, stable=True)  # patches, group by group
+        self.order = (
+            None if isinstance(group, int) else torch.argsort(group, stable=True)
+        )  # patches, group by group
         self.members = group if isinstance(group, int) else len(group) // int(group.max() + 1)
         self.pieces, self.units, self.history, self.active = pieces, [], {}, self.part is not None
 
@@ -105,9 +118,11 @@ class BlockReduction:
         self.active = False
         self.tap.bias.clear()
 
-    # ----------------------------------------------------------------------------------------------------- groups
+    # --------------------------------------------------------------------------------------- groups
     def grouped(self, values: Tensor) -> Tensor:
-        """Mean over merge groups of values [patches in play, ...] in encoder order -> [groups in play, ...]."""
+        """Mean over merge groups of values [patches in play, ...] in encoder order -> [groups in
+        play, ...].
+        """
         if self.order is not None and not self.units:
             tiles = values.view(-1, len(self.order), *values.shape[1:])
             values = tiles[:, self.order.to(values.device)].flatten(0, 1)
@@ -127,14 +142,18 @@ class BlockReduction:
         return torch.cat(out)
 
     def survivors(self, pieces: list[Piece]) -> list[Tensor]:
-        """Per piece, [n] bool: the first slot of every group still in play, at most what the budget allows."""
+        """Per piece, [n] bool: the first slot of every group still in play, at most what the budget
+        allows.
+        """
         from effivlm.runtime.encoder import first_of_each
 
         assert self.part is not None
         counts = [len(u.owner) for u in self.units]
         offsets = [sum(counts[:i]) for i in range(len(counts))]
         alive = torch.cat([u.groups.cpu() + o for u, o in zip(self.units, offsets, strict=True)])
-        sizes = torch.zeros(sum(counts)).index_put_((alive,), torch.cat([u.sizes.cpu() for u in self.units]))
+        sizes = torch.zeros(sum(counts)).index_put_(
+            (alive,), torch.cat([u.sizes.cpu() for u in self.units])
+        )
         out = []
         for piece in pieces:
             source = torch.where(torch.isin(piece.source.cpu(), alive), piece.source.cpu(), -1)
@@ -142,13 +161,15 @@ class BlockReduction:
             assert isinstance(self.part.method, EncoderReducer)
             limit = self.part.method.encoder_budget(len(source), self.part.budget)
             slots = keep.nonzero()[:, 0]
-            if len(slots) > limit:  # padding was cut away: what is left exceeds the budget of what is left
+            if (
+                len(slots) > limit
+            ):  # padding was cut away: what is left exceeds the budget of what is left
                 order = torch.argsort(sizes[source[slots]], descending=True, stable=True)[limit:]
                 keep[slots[order]] = False
             out.append(keep)
         return out
 
-    # ----------------------------------------------------------------------------------------------------- blocks
+    # --------------------------------------------------------------------------------------- blocks
     def _enter(self, i: int) -> Any:
         def hook(block: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             if not self.active:
@@ -162,7 +183,11 @@ class BlockReduction:
                 self.tap.calls.pop(("vision", i - 1), None)
             if self.history:
                 kwargs = self._follow(i, kwargs, hidden.device)
-            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+            return (
+                ((hidden, *args[1:]), kwargs)
+                if args
+                else (args, {**kwargs, "hidden_states": hidden})
+            )
 
         return hook
 
@@ -175,23 +200,36 @@ class BlockReduction:
         else:
             counts = [(hidden.shape[1] - self.prefix) // self.members] * hidden.shape[0]
         self.units = [Unit(n, hidden.device) for n in counts]
-        if part.budget is not None and part.budget.tokens is not None and len(counts) != len(self.pieces):
-            raise BudgetError(f"{part.method.name}@{part.budget.text} counts tokens per image, "
-                              f"but {self.family.name} encodes tiles: give a share")  # fmt: skip
+        if (
+            part.budget is not None
+            and part.budget.tokens is not None
+            and len(counts) != len(self.pieces)
+        ):
+            raise BudgetError(
+                f"{part.method.name}@{part.budget.text} counts tokens per image, "
+                f"but {self.family.name} encodes tiles: give a share"
+            )
         self.notes: list[dict[str, Any]] = [{} for _ in counts]
         self.cuts: dict[int, list[Cut]] = {}
         for n in counts:
             for cut in part.method.encoder_schedule(self.n_blocks, n, part.budget):
                 if not 1 <= cut.layer < self.n_blocks or not 1 <= cut.keep <= n:
                     raise BudgetError(
-                        f"{part.method.name}: cut {cut} does not fit an encoder of {self.n_blocks} blocks and {n} groups"
+                        f"{part.method.name}: cut {cut} does not fit an encoder of {self.n_blocks}"
+                        f" blocks and {n} groups"
                     )
                 self.cuts.setdefault(cut.layer, []).append(cut)
         bad = [b for b, cuts in self.cuts.items() if len(cuts) != len(counts)]
         if bad:
-            raise BudgetError(f"{part.method.name}: images of one call need cuts at the same blocks, not only some at {bad}")
+            raise BudgetError(
+                f"{part.method.name}: images of one call need cuts at the same blocks, not only"
+                f" some at {bad}"
+            )
         self.tap.watched |= {("vision", i - 1) for i in self.cuts}
-        self.boundaries = torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], device=hidden.device) * self.members
+        self.boundaries = (
+            torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], device=hidden.device)
+            * self.members
+        )
 
     def _split(self, hidden: Tensor) -> Iterator[Tensor]:
         """[g, members * C] of every unit."""
@@ -218,7 +256,16 @@ class BlockReduction:
             place = self._places(number)[unit.groups]
             if k < g:
                 tokens = BlockTokens(
-                    _refuse, frozenset(), number, self.notes[number], mean, keys[span], got[span], unit.sizes, place, i
+                    _refuse,
+                    frozenset(),
+                    number,
+                    self.notes[number],
+                    mean,
+                    keys[span],
+                    got[span],
+                    unit.sizes,
+                    place,
+                    i,
                 )
                 chosen = part.method.reduce_block(tokens, k)
                 check_selection(part.method, chosen.keep, chosen.merged, k, g)
@@ -226,12 +273,20 @@ class BlockReduction:
                 rows = merged[chosen.keep]
                 unit.cut(chosen.keep, chosen.merged, place)
             out.append(rows.reshape(len(rows) * self.members, -1))
-        joined = torch.cat(out) if self.family.packed else torch.cat([hidden[:, : self.prefix], torch.stack(out)], 1)
-        self.history[sum(len(u.groups) for u in self.units) * self.members] = [u.owner for u in self.units]
+        joined = (
+            torch.cat(out)
+            if self.family.packed
+            else torch.cat([hidden[:, : self.prefix], torch.stack(out)], 1)
+        )
+        self.history[sum(len(u.groups) for u in self.units) * self.members] = [
+            u.owner for u in self.units
+        ]
         return joined
 
     def _places(self, number: int) -> Tensor:
-        """[G, 2] place of every group of a unit, from its position in encoder order where the layout has none."""
+        """[G, 2] place of every group of a unit, from its position in encoder order where the
+        layout has none.
+        """
         unit = self.units[number]
         device = unit.owner.device
         if self.family.packed:
@@ -256,17 +311,23 @@ class BlockReduction:
 
     def _grouped_at(self, values: Tensor, fresh: bool) -> Tensor:
         if self.order is not None and fresh:
-            values = values.view(-1, len(self.order), *values.shape[1:])[:, self.order.to(values.device)].flatten(0, 1)
+            values = values.view(-1, len(self.order), *values.shape[1:])[
+                :, self.order.to(values.device)
+            ].flatten(0, 1)
         return values.view(-1, self.members, *values.shape[1:]).mean(1)
 
     def _follow(self, i: int, kwargs: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        """Rotary tables, segment boundaries and masks of the patches still in play; the size bias of this block."""
+        """Rotary tables, segment boundaries and masks of the patches still in play; the size bias
+        of this block.
+        """
         within = torch.arange(self.members, device=device)
         kept = [(u.groups[:, None] * self.members + within).flatten() for u in self.units]
         kwargs = dict(kwargs)
         bounds = None
         if self.family.packed:
-            index = torch.cat([k + b for k, b in zip(kept, self.boundaries[:-1].tolist(), strict=True)])
+            index = torch.cat(
+                [k + b for k, b in zip(kept, self.boundaries[:-1].tolist(), strict=True)]
+            )
             kwargs["position_embeddings"] = tuple(x[index] for x in kwargs["position_embeddings"])
             old = kwargs["cu_seqlens"]
             bounds = torch.searchsorted(index, old.to(device)).to(old.dtype).unique_consecutive()
@@ -274,7 +335,10 @@ class BlockReduction:
             if kwargs.get("max_seqlen") is not None:
                 kwargs["max_seqlen"] = int(bounds.diff().max())
         elif isinstance(mask := kwargs.get("attention_mask"), Tensor):
-            raise NotImplementedError(f"{self.family.name}: encoder reduction with padded tiles (mask {tuple(mask.shape)})")
+            raise NotImplementedError(
+                f"{self.family.name}: encoder reduction with padded tiles (mask"
+                f" {tuple(mask.shape)})"
+            )
         if self.part is not None and getattr(self.part.method, "proportional_attention", False):
             self.tap.bias[("vision", i)] = self._bias(bounds)
         return kwargs
@@ -289,7 +353,7 @@ class BlockReduction:
         flat = torch.cat(logs)
         return [flat[a:b][None, None, None] for a, b in pairwise(ends)]
 
-    # -------------------------------------------------------------------------------------------------- full grids
+    # ----------------------------------------------------------------------------------- full grids
     def _refill(self, module: nn.Module, args: Any) -> Any:
         return (self._full(args[0]), *args[1:]) if self.active and self.history else None
 
@@ -311,7 +375,9 @@ class BlockReduction:
             return None
         output.last_hidden_state = self._tiles(output.last_hidden_state)
         if getattr(output, "hidden_states", None) is not None:
-            output.hidden_states = tuple(None if h is None else self._tiles(h) for h in output.hidden_states)
+            output.hidden_states = tuple(
+                None if h is None else self._tiles(h) for h in output.hidden_states
+            )
         return output
 
     def _tiles(self, hidden: Tensor) -> Tensor:
@@ -321,7 +387,9 @@ class BlockReduction:
             return hidden
         rows = []
         for x, owner in zip(hidden[:, self.prefix :], owners, strict=True):
-            full = x.reshape(-1, self.members * x.shape[-1])[owner].reshape(len(owner) * self.members, -1)
+            full = x.reshape(-1, self.members * x.shape[-1])[owner].reshape(
+                len(owner) * self.members, -1
+            )
             if self.order is not None:
                 full = torch.empty_like(full).index_copy_(0, self.order.to(full.device), full)
             rows.append(full)

@@ -1,4 +1,6 @@
-"""Decoder-side signals: what a context reads is computed here, from one layer's queries and keys, once per layer."""
+"""Decoder-side signals: what a context reads is computed here, from one layer's queries and keys,
+once per layer.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,30 +27,51 @@ from effivlm.ops import statistics
 from effivlm.runtime.attention import AttentionCall
 from effivlm.runtime.tokens import take
 
-ATTENTION = (LastRow, TextRows, ColumnSums, HeadMaxSums, WindowRows, PostVisionRows, ThresholdCounts, Keys, FutureQueries)
+ATTENTION = (
+    LastRow,
+    TextRows,
+    ColumnSums,
+    HeadMaxSums,
+    WindowRows,
+    PostVisionRows,
+    ThresholdCounts,
+    Keys,
+    FutureQueries,
+)
 
 
 class LayerSource:
     """Computes signals for one row of the batch at one place.
 
     Args:
-        session: the open session. layer: the layer about to run (the layer that just ran, plus one, for caches).
+        session: the open session. layer: the layer about to run (the layer that just ran, plus one,
+            for caches).
         row: batch row. alive: [m] positions of its tokens among the M in play.
-        place: ``number`` of the image, ``hidden``, ``visual``, ``text`` (IntraLLM) or ``image`` (KVCache); the decoder
-            layer as ``module`` and its ``kwargs``.
+        place: ``number`` of the image, ``hidden``, ``visual``, ``text`` (IntraLLM) or ``image``
+            (KVCache); the decoder layer as ``module`` and its ``kwargs``.
     """
 
     def __init__(self, session: Any, layer: int, row: int, alive: Tensor, **place: Any) -> None:
-        self.session, self.layer, self.row, self.alive, self.place = session, layer, row, alive, place
+        self.session, self.layer, self.row, self.alive, self.place = (
+            session,
+            layer,
+            row,
+            alive,
+            place,
+        )
 
     def __call__(self, signal: Signal) -> Tensor:
-        """The tensor of a signal; one prompt's values are shared by every method that asks at the same place."""
-        memo = self.session.current.memo.setdefault((self.layer, self.row, self.place.get("number")), {})
+        """The tensor of a signal; one prompt's values are shared by every method that asks at the
+        same place.
+        """
+        memo = self.session.current.memo.setdefault(
+            (self.layer, self.row, self.place.get("number")), {}
+        )
         if signal not in memo:
             memo[signal] = _COMPUTE[type(signal)](self, signal)
         return memo[signal]
 
-    # --------------------------------------------------------------------------------------------- queries and keys
+    # ----------------------------------------------------------------------------- queries and keys
     @property
     def call(self) -> AttentionCall:
         """The attention call of the layer before."""
@@ -66,7 +89,9 @@ class LayerSource:
         return _pick((call or self.call).key[self.row], self.alive)
 
     def mask(self) -> Callable[[Tensor], Tensor] | None:
-        """Rows -> [R, m] bool, where the model's attention is not plainly causal (bidirectional images, windows)."""
+        """Rows -> [R, m] bool, where the model's attention is not plainly causal (bidirectional
+        images, windows).
+        """
         mask = self.call.mask
         if not self.session.current.special_mask or not isinstance(mask, Tensor) or mask.ndim != 4:
             return None
@@ -98,8 +123,13 @@ def _last_row(s: LayerSource, signal: Any) -> Tensor:
     hidden, rel = s.place["hidden"], s.session.current.prompt.rel
     tables = kwargs["position_embeddings"]
     tables = tables if rel is None else tuple(take(x, rel, -2, -3) for x in tables)
-    call = s.session.tap.peek(module.self_attn, ("text", s.layer), hidden_states=module.input_layernorm(hidden),
-                              position_embeddings=tables, attention_mask=None)  # fmt: skip
+    call = s.session.tap.peek(
+        module.self_attn,
+        ("text", s.layer),
+        hidden_states=module.input_layernorm(hidden),
+        position_embeddings=tables,
+        attention_mask=None,
+    )
     q, k = s.query(call), s.key(call)
     return statistics.row_probabilities(q[:, last], k, last, call.scaling, None)[:, 0]
 
@@ -114,10 +144,14 @@ def _column_sums(s: LayerSource, signal: Any) -> Tensor:
 
 def _head_max_sums(s: LayerSource, signal: Any) -> Tensor:
     if "image" in s.place:  # a cache: all images, and the text after the last
-        index = _after_vision(s) if signal.rows == "text" else (s.place["image"] >= 0).nonzero()[:, 0]
+        index = (
+            _after_vision(s) if signal.rows == "text" else (s.place["image"] >= 0).nonzero()[:, 0]
+        )
     else:
         index = s.place[signal.rows]
-    return statistics.head_max_sums(s.query()[:, index], s.key(), index, s.call.scaling, mask=s.mask())
+    return statistics.head_max_sums(
+        s.query()[:, index], s.key(), index, s.call.scaling, mask=s.mask()
+    )
 
 
 def _summed(s: LayerSource, index: Tensor) -> Tensor:
@@ -142,7 +176,9 @@ def _post_vision(s: LayerSource, signal: Any) -> Tensor:
 
 def _threshold(s: LayerSource, signal: Any) -> Tensor:
     index = _after_vision(s)
-    return statistics.threshold_share(s.query()[:, index], s.key(), index, s.call.scaling, signal.p, mask=s.mask())
+    return statistics.threshold_share(
+        s.query()[:, index], s.key(), index, s.call.scaling, signal.p, mask=s.mask()
+    )
 
 
 def _input_embeds(s: LayerSource, signal: Any) -> Tensor:
@@ -159,7 +195,9 @@ def _keys(s: LayerSource, signal: Any) -> Tensor:
 
 
 def _value_output(s: LayerSource, signal: Any) -> Tensor:
-    """[KV, m]: L1 norm of each value through the output projection of its query heads, mean over the group."""
+    """[KV, m]: L1 norm of each value through the output projection of its query heads, mean over
+    the group.
+    """
     layer = s.place["held"]
     values = _pick(layer.values[s.row], s.alive)  # [KV, m, d]
     weight = s.place["module"].self_attn.o_proj.weight  # [D, H * d]
@@ -167,23 +205,37 @@ def _value_output(s: LayerSource, signal: Any) -> Tensor:
     per_head = weight.view(weight.shape[0], heads, -1, width)  # [D, KV, G, d]
     out = torch.empty(heads, length, dtype=torch.float32, device=values.device)
     for h in range(heads):
-        norms = [(values[h] @ per_head[:, h, g].T).float().abs().sum(-1) for g in range(per_head.shape[2])]
+        norms = [
+            (values[h] @ per_head[:, h, g].T).float().abs().sum(-1)
+            for g in range(per_head.shape[2])
+        ]
         out[h] = torch.stack(norms).mean(0)
     return out
 
 
 def _future_queries(s: LayerSource, signal: Any) -> Tensor:
-    cos, sin = (_pick(x[s.row % len(x)][None], s.alive)[0] for x in s.place["kwargs"]["position_embeddings"])
+    cos, sin = (
+        _pick(x[s.row % len(x)][None], s.alive)[0] for x in s.place["kwargs"]["position_embeddings"]
+    )
     rotary: nn.Module = s.session.text.rotary_emb
-    kinds = getattr(s.session.text.config, "layer_types", None)  # Gemma 3 has one rotary table per kind of layer
+    kinds = getattr(
+        s.session.text.config, "layer_types", None
+    )  # Gemma 3 has one rotary table per kind of layer
     frequencies = getattr(rotary, "inv_freq", None)
     if frequencies is None and kinds:
         frequencies = getattr(rotary, f"{kinds[s.layer - 1]}_inv_freq", None)
     if not isinstance(frequencies, Tensor):
-        raise NotImplementedError(f"{type(rotary).__name__} shows no frequencies: queries cannot be moved to coming positions")
+        raise NotImplementedError(
+            f"{type(rotary).__name__} shows no frequencies: queries cannot be moved to coming"
+            " positions"
+        )
     coming = s.session.current.position[..., s.row, 0]
-    start = coming[-3:].max() if coming.ndim else coming  # a fourth, first axis counts text: nothing rotates by it
-    return statistics.future_queries(s.query(), cos, sin, frequencies, start, signal.sinks, signal.future)
+    start = (
+        coming[-3:].max() if coming.ndim else coming
+    )  # a fourth, first axis counts text: nothing rotates by it
+    return statistics.future_queries(
+        s.query(), cos, sin, frequencies, start, signal.sinks, signal.future
+    )
 
 
 _COMPUTE: dict[type[Signal], Callable[[LayerSource, Any], Tensor]] = {

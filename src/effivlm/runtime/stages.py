@@ -1,4 +1,6 @@
-"""Applies decisions: what happens to a prompt before the LLM, before a decoder layer, and to a layer's cache."""
+"""Applies decisions: what happens to a prompt before the LLM, before a decoder layer, and to a
+layer's cache.
+"""
 
 import contextlib
 from collections.abc import Sequence
@@ -28,11 +30,15 @@ from effivlm.runtime.signals import LayerSource
 from effivlm.runtime.tokens import Image, Prompt, merge_rows
 from effivlm.setting import Part, Setting
 
-Notes = dict[tuple[str, int], dict[str, Any]]  # (method, row) -> that method's scratch for that prompt
+Notes = dict[
+    tuple[str, int], dict[str, Any]
+]  # (method, row) -> that method's scratch for that prompt
 
 
-# ------------------------------------------------------------------------------------------------- before the LLM
-def before_llm(prompt: Prompt, encoded: Encoded | None, parts: Sequence[Part], layers: int, notes: Notes) -> list[Tensor]:
+# ----------------------------------------------------------------------------------- before the LLM
+def before_llm(
+    prompt: Prompt, encoded: Encoded | None, parts: Sequence[Part], layers: int, notes: Notes
+) -> list[Tensor]:
     """Run the pre-LLM parts over every image; rewrites merged rows of ``prompt.embeds``.
 
     Returns:
@@ -60,8 +66,15 @@ def _survivors(prompt: Prompt, encoded: Encoded | None) -> list[Tensor]:
     return out
 
 
-def _reduce_image(prompt: Prompt, encoded: Encoded | None, image: Image, offsets: Tensor, part: Part,
-                  layers: int, notes: Notes) -> Tensor:  # fmt: skip
+def _reduce_image(
+    prompt: Prompt,
+    encoded: Encoded | None,
+    image: Image,
+    offsets: Tensor,
+    part: Part,
+    layers: int,
+    notes: Notes,
+) -> Tensor:
     method = part.method
     assert isinstance(method, PreLLM)
     n = len(offsets)
@@ -69,7 +82,10 @@ def _reduce_image(prompt: Prompt, encoded: Encoded | None, image: Image, offsets
     k = method.image_budget(layers, n, part.budget)
     content = offsets[~image.newline[offsets]]
     units = [content[image.unit[content] == u] for u in image.unit[content].unique().tolist()]
-    contexts = [_image_tokens(prompt, encoded, image, where, u, part, notes) for u, where in enumerate(units)]
+    contexts = [
+        _image_tokens(prompt, encoded, image, where, u, part, notes)
+        for u, where in enumerate(units)
+    ]
     if method.observes:
         for tokens in contexts:
             method.observe_image(tokens)
@@ -85,12 +101,21 @@ def _reduce_image(prompt: Prompt, encoded: Encoded | None, image: Image, offsets
         check_selection(method, selection.keep, selection.merged, share, len(where))
         _merge_before_llm(prompt, image, where, selection)
         chosen.append(where[selection.keep.to(where.device)])
-    newlines = offsets[image.newline[offsets]][: max(0, k - len(content))]  # only once all content is kept
+    newlines = offsets[image.newline[offsets]][
+        : max(0, k - len(content))
+    ]  # only once all content is kept
     return torch.cat([*chosen, newlines]).sort().values
 
 
-def _image_tokens(prompt: Prompt, encoded: Encoded | None, image: Image, where: Tensor, unit: int, part: Part,
-                  notes: Notes) -> ImageTokens:  # fmt: skip
+def _image_tokens(
+    prompt: Prompt,
+    encoded: Encoded | None,
+    image: Image,
+    where: Tensor,
+    unit: int,
+    part: Part,
+    notes: Notes,
+) -> ImageTokens:
     row, slots = image.row, image.slots[where]
 
     def source(signal: Any) -> Tensor:
@@ -101,8 +126,17 @@ def _image_tokens(prompt: Prompt, encoded: Encoded | None, image: Image, where: 
         return encoded.values[signal][image.source[where].to(encoded.values[signal].device)]
 
     key = hash((prompt.keys[row], image.number, unit))
-    return ImageTokens(source, part.method.signals, key, notes.setdefault((part.method.name, row), {}),
-                       prompt.embeds[row, slots], image.place[where], image.number, unit, slots)  # fmt: skip
+    return ImageTokens(
+        source,
+        part.method.signals,
+        key,
+        notes.setdefault((part.method.name, row), {}),
+        prompt.embeds[row, slots],
+        image.place[where],
+        image.number,
+        unit,
+        slots,
+    )
 
 
 def _merge_before_llm(prompt: Prompt, image: Image, where: Tensor, selection: Selection) -> None:
@@ -114,10 +148,12 @@ def _merge_before_llm(prompt: Prompt, image: Image, where: Tensor, selection: Se
     prompt.embeds = embeds
     if (levels := prompt.side.get("deepstack_visual_embeds")) is not None:
         rank = (prompt.visual.flatten().long().cumsum(0) - 1).view_as(prompt.visual)[row, slots]
-        prompt.side["deepstack_visual_embeds"] = [merge_rows(f, rank, selection.merged) for f in levels]
+        prompt.side["deepstack_visual_embeds"] = [
+            merge_rows(f, rank, selection.merged) for f in levels
+        ]
 
 
-# -------------------------------------------------------------------------------------------------- inside the LLM
+# ----------------------------------------------------------------------------------- inside the LLM
 def plan_cuts(prompt: Prompt, kept: list[Tensor], parts: Sequence[Part], layers: int) -> Promise:
     """Ask every intra-LLM part for its schedule, image by image.
 
@@ -132,15 +168,24 @@ def plan_cuts(prompt: Prompt, kept: list[Tensor], parts: Sequence[Part], layers:
             previous = n
             for cut in part.method.schedule(layers, n, _left_over(part, prompt.images[number])):
                 if not 0 <= cut.layer < layers or cut.keep > previous or cut.keep < 0:
-                    raise BudgetError(f"{part.method.name}: cut {cut} does not fit {layers} layers and {previous} tokens in play")
-                promise.cuts.setdefault(cut.layer, []).append(PlannedCut(part.method, number, cut.keep))
+                    raise BudgetError(
+                        f"{part.method.name}: cut {cut} does not fit {layers} layers and {previous}"
+                        " tokens in play"
+                    )
+                promise.cuts.setdefault(cut.layer, []).append(
+                    PlannedCut(part.method, number, cut.keep)
+                )
                 previous = cut.keep
             now[number] = previous
     return promise
 
 
-def first_cuts(prompt: Prompt, kept: list[Tensor], settings: Sequence[Setting], layers: int) -> frozenset[int]:
-    """The layers from which ``settings`` resume; one whose budget this prompt cannot meet is told so when it resumes."""
+def first_cuts(
+    prompt: Prompt, kept: list[Tensor], settings: Sequence[Setting], layers: int
+) -> frozenset[int]:
+    """The layers from which ``settings`` resume; one whose budget this prompt cannot meet is told
+    so when it resumes.
+    """
     out = set()
     for setting in settings:
         with contextlib.suppress(BudgetError):
@@ -149,15 +194,24 @@ def first_cuts(prompt: Prompt, kept: list[Tensor], settings: Sequence[Setting], 
 
 
 def _left_over(part: Part, image: Image) -> Budget | None:
-    """The budget a schedule is asked to meet: for methods that cut earlier too, in tokens of what their first stage was given."""
+    """The budget a schedule is asked to meet: for methods that cut earlier too, in tokens of what
+    their first stage was given.
+    """
     if part.budget is None or not (part.at(PreLLM) or part.at(EncoderReducer)):
         return part.budget
     n = image.entered.get(part.method.name, len(image.slots))
     return replace(part.budget, share=None, tokens=part.budget.count(n))
 
 
-def at_layer(prompt: Prompt, cuts: list[PlannedCut], hidden: Tensor, layer: int, source: Any, notes: Notes,
-             before: list[int]) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+def at_layer(
+    prompt: Prompt,
+    cuts: list[PlannedCut],
+    hidden: Tensor,
+    layer: int,
+    source: Any,
+    notes: Notes,
+    before: list[int],
+) -> tuple[Tensor, Tensor | None]:
     """Apply the cuts of one layer.
 
     Args:
@@ -170,7 +224,8 @@ def at_layer(prompt: Prompt, cuts: list[PlannedCut], hidden: Tensor, layer: int,
         before: per image, visual tokens that entered the LLM.
 
     Returns:
-        hidden [B, M', D] and the chosen positions [B, M'] among the M, or None where nothing was dropped.
+        hidden [B, M', D] and the chosen positions [B, M'] among the M, or None where nothing was
+        dropped.
     """
     keep = torch.ones_like(prompt.index, dtype=torch.bool)
     merged = hidden
@@ -180,21 +235,36 @@ def at_layer(prompt: Prompt, cuts: list[PlannedCut], hidden: Tensor, layer: int,
         index = prompt.index[row, alive]
         mine = torch.isin(index, image.slots) & keep[row, alive]
         visual = mine.nonzero()[:, 0]
-        # a method with a rule of its own may have kept less at an earlier cut than was promised: it still decides here
+        # a method with a rule of its own may have kept less at an earlier cut than was promised: it
+        # still decides here
         k = cut.keep if cut.method.exact else min(cut.keep, max(1, len(visual) - 1))
         if k >= len(visual):
             continue
         text = (~prompt.visual[row, index] & (index > image.slots[-1])).nonzero()[:, 0]
         text = text if len(text) else torch.tensor([len(index) - 1], device=index.device)
-        read: LayerSource = source(row, alive, number=image.number, hidden=merged, visual=visual, text=text)
+        read: LayerSource = source(
+            row, alive, number=image.number, hidden=merged, visual=visual, text=text
+        )
         method = cut.method
         assert isinstance(method, IntraLLM)
-        tokens = LayerTokens(read, method.signals, hash((prompt.keys[row], image.number, layer)),
-                             notes.setdefault((method.name, row), {}), merged[row, alive], visual, text, index, layer,
-                             before[cut.image], image.number)  # fmt: skip
+        tokens = LayerTokens(
+            read,
+            method.signals,
+            hash((prompt.keys[row], image.number, layer)),
+            notes.setdefault((method.name, row), {}),
+            merged[row, alive],
+            visual,
+            text,
+            index,
+            layer,
+            before[cut.image],
+            image.number,
+        )
         selection = method.select_layer(tokens, k)
         check_selection(method, selection.keep, selection.merged, k, len(visual))
-        cuts[number] = replace(cut, keep=len(selection.keep))  # methods that are not exact may keep fewer than promised
+        cuts[number] = replace(
+            cut, keep=len(selection.keep)
+        )  # methods that are not exact may keep fewer than promised
         if selection.merged is not None and len(selection.merged.target):
             merged = merged.clone()
             merged[row] = merge_rows(merged[row], alive[visual], selection.merged)
@@ -203,21 +273,33 @@ def at_layer(prompt: Prompt, cuts: list[PlannedCut], hidden: Tensor, layer: int,
         keep[row, alive[visual[gone]]] = False
     if bool(keep.all()):
         return merged, None
-    return merged, keep if prompt.valid is None else keep & prompt.valid  # padding of an earlier cut is not kept
+    return (
+        merged,
+        keep if prompt.valid is None else keep & prompt.valid,
+    )  # padding of an earlier cut is not kept
 
 
-# -------------------------------------------------------------------------------------------------------- the cache
+# ---------------------------------------------------------------------------------------- the cache
 @dataclass
 class Scored:
-    """One cache method's reading of one layer: per row, scores [KV, M], a statistic, and the layer's own budget."""
+    """One cache method's reading of one layer: per row, scores [KV, M], a statistic, and the
+    layer's own budget.
+    """
 
     scores: list[Tensor]
     statistics: list[float]
     budgets: list[int]
 
 
-def layer_caches(prompt: Prompt, layer: SlotLayer, number: int, layers: int, part: Part, notes: Notes,
-                 source: Any = None) -> list[LayerCache]:  # fmt: skip
+def layer_caches(
+    prompt: Prompt,
+    layer: SlotLayer,
+    number: int,
+    layers: int,
+    part: Part,
+    notes: Notes,
+    source: Any = None,
+) -> list[LayerCache]:
     """One context per row; padding of either kind is left out."""
     method, out = part.method, []
     index, valid = prompt.kept[number]
@@ -230,8 +312,20 @@ def layer_caches(prompt: Prompt, layer: SlotLayer, number: int, layers: int, par
             if picture.row == row:
                 image[torch.isin(where, picture.slots)] = picture.number
         read = source(row, alive, image) if source is not None else _no_signals
-        out.append(LayerCache(read, method.signals, hash((prompt.keys[row], number)),
-                              notes.setdefault((method.name, row), {}), keys, values, image, where, number, layers))  # fmt: skip
+        out.append(
+            LayerCache(
+                read,
+                method.signals,
+                hash((prompt.keys[row], number)),
+                notes.setdefault((method.name, row), {}),
+                keys,
+                values,
+                image,
+                where,
+                number,
+                layers,
+            )
+        )
     return out
 
 
@@ -264,21 +358,34 @@ def allocate(part: Part, scored: list[Scored], lengths: list[list[int]]) -> list
     for row in range(len(lengths[0])):
         held = [layer[row] for layer in lengths]
         share = part.budget.as_share(held[0]) if part.budget is not None else None
-        statistics = [s.statistics[row] for s in scored] if method.allocator.needs_statistics else None
+        statistics = (
+            [s.statistics[row] for s in scored] if method.allocator.needs_statistics else None
+        )
         columns.append(method.allocator(held, share, statistics))
     return [list(layer) for layer in zip(*columns, strict=True)]
 
 
-def compress_layer(prompt: Prompt, layer: SlotLayer, number: int, part: Part, caches: list[LayerCache], scored: Scored,
-                   budgets: list[int]) -> None:  # fmt: skip
-    """Choose entries and narrow the layer to them; a layer whose rows all keep everything is left alone."""
+def compress_layer(
+    prompt: Prompt,
+    layer: SlotLayer,
+    number: int,
+    part: Part,
+    caches: list[LayerCache],
+    scored: Scored,
+    budgets: list[int],
+) -> None:
+    """Choose entries and narrow the layer to them; a layer whose rows all keep everything is left
+    alone.
+    """
     method = part.method
     assert isinstance(method, KVCache)
     chosen = []
     for cache, scores, k in zip(caches, scored.scores, budgets, strict=True):
         heads, length = cache.keys.shape[:2]
         if k >= length:
-            chosen.append(Entries(torch.ones(heads, length, dtype=torch.bool, device=cache.keys.device)))
+            chosen.append(
+                Entries(torch.ones(heads, length, dtype=torch.bool, device=cache.keys.device))
+            )
             continue
         entries = method.choose(cache, scores, k)
         check_entries(method, entries, k, length, heads)
@@ -286,7 +393,9 @@ def compress_layer(prompt: Prompt, layer: SlotLayer, number: int, part: Part, ca
     if all(bool(e.keep.all()) for e in chosen):
         return
     index, valid = prompt.kept[number]
-    apply_entries(layer, [alive_slots(prompt, index, valid, row) for row in range(len(index))], chosen)
+    apply_entries(
+        layer, [alive_slots(prompt, index, valid, row) for row in range(len(index))], chosen
+    )
 
 
 def alive_slots(prompt: Prompt, index: Tensor, valid: Tensor | None, row: int) -> Tensor:

@@ -1,4 +1,6 @@
-"""What can be carried out: which settings on which family, which prompts; everything else is refused before anything runs."""
+"""What can be carried out: which settings on which family, which prompts; everything else is
+refused before anything runs.
+"""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +13,9 @@ from effivlm.runtime.cache import cache_of
 from effivlm.runtime.encoder import ENCODER_SIGNALS
 from effivlm.setting import Part, Setting, SettingError
 
-MANY = 1 << 20  # visual tokens: what is infeasible for so many, rounding apart, is infeasible for any image
+MANY = (
+    1 << 20
+)  # visual tokens: what is infeasible for so many, rounding apart, is infeasible for any image
 
 
 class Unsupported(SettingError):
@@ -19,25 +23,33 @@ class Unsupported(SettingError):
 
 
 def check_supported(setting: Setting, family: Family, layers: int | None = None) -> None:
-    """Refuse methods that cannot apply to a family or, if its number is known, to so many decoder layers.
+    """Refuse methods that cannot apply to a family or, if its number is known, to so many decoder
+    layers.
 
     Raises:
         Unsupported: naming the method, the family and the reason.
-        BudgetError: for a budget that no image could meet (names the smallest feasible one), or a layer that does not exist.
+        BudgetError: for a budget that no image could meet (names the smallest feasible one), or a
+            layer that does not exist.
     """
     traits = set(family.traits) | ({"no_resize"} if family.resize is None else set())
     for part in setting.parts:
         reasons = dict(part.method.unsupported)
         if any(isinstance(s, ENCODER_SIGNALS) for s in part.method.signals):
             reasons.setdefault(
-                "no_encoder_signals", "its visual tokens are not patches, so encoder signals cannot be mapped to them"
+                "no_encoder_signals",
+                "its visual tokens are not patches, so encoder signals cannot be mapped to them",
             )
         if part.at(EncoderReducer):
-            reasons.setdefault("no_encoder_signals", "its visual tokens are not patches that could be merged one to one")
+            reasons.setdefault(
+                "no_encoder_signals",
+                "its visual tokens are not patches that could be merged one to one",
+            )
         if part.at(PreEncoder):
             reasons["no_resize"] = "its encoder takes images of one size only"
         for trait in sorted(traits & set(reasons)):
-            raise Unsupported(f"{part.method.name} cannot be used with {family.name}: {reasons[trait]}")
+            raise Unsupported(
+                f"{part.method.name} cannot be used with {family.name}: {reasons[trait]}"
+            )
     if layers is not None:
         for part in setting.stage(IntraLLM):
             _check_feasible(part, layers)
@@ -48,7 +60,9 @@ def _check_feasible(part: Part, layers: int) -> None:
     assert isinstance(method, IntraLLM)
     if budget is not None and budget.tokens is not None and budget.unit == "visual_mean":
         return  # how much of an image a number of tokens is differs from image to image
-    if budget is not None and (part.at(EncoderReducer) or part.at(PreLLM)):  # earlier stages leave a count to the schedule
+    if budget is not None and (
+        part.at(EncoderReducer) or part.at(PreLLM)
+    ):  # earlier stages leave a count to the schedule
         if isinstance(method, EncoderReducer):
             n = method.encoder_budget(n, budget)
         if isinstance(method, PreLLM):
@@ -58,22 +72,35 @@ def _check_feasible(part: Part, layers: int) -> None:
 
 
 def whole_prompts(model: Any) -> None:
-    """Make ``model.generate`` refuse to feed a prompt in chunks, until ``_prefill`` is deleted from the model again.
+    """Make ``model.generate`` refuse to feed a prompt in chunks, until ``_prefill`` is deleted from
+    the model again.
 
-    Budgets are shares of the whole prompt and its last rows choose what stays, so a first chunk cannot be compressed as if
-    it were the prompt. Later turns, which are appended uncompressed, may come in chunks.
+    Budgets are shares of the whole prompt and its last rows choose what stays, so a first chunk
+    cannot be compressed as if it were the prompt. Later turns, which are appended uncompressed, may
+    come in chunks.
     """
     prefill: Callable[..., Any] | None = getattr(model, "_prefill", None)
     if prefill is None:  # nothing that generates
         return
 
     @functools.wraps(prefill)
-    def checked(input_ids: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def checked(
+        input_ids: Any,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         size, cache = getattr(generation_config, "prefill_chunk_size", None), cache_of(model_kwargs)
-        if size is not None and input_ids.shape[1] > size and (cache is None or not cache.get_seq_length()):
+        if (
+            size is not None
+            and input_ids.shape[1] > size
+            and (cache is None or not cache.get_seq_length())
+        ):
             raise NotImplementedError(
-                f"prefill_chunk_size={size} would feed this prompt of {input_ids.shape[1]} tokens in chunks, and compression "
-                "needs it whole: leave prefill_chunk_size out (attention statistics take no L x L memory)"
+                f"prefill_chunk_size={size} would feed this prompt of {input_ids.shape[1]} tokens"
+                " in chunks, and compression needs it whole: leave prefill_chunk_size out"
+                " (attention statistics take no L x L memory)"
             )
         return prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
 

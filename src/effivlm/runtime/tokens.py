@@ -1,4 +1,5 @@
-"""Which tokens exist, which are visual, where they came from; positions, masks and side inputs follow a keep list.
+"""Which tokens exist, which are visual, where they came from; positions, masks and side inputs
+follow a keep list.
 
 Shapes: B batch, L prompt length, M tokens in play (short rows padded on the left), D width.
 """
@@ -16,9 +17,11 @@ from effivlm.methods.base import Merge
 Mask = Tensor | dict[str, Any] | None
 
 
-# ------------------------------------------------------------------------------------------------------ gathering
+# ---------------------------------------------------------------------------------------- gathering
 def take(x: Tensor, index: Tensor, dim: int, batch: int) -> Tensor:
-    """Batched gather: ``out[..., b, ..., m, ...] = x[..., b, ..., index[b, m], ...]``; a batch axis of 1 broadcasts."""
+    """Batched gather: ``out[..., b, ..., m, ...] = x[..., b, ..., index[b, m], ...]``; a batch axis
+    of 1 broadcasts.
+    """
     dim, batch = dim % x.ndim, batch % x.ndim
     shape = [1] * x.ndim
     shape[batch], shape[dim] = index.shape
@@ -26,16 +29,22 @@ def take(x: Tensor, index: Tensor, dim: int, batch: int) -> Tensor:
 
 
 def take_mask(mask: Mask, index: Tensor) -> Mask:
-    """Rows and columns of a prefill mask: None, one per layer type, 2-D padding mask, 4-D bool or additive mask."""
+    """Rows and columns of a prefill mask: None, one per layer type, 2-D padding mask, 4-D bool or
+    additive mask.
+    """
     if mask is None:
         return None
     if isinstance(mask, dict):
         return {k: take_mask(m, index) for k, m in mask.items()}
-    return take(mask, index, -1, 0) if mask.ndim == 2 else take(take(mask, index, -1, 0), index, -2, 0)
+    return (
+        take(mask, index, -1, 0) if mask.ndim == 2 else take(take(mask, index, -1, 0), index, -2, 0)
+    )
 
 
 def hide(mask: Any, valid: Tensor, diagonal: bool = True) -> Any:
-    """Hide invalid keys ([B, M] or [B, H, M]); padding rows keep themselves so that no softmax row is empty."""
+    """Hide invalid keys ([B, M] or [B, H, M]); padding rows keep themselves so that no softmax row
+    is empty.
+    """
     if isinstance(mask, dict):
         return {k: hide(m, valid, diagonal) for k, m in mask.items()}
     if mask.ndim == 2:
@@ -43,18 +52,26 @@ def hide(mask: Any, valid: Tensor, diagonal: bool = True) -> Any:
     out = ~valid[:, None, None, :] if valid.ndim == 2 else ~valid[:, :, None, :]
     if diagonal:
         out = out & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
-    return mask & ~out if mask.dtype == torch.bool else mask.masked_fill(out, torch.finfo(mask.dtype).min)
+    return (
+        mask & ~out
+        if mask.dtype == torch.bool
+        else mask.masked_fill(out, torch.finfo(mask.dtype).min)
+    )
 
 
 def to_index(keep: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Bool [B, N] -> index [B, M] ascending, short rows padded on the left with dropped tokens; validity or None."""
+    """Bool [B, N] -> index [B, M] ascending, short rows padded on the left with dropped tokens;
+    validity or None.
+    """
     counts = keep.sum(1)
     index = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[:, -int(counts.max()) :]
     return index, None if bool((counts == counts.max()).all()) else keep.gather(1, index)
 
 
 def merge_rows(x: Tensor, where: Tensor, merge: Merge) -> Tensor:
-    """A copy of x [S, D] in which row ``where[target]`` is the weighted sum of rows ``where[source]``, in float32."""
+    """A copy of x [S, D] in which row ``where[target]`` is the weighted sum of rows
+    ``where[source]``, in float32.
+    """
     target, source = where[merge.target.to(x.device)], where[merge.source.to(x.device)]
     rows = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     rows.index_add_(0, target, merge.weight.to(x.device)[:, None].float() * x[source].float())
@@ -63,15 +80,18 @@ def merge_rows(x: Tensor, where: Tensor, merge: Merge) -> Tensor:
     return out
 
 
-# ------------------------------------------------------------------------------------------------------ the prompt
+# --------------------------------------------------------------------------------------- the prompt
 @dataclass
 class Image:
     """One image of one prompt.
 
     Attributes:
-        row: batch row. number: 0, 1, ... within the row. slots: [n] long, logical positions of its placeholders.
-        source: [n] long, group in encoder order, -1 for tokens without one. place: [n, 2] row and column, NaN without.
-        unit: [n] long, pruning unit (tile, base, mosaic). newline: [n] bool, extra tokens that show no part of the image.
+        row: batch row. number: 0, 1, ... within the row. slots: [n] long, logical positions of its
+            placeholders.
+        source: [n] long, group in encoder order, -1 for tokens without one. place: [n, 2] row and
+            column, NaN without.
+        unit: [n] long, pruning unit (tile, base, mosaic). newline: [n] bool, extra tokens that show
+            no part of the image.
         entered: method -> tokens its first stage was given (methods with several stages).
     """
 
@@ -90,12 +110,16 @@ class Prompt:
     """State of one prefill; all indices are logical unless said otherwise.
 
     Attributes:
-        visual: [B, L] bool. real: [B, L] bool, False for the batch's own padding. images: all images, row by row.
+        visual: [B, L] bool. real: [B, L] bool, False for the batch's own padding. images: all
+            images, row by row.
         keys: per row, an integer that identifies the prompt.
-        embeds: [B, L, D] what would enter the LLM. side: sequence-aligned inputs of the text model (deep stack).
-        index: [B, M] tokens in play. valid: [B, M], False for padding from unequal budgets, or None.
+        embeds: [B, L, D] what would enter the LLM. side: sequence-aligned inputs of the text model
+            (deep stack).
+        index: [B, M] tokens in play. valid: [B, M], False for padding from unequal budgets, or
+            None.
         rel: [B, M] the same tokens as rows of the text model's input, or None: all of them.
-        kept: layer -> (index, valid) of the tokens that entered it. lengths: layer -> tokens entering, read off tensors.
+        kept: layer -> (index, valid) of the tokens that entered it. lengths: layer -> tokens
+            entering, read off tensors.
     """
 
     visual: Tensor
@@ -111,14 +135,18 @@ class Prompt:
     lengths: dict[int, int] = field(default_factory=dict)
 
     def alive(self, row: int) -> Tensor:
-        """[m] long: positions among the M tokens in play of ``row`` that are neither padding of one kind nor the other."""
+        """[m] long: positions among the M tokens in play of ``row`` that are neither padding of one
+        kind nor the other.
+        """
         ok = self.real[row].gather(0, self.index[row])
         if self.valid is not None:
             ok = ok & self.valid[row]
         return ok.nonzero()[:, 0]
 
     def narrow(self, keep: Tensor) -> Tensor:
-        """Keep ``keep`` [B, M] bool of the tokens in play; returns the chosen positions among them, [B, M']."""
+        """Keep ``keep`` [B, M] bool of the tokens in play; returns the chosen positions among them,
+        [B, M'].
+        """
         sub, valid = to_index(keep)
         self.index = self.index.gather(1, sub)
         if self.valid is not None:
@@ -145,7 +173,9 @@ def find_images(visual: Tensor, pieces: list[Piece], family: Family) -> list[Ima
     device = visual.device
     total, once = int(visual.sum()), sum(len(p.source) for p in pieces)
     if not once or total % once:
-        raise LayoutError(f"{total} image placeholders in the prompt, {once} visual tokens from the encoder")
+        raise LayoutError(
+            f"{total} image placeholders in the prompt, {once} visual tokens from the encoder"
+        )
     beams = max(1, total // once)  # generation repeats every row `beams` times before prefill
     images: list[Image] = []
     queue, before = list(pieces), list(pieces)
@@ -160,9 +190,17 @@ def find_images(visual: Tensor, pieces: list[Piece], family: Family) -> list[Ima
     return images
 
 
-def _grouped(slots: Tensor, queue: list[Piece], run_is_image: bool) -> list[tuple[int, list[Piece]]]:
-    """Pieces of one row's images, taken off the queue: one piece an image, or all pieces of one unbroken run."""
-    runs = torch.nn.functional.pad((slots.diff() > 1).int(), (1, 0)).cumsum(0).bincount().tolist() if len(slots) else []
+def _grouped(
+    slots: Tensor, queue: list[Piece], run_is_image: bool
+) -> list[tuple[int, list[Piece]]]:
+    """Pieces of one row's images, taken off the queue: one piece an image, or all pieces of one
+    unbroken run.
+    """
+    runs = (
+        torch.nn.functional.pad((slots.diff() > 1).int(), (1, 0)).cumsum(0).bincount().tolist()
+        if len(slots)
+        else []
+    )
     budget = runs if run_is_image else [len(slots)]
     out: list[tuple[int, list[Piece]]] = []
     for room in budget:
@@ -175,20 +213,29 @@ def _grouped(slots: Tensor, queue: list[Piece], run_is_image: bool) -> list[tupl
             if not run_is_image:
                 out.append((len(piece.source), [piece]))
         if taken != room:
-            raise LayoutError(f"a run of {room} image placeholders does not hold a whole number of images or tiles")
+            raise LayoutError(
+                f"a run of {room} image placeholders does not hold a whole number of images or"
+                " tiles"
+            )
         if run_is_image:
             out.append((taken, group))
     return out
 
 
-def _image(row: int, number: int, slots: Tensor, group: list[Piece], family: Family, device: torch.device) -> Image:
+def _image(
+    row: int, number: int, slots: Tensor, group: list[Piece], family: Family, device: torch.device
+) -> Image:
     unit, base = [], 0
     for piece in group:
         unit.append(piece.unit + base)
         base += int(piece.unit.max()) + 1
     source = torch.cat([p.source for p in group]).to(device)
     place = torch.cat([p.place for p in group]).to(device)
-    blank = torch.zeros_like(source, dtype=torch.bool) if "no_encoder_signals" in family.traits else source < 0
+    blank = (
+        torch.zeros_like(source, dtype=torch.bool)
+        if "no_encoder_signals" in family.traits
+        else source < 0
+    )
     return Image(row, number, slots, source, place, torch.cat(unit).to(device), blank)
 
 
@@ -197,7 +244,9 @@ def everything(shape: tuple[int, int], device: torch.device) -> Tensor:
     return torch.arange(shape[1], device=device).expand(*shape)
 
 
-def find_visual(config: Any, kwargs: Mapping[str, Any], embed: torch.nn.Module, prefilling: bool) -> Tensor:
+def find_visual(
+    config: Any, kwargs: Mapping[str, Any], embed: torch.nn.Module, prefilling: bool
+) -> Tensor:
     """[B, L] bool: image placeholders, from ids, or from embeddings equal to the placeholder's.
 
     ``prefilling``: the ids are a prompt; generated ids may hold any token.
@@ -209,7 +258,9 @@ def find_visual(config: Any, kwargs: Mapping[str, Any], embed: torch.nn.Module, 
     if ids is not None:
         video = getattr(config, "video_token_id", None)
         if prefilling and video is not None and bool((ids == video).any()):
-            raise NotImplementedError("video placeholders in the prompt: only images are supported; pass frames as images")
+            raise NotImplementedError(
+                "video placeholders in the prompt: only images are supported; pass frames as images"
+            )
         return ids == config.image_token_id
     embeds = kwargs["inputs_embeds"]
     mark = embed(torch.tensor(config.image_token_id, device=embeds.device))

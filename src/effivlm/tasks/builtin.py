@@ -1,4 +1,5 @@
-"""Tasks in the built-in format: a folder with ``task.yaml`` and rows in JSONL or parquet, or rows that a renderer makes.
+"""Tasks in the built-in format: a folder with ``task.yaml`` and rows in JSONL or parquet, or rows
+that a renderer makes.
 
 name: scene_colour
 version: 1
@@ -44,7 +45,8 @@ class Document:
 
     Attributes:
         id: unique in its task. prompt: text after the images. answers: accepted answers.
-        images: one function each that opens the image (RGB); MediaError is raised there, not earlier.
+        images: one function each that opens the image (RGB); MediaError is raised there, not
+            earlier.
     """
 
     id: str
@@ -94,7 +96,9 @@ def load_task(name: str) -> Task:
     folder = Path(name)
     if not (folder / "task.yaml").exists():
         if folder.is_dir() or "/" in name:
-            raise TaskError(f"{folder} holds no task.yaml: expected a folder in the built-in task format")
+            raise TaskError(
+                f"{folder} holds no task.yaml: expected a folder in the built-in task format"
+            )
         folder = HOME / name
         registry.lookup("task or suite", name, dict.fromkeys([*task_names(), *suite_names()]))
     try:
@@ -109,20 +113,38 @@ _KEYS = {"name", "version", "prompt", "metric", "max_new_tokens", "stands_for", 
 
 def _build(spec: Any, folder: Path) -> Task:
     if not isinstance(spec, dict) or not {"name", "prompt", "metric"} <= set(spec):
-        raise TaskError(f"{folder}/task.yaml: expected the keys name, prompt, metric and rows or generator")
+        raise TaskError(
+            f"{folder}/task.yaml: expected the keys name, prompt, metric and rows or generator"
+        )
     unknown = set(spec) - _KEYS
     if unknown:
-        raise TaskError(f"{folder}/task.yaml: unknown key(s) {', '.join(sorted(unknown))}; known: {', '.join(sorted(_KEYS))}")
+        raise TaskError(
+            f"{folder}/task.yaml: unknown key(s) {', '.join(sorted(unknown))}; known:"
+            f" {', '.join(sorted(_KEYS))}"
+        )
     if ("rows" in spec) == ("generator" in spec):
         raise TaskError(f"{folder}/task.yaml: expected either rows or generator")
     registry.lookup("metric", spec["metric"], SCORERS)
-    rows = _generated(spec["generator"], folder) if "generator" in spec else _rows(folder / spec["rows"])
+    rows = (
+        _generated(spec["generator"], folder)
+        if "generator" in spec
+        else _rows(folder / spec["rows"])
+    )
     documents = tuple(_document(row, i, spec["prompt"], folder) for i, row in enumerate(rows))
     if len({d.id for d in documents}) < len(documents):
         twice = next(d.id for i, d in enumerate(documents) if d.id in {e.id for e in documents[:i]})
-        raise TaskError(f"{folder}: two rows have the id {twice!r}: ids must differ, for answers are found by them")
-    return Task(spec["name"], int(spec.get("version", 1)), spec["metric"], int(spec.get("max_new_tokens", 16)),
-                str(spec.get("stands_for", "")), documents)  # fmt: skip
+        raise TaskError(
+            f"{folder}: two rows have the id {twice!r}: ids must differ, for answers are found by"
+            " them"
+        )
+    return Task(
+        spec["name"],
+        int(spec.get("version", 1)),
+        spec["metric"],
+        int(spec.get("max_new_tokens", 16)),
+        str(spec.get("stands_for", "")),
+        documents,
+    )
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -132,7 +154,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         try:
             import pyarrow.parquet as parquet  # pyright: ignore[reportMissingModuleSource]  # optional: typings/ has its types
         except ImportError:
-            raise ImportError(f"{path} is parquet, which needs pyarrow: pip install 'effivlm[parquet]', or use JSONL") from None
+            raise ImportError(
+                f"{path} is parquet, which needs pyarrow: pip install 'effivlm[parquet]', or use"
+                " JSONL"
+            ) from None
         return parquet.read_table(path).to_pylist()
     rows = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
@@ -154,18 +179,28 @@ def _generated(spec: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
 
 def _document(row: dict[str, Any], number: int, template: str, folder: Path) -> Document:
     if not isinstance(row, dict):
-        raise TaskError(f"{folder}: row {number + 1} is a {type(row).__name__}: expected fields such as question and answers")
+        raise TaskError(
+            f"{folder}: row {number + 1} is a {type(row).__name__}: expected fields such as"
+            " question and answers"
+        )
     try:
         prompt = template.format(**row)
         answers = row["answers"] if "answers" in row else [row["answer"]]
     except KeyError as error:
-        raise TaskError(f"{folder}: row {number + 1} has no field {error}, which the task needs") from None
+        raise TaskError(
+            f"{folder}: row {number + 1} has no field {error}, which the task needs"
+        ) from None
     except (ValueError, IndexError, AttributeError) as error:
-        raise TaskError(f"{folder}/task.yaml: the prompt {template!r} cannot be filled in: {error}") from None
+        raise TaskError(
+            f"{folder}/task.yaml: the prompt {template!r} cannot be filled in: {error}"
+        ) from None
     images = row.get("images", [row["image"]] if "image" in row else [])
     for field, values in (("answers", answers), ("images", images)):
         if isinstance(values, str | bytes | dict):  # a text would be read letter by letter
-            raise TaskError(f"{folder}: row {number + 1}: {field} is one value: give a list, or name the field {field[:-1]}")
+            raise TaskError(
+                f"{folder}: row {number + 1}: {field} is one value: give a list, or name the field"
+                f" {field[:-1]}"
+            )
     openers = tuple(_opener(image, folder) for image in images)
     return Document(str(row.get("id", number)), prompt, tuple(map(str, answers)), openers)
 
@@ -180,7 +215,11 @@ def _opener(image: Opener | bytes | dict[str, Any] | str, folder: Path) -> Opene
             if isinstance(image, bytes):
                 data = image
             elif isinstance(image, dict):
-                data = image["bytes"] if isinstance(image["bytes"], bytes) else base64.b64decode(image["bytes"])
+                data = (
+                    image["bytes"]
+                    if isinstance(image["bytes"], bytes)
+                    else base64.b64decode(image["bytes"])
+                )
             else:
                 data = (folder / image).read_bytes()
             return Image.open(io.BytesIO(data)).convert("RGB")

@@ -24,13 +24,20 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
     given, marks = normalise(answer), [normalise(r) for r in references]
     if len(marks) < 2:
         return float(given in marks)
-    scores = [min(1.0, sum(m == given for j, m in enumerate(marks) if j != i) / 3) for i in range(len(marks))]
+    scores = [
+        min(1.0, sum(m == given for j, m in enumerate(marks) if j != i) / 3)
+        for i in range(len(marks))
+    ]
     return sum(scores) / len(scores)
 
 
 def anls(answer: str, references: Sequence[str], threshold: float = 0.5) -> float:
-    """Average normalised Levenshtein similarity (DocVQA): 1 - distance / length, 0 where the distance is half or more."""
-    return max(_similarity(answer.strip().lower(), r.strip().lower(), threshold) for r in references)
+    """Average normalised Levenshtein similarity (DocVQA): 1 - distance / length, 0 where the
+    distance is half or more.
+    """
+    return max(
+        _similarity(answer.strip().lower(), r.strip().lower(), threshold) for r in references
+    )
 
 
 def _similarity(a: str, b: str, threshold: float) -> float:
@@ -84,7 +91,9 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
     try:
         from rouge_score import rouge_scorer
     except ImportError:
-        raise ImportError("the metric rouge_l needs the package rouge-score: pip install 'effivlm[score]'") from None
+        raise ImportError(
+            "the metric rouge_l needs the package rouge-score: pip install 'effivlm[score]'"
+        ) from None
     scorer = rouge_scorer.RougeScorer(["rougeL"])
     return max(scorer.score(r, answer)["rougeL"].fmeasure for r in references)
 

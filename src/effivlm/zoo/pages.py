@@ -8,12 +8,14 @@ from PIL import Image, ImageFont
 from effivlm.zoo.pictures import GRID, SIZE, Mark, blank, drawn, text_marks, write
 from effivlm.zoo.words import DIGITS, LABELS, LETTERS
 
-_SLOTS = [(row, column) for row in (0, 3, 5, 8) for column in (0, 5)]  # character grid: of the label; the value is below
+_SLOTS = [
+    (row, column) for row in (0, 3, 5, 8) for column in (0, 5)
+]  # character grid: of the label; the value is below
 
 
 @dataclass(frozen=True)
 class Field:
-    """A labelled value. ``row``, ``column``: cell of the label; ``indent``: cells before the value."""
+    """A labelled value. ``row``, ``column``: cell of the label; ``indent``: cells before it."""
 
     label: str
     value: str
@@ -56,7 +58,9 @@ class Page:
         asked = rng.sample(self.fields, min(4, len(self.fields)))
         in_order = sorted(self.fields, key=lambda f: (f.row, f.column))
         listing = ("list all", " ".join(f"{f.label}{f.value}" for f in in_order))
-        return {f"field{i}": (f"what is the {f.label}", f.value) for i, f in enumerate(asked)} | {"listing": listing}
+        return {f"field{i}": (f"what is the {f.label}", f.value) for i, f in enumerate(asked)} | {
+            "listing": listing
+        }
 
 
 def make_page(seed: int, test: bool) -> Page:

@@ -1,8 +1,9 @@
-"""What every rendered picture is: something to draw, marks that say what each spot shows, and questions with answers.
+"""What every rendered picture is: something to draw, marks that say what each spot shows, and
+questions with answers.
 
-Everything follows from a seed. Characters stand on a grid of ``GRID`` pixels, so one character is one visual token; shapes lie
-anywhere in their cells. An eighth of all words, numbers and combinations is reserved: test pictures are made of reserved ones
-only, training pictures of none.
+Everything follows from a seed. Characters stand on a grid of ``GRID`` pixels, so one character is
+one visual token; shapes lie anywhere in their cells. An eighth of all words, numbers and
+combinations is reserved: test pictures are made of reserved ones only, training pictures of none.
 """
 
 import random
@@ -26,7 +27,8 @@ class Mark:
     """What a spot of a picture shows.
 
     Attributes:
-        box: where. words: what can be seen there. placed: what can be seen there by whoever sees the whole picture.
+        box: where. words: what can be seen there. placed: what can be seen there by whoever sees
+            the whole picture.
         fine: legible at full size only.
     """
 
@@ -78,14 +80,22 @@ def place(box: Box, size: int) -> tuple[str, str]:
 
 
 def text_marks(text: str, row: int, column: int, role: str) -> tuple[Mark, ...]:
-    """Marks of the characters of a text that starts in a cell of the grid; each knows its place in the text."""
+    """Marks of the characters of a text that starts in a cell of the grid; each knows its place in
+    the text.
+    """
     return tuple(
-        Mark((GRID * (column + i), GRID * row, GRID * (column + i + 1), GRID * (row + 1)), (c, ORDINALS[i], role), fine=True)
+        Mark(
+            (GRID * (column + i), GRID * row, GRID * (column + i + 1), GRID * (row + 1)),
+            (c, ORDINALS[i], role),
+            fine=True,
+        )
         for i, c in enumerate(text)
     )
 
 
-def write(pen: ImageDraw.ImageDraw, text: str, row: int, column: int, shift: tuple[int, int]) -> None:
+def write(
+    pen: ImageDraw.ImageDraw, text: str, row: int, column: int, shift: tuple[int, int]
+) -> None:
     """One character a cell of the grid, moved by a pixel or so."""
     font = ImageFont.load_default(15)
     for i, c in enumerate(text):

@@ -1,4 +1,6 @@
-"""Scenes: coloured shapes in loose cells, a number and a word among them; and small ones without text."""
+"""Scenes: coloured shapes in loose cells, a number and a word among them; and small ones without
+text.
+"""
 
 import random
 from collections.abc import Sequence
@@ -11,8 +13,24 @@ from effivlm.zoo.words import COLOURS, DIGITS, LETTERS, NUMBERS, ORDINALS, PLURA
 
 CELL = 40  # pixels
 SMALL = 80  # pixels: side of the pictures that come in several
-_TEXT_ROWS = {0: (0, 1), 1: (3, 4), 2: (5, 6), 3: (8, 9)}  # cell row -> rows of the character grid inside it
-_STAR = [(0.5, 0), (0.62, 0.38), (1, 0.38), (0.7, 0.6), (0.8, 1), (0.5, 0.75), (0.2, 1), (0.3, 0.6), (0, 0.38), (0.38, 0.38)]
+_TEXT_ROWS = {
+    0: (0, 1),
+    1: (3, 4),
+    2: (5, 6),
+    3: (8, 9),
+}  # cell row -> rows of the character grid inside it
+_STAR = [
+    (0.5, 0),
+    (0.62, 0.38),
+    (1, 0.38),
+    (0.7, 0.6),
+    (0.8, 1),
+    (0.5, 0.75),
+    (0.2, 1),
+    (0.3, 0.6),
+    (0, 0.38),
+    (0.38, 0.38),
+]
 
 
 @dataclass(frozen=True)
@@ -47,7 +65,9 @@ class Scene:
     def marks(self) -> tuple[Mark, ...]:
         """Colour, kind and place of every shape; every character with its place in its text."""
         shapes = tuple(Mark(s.box, (s.colour, s.kind), place(s.box, self.size)) for s in self.items)
-        return shapes + tuple(m for t in self.texts for m in text_marks(t.text, t.row, t.column, t.role))
+        return shapes + tuple(
+            m for t in self.texts for m in text_marks(t.text, t.row, t.column, t.role)
+        )
 
     def draw(self) -> Image.Image:
         """RGB, ``size`` x ``size``."""
@@ -66,13 +86,19 @@ class Scene:
         kind = rng.choice([*kinds, *SHAPES])
         out["count"] = (f"how many {PLURALS[kind]}", NUMBERS[kinds.count(kind)])
         out["caption"] = ("list all shapes", self.caption())
-        for name, mine, others, ask in (("colour", kinds, colours, "what colour is the {}"),
-                                        ("shape", colours, kinds, "what shape is {}")):  # fmt: skip
+        for name, mine, others, ask in (
+            ("colour", kinds, colours, "what colour is the {}"),
+            ("shape", colours, kinds, "what shape is {}"),
+        ):
             unique = [i for i, x in enumerate(mine) if mine.count(x) == 1]
             if unique:
                 i = rng.choice(unique)
                 out[name] = (ask.format(mine[i]), others[i])
-        single = [s for s in self.items if sum((s.colour, s.kind) == (o.colour, o.kind) for o in self.items) == 1]
+        single = [
+            s
+            for s in self.items
+            if sum((s.colour, s.kind) == (o.colour, o.kind) for o in self.items) == 1
+        ]
         if single:
             s = rng.choice(single)
             out["where"] = (f"where is the {s.colour} {s.kind}", " ".join(place(s.box, self.size)))
@@ -81,16 +107,22 @@ class Scene:
 
     def caption(self) -> str:
         """Every shape in reading order with colour and place."""
-        return " , ".join(f"{s.colour} {s.kind} {' '.join(place(s.box, self.size))}" for s in self.items)
+        return " , ".join(
+            f"{s.colour} {s.kind} {' '.join(place(s.box, self.size))}" for s in self.items
+        )
 
     def _exist(self, rng: random.Random) -> tuple[str, str]:
-        """Half present; absent ones combine a colour and a shape that the scene does hold, where it can."""
+        """Half present; absent ones combine a colour and a shape that the scene does hold, where it
+        can.
+        """
         pairs = {(s.colour, s.kind) for s in self.items}
         if rng.random() < 0.5:
             colour, kind = rng.choice(sorted(pairs))
             return f"is there a {colour} {kind}", "yes"
         mixed = sorted({(a, b) for a, _ in pairs for _, b in pairs} - pairs)
-        colour, kind = rng.choice(mixed or sorted({(c, k) for c in COLOURS for k in SHAPES} - pairs))
+        colour, kind = rng.choice(
+            mixed or sorted({(c, k) for c in COLOURS for k in SHAPES} - pairs)
+        )
         return f"is there a {colour} {kind}", "no"
 
 
@@ -100,25 +132,44 @@ def _relation(single: list[Item], rng: random.Random) -> dict[str, tuple[str, st
         return {}
     a, b = rng.sample(single, 2)
     dx, dy = a.box[0] - b.box[0], a.box[1] - b.box[1]
-    clear = [(w, d) for w, d in (("left", -dx), ("right", dx), ("above", -dy), ("below", dy)) if abs(d) > CELL * 0.8]
+    clear = [
+        (w, d)
+        for w, d in (("left", -dx), ("right", dx), ("above", -dy), ("below", dy))
+        if abs(d) > CELL * 0.8
+    ]
     if not clear:
         return {}
     word, d = rng.choice(clear)
     relation = f"to the {word} of" if word in ("left", "right") else word
-    return {"relation": (f"is the {a.colour} {a.kind} {relation} the {b.colour} {b.kind}", "yes" if d > 0 else "no")}
+    return {
+        "relation": (
+            f"is the {a.colour} {a.kind} {relation} the {b.colour} {b.kind}",
+            "yes" if d > 0 else "no",
+        )
+    }
 
 
 def make_scene(seed: int, test: bool) -> Scene:
-    """Three to eight shapes, a number of two or three digits and a word of three or four letters."""
+    """Three to eight shapes, a number of two or three digits, a word of three or four letters."""
     rng = random.Random(seed)
     cells = [(r, c) for r in range(SIZE // CELL) for c in range(SIZE // CELL)]
     texts = []
     for role, alphabet, lengths in (("number", DIGITS, (2, 3)), ("word", LETTERS, (3, 4))):
         text = drawn(lambda a=alphabet, n=lengths: "".join(rng.sample(a, rng.choice(n))), test)
-        row, half = rng.choice([(r, c // 2) for r, c in cells if c % 2 == 0 and (r, c + 1) in cells])
+        row, half = rng.choice(
+            [(r, c // 2) for r, c in cells if c % 2 == 0 and (r, c + 1) in cells]
+        )
         cells = [(r, c) for r, c in cells if (r, c // 2) != (row, half)]
         column = 5 * half + rng.randrange(0, 6 - len(text))
-        texts.append(Text(text, role, rng.choice(_TEXT_ROWS[row]), column, (rng.randrange(-1, 2), rng.randrange(-1, 2))))
+        texts.append(
+            Text(
+                text,
+                role,
+                rng.choice(_TEXT_ROWS[row]),
+                column,
+                (rng.randrange(-1, 2), rng.randrange(-1, 2)),
+            )
+        )
     count = rng.randrange(3, 9)
     return Scene(SIZE, drawn(lambda: _items(rng, cells, count), test, _pairs), tuple(texts))
 

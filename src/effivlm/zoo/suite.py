@@ -1,4 +1,4 @@
-"""The documents of the built-in suite: questions about rendered pictures of reserved combinations."""
+"""The documents of the built-in suite: questions on pictures of reserved combinations."""
 
 import functools
 import random
@@ -20,7 +20,9 @@ def rows(task: str, count: int, first: int = 0) -> list[dict[str, Any]]:
         ValueError: for a task that is not rendered here.
     """
     if task not in _TASKS:
-        raise ValueError(f"no task {task!r} is rendered: expected one of {', '.join(sorted(_TASKS))}")
+        raise ValueError(
+            f"no task {task!r} is rendered: expected one of {', '.join(sorted(_TASKS))}"
+        )
     number, out = list(_TASKS).index(task), []
     for seed in range(10**7 * (number + 1) + first, 10**7 * (number + 2)):
         asked = _TASKS[task](seed, len(out))
@@ -33,7 +35,9 @@ def rows(task: str, count: int, first: int = 0) -> list[dict[str, Any]]:
     return out
 
 
-def _one_of(make: Callable[[int, bool], Any], kinds: tuple[str, ...], seed: int, turn: int) -> Asked | None:
+def _one_of(
+    make: Callable[[int, bool], Any], kinds: tuple[str, ...], seed: int, turn: int
+) -> Asked | None:
     """A question of the kind whose turn it is, if the picture allows it."""
     picture = make(seed, True)
     asked = picture.questions(random.Random(seed)).get(kinds[turn % len(kinds)])

@@ -1,7 +1,7 @@
 """The zoo's language: a closed vocabulary, its tokenizer and chat template.
 
-Questions end with what is asked about, and the answer follows at once: a tiny model then finds it in one step of attention, from
-the word to the tokens that show it, instead of two.
+Questions end with what is asked about, and the answer follows at once: a tiny model then finds it
+in one step of attention, from the word to the tokens that show it, instead of two.
 """
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -15,7 +15,13 @@ COLOURS = {
     "purple": (150, 60, 190),
     "orange": (245, 140, 30),
 }
-PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "star": "stars", "cross": "crosses"}
+PLURALS = {
+    "circle": "circles",
+    "square": "squares",
+    "triangle": "triangles",
+    "star": "stars",
+    "cross": "crosses",
+}
 SHAPES = tuple(PLURALS)
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 ORDINALS = ("first", "second", "third", "fourth")
@@ -24,24 +30,49 @@ LABELS = ("name", "date", "total", "code", "city", "item", "tax", "room", "phone
 LETTERS, DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789"
 NOTHING = "nothing"  # what an empty patch shows
 _QUESTIONS = (
-    "what number is written word list all shapes colour the shape where there a how many yes no value of which larger "
-    "or picture shows above below to bar tip and not"
+    "what number is written word list all shapes colour the shape where there a how many yes no"
+    " value of which larger or picture shows above below to bar tip and not"
 )
-SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<video>", "<user>", "<assistant>", "<img>", "</img>")
+SPECIAL = (
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<image>",
+    "<video>",
+    "<user>",
+    "<assistant>",
+    "<img>",
+    "</img>",
+)
 TEMPLATE = (
-    "{%- set ordinals = ['" + "', '".join(ORDINALS) + "'] -%}<s>"
-    "{%- for m in messages -%}{%- set count = namespace(seen=0) -%}"
-    "{%- if m['role'] == 'user' -%}<user>{%- endif -%}"
-    "{%- if m['content'] is string -%}{{ ' ' + m['content'] }}{%- else -%}{%- for part in m['content'] -%}"
-    "{%- if part['type'] == 'image' -%}{{ ' ' + ordinals[count.seen % 4] + 'IMAGE' }}{%- set count.seen = count.seen + 1 -%}"
-    "{%- else -%}{{ ' ' + part['text'] }}{%- endif -%}{%- endfor -%}{%- endif -%}"
-    "{%- if m['role'] == 'assistant' -%}</s>{%- endif -%}{%- endfor -%}"
+    "{%- set ordinals = ['"
+    + "', '".join(ORDINALS)
+    + "'] -%}<s>{%- for m in messages -%}{%- set count = namespace(seen=0) -%}{%- if m['role'] =="
+    " 'user' -%}<user>{%- endif -%}{%- if m['content'] is string -%}{{ ' ' + m['content'] }}{%-"
+    " else -%}{%- for part in m['content'] -%}{%- if part['type'] == 'image' -%}{{ ' ' +"
+    " ordinals[count.seen % 4] + 'IMAGE' }}{%- set count.seen = count.seen + 1 -%}{%- else -%}{{"
+    " ' ' + part['text'] }}{%- endif -%}{%- endfor -%}{%- endif -%}{%- if m['role'] =="
+    " 'assistant' -%}</s>{%- endif -%}{%- endfor -%}"
 )
 
 
 def vocabulary() -> list[str]:
-    """Every token: words with the space before them, single characters without, the space itself, punctuation."""
-    names = [NOTHING, *COLOURS, *SHAPES, *PLURALS.values(), *NUMBERS, *ORDINALS, *ROWS, *COLUMNS, *LABELS, *_QUESTIONS.split()]
+    """Every token: words with the space before them, single characters without, the space itself,
+    punctuation.
+    """
+    names = [
+        NOTHING,
+        *COLOURS,
+        *SHAPES,
+        *PLURALS.values(),
+        *NUMBERS,
+        *ORDINALS,
+        *ROWS,
+        *COLUMNS,
+        *LABELS,
+        *_QUESTIONS.split(),
+    ]
     words = [f" {w}" for w in dict.fromkeys(names)]
     return [*SPECIAL, *words, *LETTERS, *DIGITS, " ", " ?", " .", " ,"]
 
@@ -57,7 +88,9 @@ def spelled(answer: str) -> str:
 
 
 def chat_template(wrapped: bool) -> str:
-    """The chat template: pictures are numbered by words; ``wrapped`` puts ``<img>`` and ``</img>`` around each."""
+    """The chat template: pictures are numbered by words; ``wrapped`` puts ``<img>`` and ``</img>``
+    around each.
+    """
     return TEMPLATE.replace("IMAGE", "<img><image></img>" if wrapped else "<image>")
 
 
@@ -65,13 +98,29 @@ def make_tokenizer(wrapped: bool = True) -> PreTrainedTokenizerFast:
     """Words, single capital letters and single digits."""
     tokens = vocabulary()
     core = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r" [a-z]+|[a-z]+|[A-Z]|[0-9]| [?.,]|[?.,]| "), "isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r" [a-z]+|[a-z]+|[A-Z]|[0-9]| [?.,]|[?.,]| "), "isolated"
+    )
     core.decoder = decoders.Fuse()
     core.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
-    names = {"image_token": "<image>", "video_token": "<video>", "start_image_token": "<img>", "end_image_token": "</img>",
-             "context_image_token": "<image>", "user_token": "<user>", "assistant_token": "<assistant>"}  # fmt: skip
-    fast = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-                                   extra_special_tokens=names, padding_side="left",
-                                   clean_up_tokenization_spaces=False)  # fmt: skip
+    names = {
+        "image_token": "<image>",
+        "video_token": "<video>",
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<image>",
+        "user_token": "<user>",
+        "assistant_token": "<assistant>",
+    }
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens=names,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
     fast.chat_template = chat_template(wrapped)
     return fast

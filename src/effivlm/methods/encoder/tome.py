@@ -1,4 +1,6 @@
-"""ToMe: in every encoder block the most similar pairs of tokens merge into size-weighted means; attention counts sizes."""
+"""ToMe: in every encoder block the most similar pairs of tokens merge into size-weighted means;
+attention counts sizes.
+"""
 
 from dataclasses import dataclass
 
@@ -15,7 +17,8 @@ class ToMe(EncoderReducer):
     """Bipartite soft matching on keys, an equal number of pairs per block, sizes tracked.
 
     Attributes:
-        prop_attn: add log(size) of every key to later attention logits, as for models not trained with merging.
+        prop_attn: add log(size) of every key to later attention logits, as for models not trained
+            with merging.
     """
 
     prop_attn: bool = True
@@ -26,12 +29,26 @@ class ToMe(EncoderReducer):
         "2210.09461",
         "facebookresearch/ToMe @ af95e4b",
         (
-            "merges between blocks, with the keys of the block before, instead of between attention and MLP of one block",
-            "pairs per block follow the budget, in equal steps; a step that would merge more than half of the tokens matches "
-            "what is left once more",
-            "tokens keep raster order, so even and odd tokens alternate over the image; the official order degrades",
-            "where several patches become one LLM token, whole groups are merged, so no group is torn apart",
-            "nothing is merged before the first and the last block; many models read features before the last",
+            (
+                "merges between blocks, with the keys of the block before, instead of between"
+                " attention and MLP of one block"
+            ),
+            (
+                "pairs per block follow the budget, in equal steps; a step that would merge more"
+                " than half of the tokens matches what is left once more"
+            ),
+            (
+                "tokens keep raster order, so even and odd tokens alternate over the image; the"
+                " official order degrades"
+            ),
+            (
+                "where several patches become one LLM token, whole groups are merged, so no group"
+                " is torn apart"
+            ),
+            (
+                "nothing is merged before the first and the last block; many models read features"
+                " before the last"
+            ),
         ),
     )
 

@@ -1,4 +1,6 @@
-"""iLLaVA: in a few encoder blocks and before one LLM layer, the least attended tokens collapse into one."""
+"""iLLaVA: in a few encoder blocks and before one LLM layer, the least attended tokens collapse into
+one.
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +10,16 @@ import torch
 from torch import Tensor
 
 from effivlm.budget import Budget
-from effivlm.methods.base import BlockTokens, Cut, EncoderReducer, IntraLLM, LayerTokens, Merge, Paper, Selection
+from effivlm.methods.base import (
+    BlockTokens,
+    Cut,
+    EncoderReducer,
+    IntraLLM,
+    LayerTokens,
+    Merge,
+    Paper,
+    Selection,
+)
 from effivlm.methods.schedules import scaled_layers, single_cut
 from effivlm.methods.signals import LastRow, Signal
 from effivlm.ops.select import ranked
@@ -22,9 +33,12 @@ class ILLaVA(EncoderReducer, IntraLLM):
     """Two stages under one budget, the share of visual tokens after the LLM's cut.
 
     Attributes:
-        encoder: part of the reduction (of its logarithm) that the encoder does; 729 -> 361 and 0.70, as published, give 0.66.
-        layer: the LLM's cut happens before it; -1: 8, moved in proportion for models with 8 layers or fewer.
-        variant: ``official`` weighs the collapsed tokens in reverse, the least attended most; else by their attention.
+        encoder: part of the reduction (of its logarithm) that the encoder does; 729 -> 361 and
+            0.70, as published, give 0.66.
+        layer: the LLM's cut happens before it; -1: 8, moved in proportion for models with 8 layers
+            or fewer.
+        variant: ``official`` weighs the collapsed tokens in reverse, the least attended most; else
+            by their attention.
     """
 
     name: ClassVar[str] = "illava"
@@ -33,10 +47,22 @@ class ILLaVA(EncoderReducer, IntraLLM):
         "2412.06263",
         "https://github.com/hulianyuyy/iLLaVA @ 4068149",
         (
-            "the collapsed token weighs its members by attention; the official weights run the other way (variant=official)",
-            "where 2x2 patches become one LLM token whole groups collapse; the official merger groups four consecutive survivors",
-            "reduces between blocks, with the attention of the block before, instead of inside a block",
-            "the encoder's 4 cuts are equal; they follow the budget, fewer where the encoder is shallow",
+            (
+                "the collapsed token weighs its members by attention; the official weights run the"
+                " other way (variant=official)"
+            ),
+            (
+                "where 2x2 patches become one LLM token whole groups collapse; the official merger"
+                " groups four consecutive survivors"
+            ),
+            (
+                "reduces between blocks, with the attention of the block before, instead of inside"
+                " a block"
+            ),
+            (
+                "the encoder's 4 cuts are equal; they follow the budget, fewer where the encoder is"
+                " shallow"
+            ),
             "survivors keep their places; the official code treats them as a smaller square image",
             "text between images is kept; the official Qwen2-VL code loses it",
         ),
@@ -49,9 +75,13 @@ class ILLaVA(EncoderReducer, IntraLLM):
     def __post_init__(self) -> None:
         """Validate."""
         if not 0 <= self.encoder <= 1:
-            raise ValueError(f"illava: encoder={self.encoder} is a part and must lie between 0 and 1")
+            raise ValueError(
+                f"illava: encoder={self.encoder} is a part and must lie between 0 and 1"
+            )
         if self.layer < 1 and self.layer != -1:
-            raise ValueError(f"illava: layer={self.layer} must be at least 1 (or -1 for the published one)")
+            raise ValueError(
+                f"illava: layer={self.layer} must be at least 1 (or -1 for the published one)"
+            )
         if self.variant not in ("", "official"):
             raise ValueError(f"illava: variant={self.variant!r}: expected official or nothing")
 
@@ -87,7 +117,8 @@ class ILLaVA(EncoderReducer, IntraLLM):
 
 
 def collapse(score: Tensor, k: int, reverse: bool) -> Selection:
-    """Keep the ``k`` highest; the lowest of them becomes the weighted mean of itself and all that are dropped.
+    """Keep the ``k`` highest; the lowest of them becomes the weighted mean of itself and all that
+    are dropped.
 
     Args:
         score: [N], not negative.
@@ -100,4 +131,7 @@ def collapse(score: Tensor, k: int, reverse: bool) -> Selection:
     members = order[k - 1 :]
     ranks = torch.arange(1, len(members) + 1, device=score.device).float()
     weight = ranks if reverse else score[members].float().clamp(min=1e-12)
-    return Selection(order[:k].sort().values, Merge(members[:1].expand(len(members)), members, weight / weight.sum()))
+    return Selection(
+        order[:k].sort().values,
+        Merge(members[:1].expand(len(members)), members, weight / weight.sum()),
+    )

@@ -1,4 +1,6 @@
-"""MustDrop: merge uniform image windows in the encoder, drop what no text row looks at in the LLM, then trim early caches."""
+"""MustDrop: merge uniform image windows in the encoder, drop what no text row looks at in the LLM,
+then trim early caches.
+"""
 
 import math
 from dataclasses import dataclass
@@ -38,7 +40,9 @@ class FinalSet:
     layers: tuple[int, ...]
     needs_statistics: ClassVar[bool] = True  # the final set is known only after the last cut
 
-    def __call__(self, lengths: list[int], share: float | None, statistics: list[float] | None) -> list[int]:
+    def __call__(
+        self, lengths: list[int], share: float | None, statistics: list[float] | None
+    ) -> list[int]:
         """Entries per layer."""
         first = scaled_layers(AT, len(lengths), self.layers)[0] - 1
         return [held if i < first else lengths[-1] for i, held in enumerate(lengths)]
@@ -46,10 +50,12 @@ class FinalSet:
 
 @dataclass(frozen=True)
 class MustDropStage1(EncoderReducer):
-    """MustDrop's encoder stage by itself: the most uniform windows become one token each, until the budget is met.
+    """MustDrop's encoder stage by itself: the most uniform windows become one token each, until the
+    budget is met.
 
     Attributes:
-        window: side of the windows, in LLM tokens; the smallest feasible share is about 1 / window^2.
+        window: side of the windows, in LLM tokens; the smallest feasible share is about 1 /
+            window^2.
     """
 
     name: ClassVar[str] = "mustdrop_stage1"
@@ -59,7 +65,10 @@ class MustDropStage1(EncoderReducer):
         "https://github.com/liuting20/MustDrop @ 909afa5",
         (
             "a budget replaces the threshold on similarity (0.8)",
-            "merged windows stand in their middle, in raster order; the official code puts them first",
+            (
+                "merged windows stand in their middle, in raster order; the official code puts them"
+                " first"
+            ),
             "the last window merged may merge partly, to hit the count",
         ),
     )
@@ -83,8 +92,9 @@ class MustDropStage1(EncoderReducer):
         number = windows(tokens.place, self.window)
         if (fewest := int(number.max()) + 1) > k:
             raise BudgetError(
-                f"{self.name}: {len(number)} tokens lie in {fewest} windows of side {self.window}, and each leaves a token, so "
-                f"the smallest feasible share is {fewest / len(number):.4f}; ask for more, or for larger windows"
+                f"{self.name}: {len(number)} tokens lie in {fewest} windows of side {self.window},"
+                " and each leaves a token, so the smallest feasible share is"
+                f" {fewest / len(number):.4f}; ask for more, or for larger windows"
             )
         dropped, heir = [], []
         left = len(number) - k
@@ -98,19 +108,25 @@ class MustDropStage1(EncoderReducer):
             if left == 0:
                 break
         gone = torch.cat(dropped)
-        return Selection(others(gone, len(number)), Merge(*mean_into(torch.cat(heir), gone, tokens.sizes)))
+        return Selection(
+            others(gone, len(number)), Merge(*mean_into(torch.cat(heir), gone, tokens.sizes))
+        )
 
 
 @dataclass(frozen=True)
 class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
-    """Three stages under one budget: it is the share of visual tokens after the last cut (or, visual_mean, on average).
+    """Three stages under one budget: it is the share of visual tokens after the last cut (or,
+    visual_mean, on average).
 
     Attributes:
-        window: side of the encoder's windows, in LLM tokens. spatial: share of an image's tokens that leave the encoder.
-        key_share: tokens with the highest attention in the encoder's last block that are never dropped, as a share.
-        global_threshold, individual_threshold: the published thresholds; here they weigh the two criteria.
-        layers: cuts happen before these; empty: 3-7-11-15 (the paper's "after 2, 6, 10, 14"), moved in proportion for
-            models with 15 layers or fewer.
+        window: side of the encoder's windows, in LLM tokens. spatial: share of an image's tokens
+            that leave the encoder.
+        key_share: tokens with the highest attention in the encoder's last block that are never
+            dropped, as a share.
+        global_threshold, individual_threshold: the published thresholds; here they weigh the two
+        criteria.
+        layers: cuts happen before these; empty: 3-7-11-15 (the paper's "after 2, 6, 10, 14"), moved
+            in proportion for models with 15 layers or fewer.
     """
 
     name: ClassVar[str] = "mustdrop"
@@ -119,11 +135,17 @@ class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
         MustDropStage1.paper.arxiv,
         MustDropStage1.paper.code,
         (
-            "a budget replaces the thresholds: the most uniform windows merge until `spatial` is reached, and tokens are ranked "
-            "by max(global / (threshold * sum), individual / threshold), equal factors per cut",
+            (
+                "a budget replaces the thresholds: the most uniform windows merge until `spatial`"
+                " is reached, and tokens are ranked by max(global / (threshold * sum), individual /"
+                " threshold), equal factors per cut"
+            ),
             "without enough budget for the key set its most salient tokens are kept",
             *MustDropStage1.paper.deviations[1:],
-            "positions are kept; the official code renumbers and then decodes at positions before most of its keys",
+            (
+                "positions are kept; the official code renumbers and then decodes at positions"
+                " before most of its keys"
+            ),
         ),
     )
     observes: ClassVar[bool] = True
@@ -138,16 +160,25 @@ class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
         """Validate."""
         super().__post_init__()
         if not 0.5 <= self.spatial <= 1:
-            raise ValueError(f"mustdrop: spatial={self.spatial} must lie between 0.5 (windows may hold two tokens) and 1")
-        if not 0 <= self.key_share < 1 or self.global_threshold <= 0 or self.individual_threshold <= 0:
-            raise ValueError("mustdrop: key_share must lie in [0, 1) and thresholds must be positive")
+            raise ValueError(
+                f"mustdrop: spatial={self.spatial} must lie between 0.5 (windows may hold two"
+                " tokens) and 1"
+            )
+        if (
+            not 0 <= self.key_share < 1
+            or self.global_threshold <= 0
+            or self.individual_threshold <= 0
+        ):
+            raise ValueError(
+                "mustdrop: key_share must lie in [0, 1) and thresholds must be positive"
+            )
 
     @property
     def signals(self) -> frozenset[Signal]:
         """Encoder saliency for the key set, text rows for the cuts."""
         return frozenset({Saliency(at="last"), TextRows()})
 
-    # --------------------------------------------------------------------------------------------- stage 1: encoder
+    # ----------------------------------------------------------------------------- stage 1: encoder
     def encoder_budget(self, n: int, budget: Budget | None) -> int:
         """The ``spatial`` share, or the budget where that is more."""
         assert budget is not None
@@ -159,10 +190,12 @@ class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
 
     def observe_image(self, tokens: ImageTokens) -> None:
         """Remember every patch's saliency by its position in the prompt."""
-        pairs = zip(tokens.position.tolist(), tokens[Saliency(at="last")].float().tolist(), strict=True)
+        pairs = zip(
+            tokens.position.tolist(), tokens[Saliency(at="last")].float().tolist(), strict=True
+        )
         tokens.notes.setdefault("saliency", {}).update(pairs)
 
-    # ------------------------------------------------------------------------------------------------- stage 2: LLM
+    # --------------------------------------------------------------------------------- stage 2: LLM
     def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
         """Four cuts, equal factors."""
         return geometric(self.name, scaled_layers(AT, layers, self.layers), layers, n, budget)
@@ -178,11 +211,13 @@ class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
             count = math.ceil(self.key_share * tokens.original - 1e-9)
             protected[tokens.image] = place[top_k(saliency, count)]
         keys = torch.isin(place, protected[tokens.image])
-        keep = dual_filter(attention, keys, saliency, k, self.global_threshold, self.individual_threshold)
+        keep = dual_filter(
+            attention, keys, saliency, k, self.global_threshold, self.individual_threshold
+        )
         tokens.notes.setdefault("final", {})[tokens.image] = place[keep]
         return Selection(keep)
 
-    # ----------------------------------------------------------------------------------------------- stage 3: cache
+    # ------------------------------------------------------------------------------- stage 3: cache
     @property
     def allocator(self) -> FinalSet:
         """The final set's size from the first pruned layer on."""
@@ -209,7 +244,8 @@ class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
 
 
 def windows(place: Tensor, side: int) -> Tensor:
-    """[N] window number of every token of a grid cut into ``side`` x ``side`` windows, raster order; edges may be smaller.
+    """[N] window number of every token of a grid cut into ``side`` x ``side`` windows, raster
+    order; edges may be smaller.
 
     Args:
         place: [N, 2] rows and columns.
@@ -220,7 +256,8 @@ def windows(place: Tensor, side: int) -> Tensor:
 
 
 def uniformity(states: Tensor, number: Tensor) -> Tensor:
-    """[W] mean pairwise cosine within each window, a token with itself excluded; -inf for windows of one token.
+    """[W] mean pairwise cosine within each window, a token with itself excluded; -inf for windows
+    of one token.
 
     Args:
         states: [N, C].
@@ -234,8 +271,11 @@ def uniformity(states: Tensor, number: Tensor) -> Tensor:
     return mean.masked_fill(size < 2, -torch.inf)
 
 
-def dual_filter(attention: Tensor, protected: Tensor, saliency: Tensor, k: int, share: float, single: float) -> Tensor:
-    """[k] ascending: protected tokens (by saliency, if they are too many), then by the larger of two relative criteria.
+def dual_filter(
+    attention: Tensor, protected: Tensor, saliency: Tensor, k: int, share: float, single: float
+) -> Tensor:
+    """[k] ascending: protected tokens (by saliency, if they are too many), then by the larger of
+    two relative criteria.
 
     Args:
         attention: [T, N] head mean.
@@ -246,7 +286,13 @@ def dual_filter(attention: Tensor, protected: Tensor, saliency: Tensor, k: int, 
         single: threshold on its largest entry.
     """
     total = attention.float().sum(0)
-    score = torch.maximum(total / (share * total.sum()).clamp(min=1e-30), attention.float().amax(0) / single)
+    score = torch.maximum(
+        total / (share * total.sum()).clamp(min=1e-30), attention.float().amax(0) / single
+    )
     count = min(k, int(protected.sum()))
     chosen = top_k(torch.where(protected, saliency, -torch.inf), count)
-    return torch.cat([chosen, top_k(score.masked_fill(protected, -torch.inf), k - count)]).sort().values
+    return (
+        torch.cat([chosen, top_k(score.masked_fill(protected, -torch.inf), k - count)])
+        .sort()
+        .values
+    )

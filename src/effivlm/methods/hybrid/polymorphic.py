@@ -1,4 +1,6 @@
-"""Polymorphic: keep what the encoder attends to, cluster the rest; inside the LLM drop by match with the text and re-cluster."""
+"""Polymorphic: keep what the encoder attends to, cluster the rest; inside the LLM drop by match
+with the text and re-cluster.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,7 +9,16 @@ import torch
 from torch import Tensor
 
 from effivlm.budget import Budget
-from effivlm.methods.base import Cut, ImageTokens, IntraLLM, LayerTokens, Merge, Paper, PreLLM, Selection
+from effivlm.methods.base import (
+    Cut,
+    ImageTokens,
+    IntraLLM,
+    LayerTokens,
+    Merge,
+    Paper,
+    PreLLM,
+    Selection,
+)
 from effivlm.methods.schedules import geometric, most_entering, scaled_layers
 from effivlm.methods.signals import Saliency, Signal
 from effivlm.ops.recycle import cluster_means
@@ -18,7 +29,8 @@ AT = (3, 7, 16)
 
 @dataclass(frozen=True)
 class PolymorphicStage1(PreLLM):
-    """Polymorphic without its cuts inside the LLM: the most attended tokens, and density-peak clusters of the others.
+    """Polymorphic without its cuts inside the LLM: the most attended tokens, and density-peak
+    clusters of the others.
 
     Attributes:
         ratio: tokens kept as they are, per cluster (the paper's 5.4 : 1).
@@ -26,13 +38,20 @@ class PolymorphicStage1(PreLLM):
 
     name: ClassVar[str] = "polymorphic_stage1"
     paper: ClassVar[Paper] = Paper(
-        "Polymorphic: Plug-and-Play Visual Token Compression for Scalable VLMs (ICLR 2026 submission, openreview Px0UrEUcFQ)",
+        "Polymorphic: Plug-and-Play Visual Token Compression for Scalable VLMs (ICLR 2026"
+        " submission, openreview Px0UrEUcFQ)",
         "",
         "",
         (
             "no code exists: the text leaves open where these choices were made",
-            "attention is that of the block whose output the projector takes, clusters are of projected tokens",
-            "clusters use as many neighbours as there are clusters, and stand at their centres; positions are kept",
+            (
+                "attention is that of the block whose output the projector takes, clusters are of"
+                " projected tokens"
+            ),
+            (
+                "clusters use as many neighbours as there are clusters, and stand at their centres;"
+                " positions are kept"
+            ),
         ),
     )
     ratio: float = 5.4
@@ -59,9 +78,10 @@ class Polymorphic(PolymorphicStage1, IntraLLM):
     Attributes:
         ratio: as before the LLM, at every cut.
         multiple: tokens entering the LLM, as a multiple of the budget (the paper's K).
-        layers: cuts happen before these; empty: 3-7-16, moved in proportion for models with 16 layers or fewer; the
-            paper uses 3-7-13 on Qwen2-VL.
-        normed: match hidden states scaled to unit mean square, so that massive activations do not decide.
+        layers: cuts happen before these; empty: 3-7-16, moved in proportion for models with 16
+            layers or fewer; the paper uses 3-7-13 on Qwen2-VL.
+        normed: match hidden states scaled to unit mean square, so that massive activations do not
+            decide.
     """
 
     name: ClassVar[str] = "polymorphic"
@@ -73,7 +93,10 @@ class Polymorphic(PolymorphicStage1, IntraLLM):
             *PolymorphicStage1.paper.deviations,
             "hidden states are the inputs of the layer a cut precedes",
             "every cut keeps the same share of what it finds, solved for the budget",
-            "the match is averaged over text tokens above the mean (the paper's index is a typo); all of them if none is",
+            (
+                "the match is averaged over text tokens above the mean (the paper's index is a"
+                " typo); all of them if none is"
+            ),
         ),
     )
     units: ClassVar[tuple[str, ...]] = ("visual_mean", "visual")
@@ -93,7 +116,9 @@ class Polymorphic(PolymorphicStage1, IntraLLM):
         k = budget.count(n)
         entering = int(self.multiple * k + 1e-9)
         if budget.unit == "visual_mean":
-            entering = min(entering, most_entering(k, scaled_layers(AT, layers, self.layers)[0], layers))
+            entering = min(
+                entering, most_entering(k, scaled_layers(AT, layers, self.layers)[0], layers)
+            )
         return min(n, max(k, entering))
 
     def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
@@ -110,7 +135,9 @@ class Polymorphic(PolymorphicStage1, IntraLLM):
 
 
 def keep_and_cluster(x: Tensor, score: Tensor, k: int, ratio: float) -> Selection:
-    """Keep the best by score [N], cluster all others of x [N, D]; ``k`` rows in all, ``ratio`` kept ones per cluster."""
+    """Keep the best by score [N], cluster all others of x [N, D]; ``k`` rows in all, ``ratio`` kept
+    ones per cluster.
+    """
     clusters = min(max(1, int(k / (ratio + 1) + 1e-9)), k - 1)
     kept = top_k(score, k - clusters)
     if clusters == 0:
@@ -120,7 +147,8 @@ def keep_and_cluster(x: Tensor, score: Tensor, k: int, ratio: float) -> Selectio
 
 
 def matches(visual: Tensor, text: Tensor, normed: bool = False) -> Tensor:
-    """[N] mean match of visual [N, D] with the text tokens [T, D] that match the image more than the mean.
+    """[N] mean match of visual [N, D] with the text tokens [T, D] that match the image more than
+    the mean.
 
     A match is the softmax over text of dot products over sqrt(D).
     """

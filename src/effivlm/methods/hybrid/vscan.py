@@ -1,4 +1,6 @@
-"""VScan: pick tokens by a deep and a shallow encoder block, merge the rest into them, and cut once more inside the LLM."""
+"""VScan: pick tokens by a deep and a shallow encoder block, merge the rest into them, and cut once
+more inside the LLM.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,7 +9,16 @@ import torch
 from torch import Tensor
 
 from effivlm.budget import Budget, split
-from effivlm.methods.base import Cut, ImageTokens, IntraLLM, LayerTokens, Merge, Paper, PreLLM, Selection
+from effivlm.methods.base import (
+    Cut,
+    ImageTokens,
+    IntraLLM,
+    LayerTokens,
+    Merge,
+    Paper,
+    PreLLM,
+    Selection,
+)
 from effivlm.methods.schedules import most_entering, scaled_layers, single_cut
 from effivlm.methods.signals import LastRow, Saliency, Signal
 from effivlm.ops.cluster import nearest_kept
@@ -20,10 +31,12 @@ AT = (16,)
 
 @dataclass(frozen=True)
 class VScanStage1(PreLLM):
-    """VScan without its second cut: global and local scans before the LLM, every dropped token merged into a kept one.
+    """VScan without its second cut: global and local scans before the LLM, every dropped token
+    merged into a kept one.
 
     Attributes:
-        window: side of the windows of the local scan, in tokens. local: encoder block of the local scan.
+        window: side of the windows of the local scan, in tokens. local: encoder block of the local
+            scan.
     """
 
     name: ClassVar[str] = "vscan_stage1"
@@ -32,8 +45,14 @@ class VScanStage1(PreLLM):
         "2505.22654",
         "https://github.com/Tencent/SelfEvolvingAgent @ a82450e (VScan)",
         (
-            "keeps exactly k: local quotas by largest remainder; the official code keeps 98 of 100 and fails below 32",
-            "any grid: windows at the lower and right edges may be smaller; without a grid the scan is global only",
+            (
+                "keeps exactly k: local quotas by largest remainder; the official code keeps 98 of"
+                " 100 and fails below 32"
+            ),
+            (
+                "any grid: windows at the lower and right edges may be smaller; without a grid the"
+                " scan is global only"
+            ),
             "without [CLS]: attention received from all patches",
         ),
     )
@@ -43,7 +62,10 @@ class VScanStage1(PreLLM):
     def __post_init__(self) -> None:
         """Validate."""
         if self.window < 1 or self.local < 0:
-            raise ValueError(f"{self.name}: window={self.window} must be at least 1 and local={self.local} at least 0")
+            raise ValueError(
+                f"{self.name}: window={self.window} must be at least 1 and local={self.local} at"
+                " least 0"
+            )
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -51,8 +73,12 @@ class VScanStage1(PreLLM):
         return frozenset({Saliency(), Saliency(at=self.local)})
 
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
-        """Half by the local scan, the rest by the global one; every dropped token joins the most similar kept one."""
-        keep = scans(tokens[Saliency()], tokens[Saliency(at=self.local)], tokens.place, k, self.window)
+        """Half by the local scan, the rest by the global one; every dropped token joins the most
+        similar kept one.
+        """
+        keep = scans(
+            tokens[Saliency()], tokens[Saliency(at=self.local)], tokens.place, k, self.window
+        )
         dropped, heir = nearest_kept(tokens.embeds, keep)
         return Selection(keep, Merge(*mean_into(heir, dropped)))
 
@@ -62,7 +88,8 @@ class VScan(VScanStage1, IntraLLM):
     """Global and local scans before the LLM, last-token attention inside it.
 
     Attributes:
-        layer: the second cut happens before it; -1: 16, moved in proportion for models with 16 layers or fewer.
+        layer: the second cut happens before it; -1: 16, moved in proportion for models with 16
+            layers or fewer.
         ratio: tokens entering the LLM per token after the second cut (the paper's 96 and 32).
     """
 
@@ -73,7 +100,10 @@ class VScan(VScanStage1, IntraLLM):
         VScanStage1.paper.code,
         (
             *VScanStage1.paper.deviations,
-            "the second cut reads the attention of the layer before, with rotary positions; the official code leaves them out",
+            (
+                "the second cut reads the attention of the layer before, with rotary positions; the"
+                " official code leaves them out"
+            ),
         ),
     )
     layer: int = -1
@@ -83,9 +113,13 @@ class VScan(VScanStage1, IntraLLM):
         """Validate."""
         super().__post_init__()
         if self.layer < 1 and self.layer != -1:
-            raise ValueError(f"vscan: layer={self.layer} must be at least 1 (or -1 for the published one)")
+            raise ValueError(
+                f"vscan: layer={self.layer} must be at least 1 (or -1 for the published one)"
+            )
         if self.ratio < 1:
-            raise ValueError(f"vscan: ratio={self.ratio} must be at least 1: the second cut cannot add tokens")
+            raise ValueError(
+                f"vscan: ratio={self.ratio} must be at least 1: the second cut cannot add tokens"
+            )
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -115,7 +149,8 @@ class VScan(VScanStage1, IntraLLM):
 
 
 def scans(deep: Tensor, shallow: Tensor, place: Tensor, k: int, side: int) -> Tensor:
-    """[k] ascending: ``k // 2`` by shallow saliency [N], spread over windows, the others by deep saliency [N].
+    """[k] ascending: ``k // 2`` by shallow saliency [N], spread over windows, the others by deep
+    saliency [N].
 
     Args:
         deep: [N] saliency.

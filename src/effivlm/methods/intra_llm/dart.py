@@ -1,4 +1,6 @@
-"""DART: keep the visual tokens least similar to a few pivots, so that what stays is not duplicated; needs no attention."""
+"""DART: keep the visual tokens least similar to a few pivots, so that what stays is not duplicated;
+needs no attention.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +17,8 @@ from effivlm.ops.select import ranked, top_k, unit
 
 @dataclass(frozen=True)
 class DART(IntraLLM):
-    """Pivots have the largest keys (L1); each in turn takes the tokens with the lowest cosine to it that are left.
+    """Pivots have the largest keys (L1); each in turn takes the tokens with the lowest cosine to it
+    that are left.
 
     Attributes:
         layer: first layer that runs on the short sequence.
@@ -26,12 +29,22 @@ class DART(IntraLLM):
     paper: ClassVar[Paper] = Paper(
         "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More",
         "2502.11494",
-        "https://github.com/ZichenWen1/DART (not readable; from agreeing ports, VTC-Bench @ 983e443)",
+        "https://github.com/ZichenWen1/DART (not readable; from agreeing ports, VTC-Bench @"
+        " 983e443)",
         (
-            "pivots take their turns in ascending order, visual before text; the official loop follows a Python set's order",
-            "keeps exactly k: what does not divide by the number of pivots goes to the last pivot; the official code keeps "
-            "p_v + (p_v + p_t) * floor(k / (p_v + p_t)), that is 132 where 128 are asked",
-            "with k <= pivots only the strongest visual pivots are kept; fewer text tokens than pivots is no error",
+            (
+                "pivots take their turns in ascending order, visual before text; the official loop"
+                " follows a Python set's order"
+            ),
+            (
+                "keeps exactly k: what does not divide by the number of pivots goes to the last"
+                " pivot; the official code keeps p_v + (p_v + p_t) * floor(k / (p_v + p_t)), that"
+                " is 132 where 128 are asked"
+            ),
+            (
+                "with k <= pivots only the strongest visual pivots are kept; fewer text tokens than"
+                " pivots is no error"
+            ),
         ),
     )
     layer: int = 2
@@ -41,9 +54,15 @@ class DART(IntraLLM):
     def __post_init__(self) -> None:
         """Validate."""
         if self.layer < 1:
-            raise ValueError(f"dart: layer={self.layer} must be at least 1: it reads the keys of the layer before")
+            raise ValueError(
+                f"dart: layer={self.layer} must be at least 1: it reads the keys of the layer"
+                " before"
+            )
         if self.pivots < 0 or self.text_pivots < 0 or self.pivots + self.text_pivots == 0:
-            raise ValueError(f"dart: pivots={self.pivots}, text_pivots={self.text_pivots}: expected at least one pivot in all")
+            raise ValueError(
+                f"dart: pivots={self.pivots}, text_pivots={self.text_pivots}: expected at least one"
+                " pivot in all"
+            )
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -69,7 +88,8 @@ class DART(IntraLLM):
 
 
 def least_similar(x: Tensor, pivots: Tensor, taken: Tensor, k: int) -> Tensor:
-    """[k] indices of x [N, D], ascending: ``taken``, and what each pivot [P, D] in turn finds least similar (cosine).
+    """[k] indices of x [N, D], ascending: ``taken``, and what each pivot [P, D] in turn finds least
+    similar (cosine).
 
     Every pivot takes ``(k - len(taken)) // P`` tokens, the last one what is missing besides.
     """
@@ -79,7 +99,9 @@ def least_similar(x: Tensor, pivots: Tensor, taken: Tensor, k: int) -> Tensor:
     share, rest = divmod(k - len(taken), len(pivots))
     out = [taken]
     for turn, row in enumerate(similarity):
-        pick = ranked(torch.where(free, -row, -torch.inf))[: share + (rest if turn == len(pivots) - 1 else 0)]
+        pick = ranked(torch.where(free, -row, -torch.inf))[
+            : share + (rest if turn == len(pivots) - 1 else 0)
+        ]
         free[pick] = False
         out.append(pick)
     return torch.cat(out).sort().values

@@ -1,4 +1,6 @@
-"""FastV: after a shallow decoder layer, keep the visual tokens that receive the most attention there."""
+"""FastV: after a shallow decoder layer, keep the visual tokens that receive the most attention
+there.
+"""
 
 import math
 from dataclasses import dataclass
@@ -22,19 +24,27 @@ class FastV(IntraLLM):
 
     Attributes:
         layer: first layer that runs on the short sequence (the paper's K).
-        rows: ``last`` (every official code path), ``all`` (the paper's text, and EffiVLM-Bench's default) or ``text``
-            (EffiVLM-Bench's description). With causal attention ``all`` favours early tokens.
+        rows: ``last`` (every official code path), ``all`` (the paper's text, and EffiVLM-Bench's
+            default) or ``text`` (EffiVLM-Bench's description). With causal attention ``all``
+            favours early tokens.
     """
 
     name: ClassVar[str] = "fastv"
     paper: ClassVar[Paper] = Paper(
-        "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large Vision-Language Models",
+        "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large"
+        " Vision-Language Models",
         "2403.06764",
         "https://github.com/pkunlp-icler/FastV @ d165972",
         (
-            "ranked once, in prefill; the official evaluation code masks instead and ranks again for every new token",
+            (
+                "ranked once, in prefill; the official evaluation code masks instead and ranks"
+                " again for every new token"
+            ),
             "every image is ranked by itself",
-            "the count is floor(share * n), at least 1; official codes round half to even and may keep none",
+            (
+                "the count is floor(share * n), at least 1; official codes round half to even and"
+                " may keep none"
+            ),
         ),
     )
     layer: int = 2
@@ -43,9 +53,14 @@ class FastV(IntraLLM):
     def __post_init__(self) -> None:
         """Validate."""
         if self.layer < 1:
-            raise ValueError(f"{self.name}: layer={self.layer} must be at least 1: it reads the attention of the layer before")
+            raise ValueError(
+                f"{self.name}: layer={self.layer} must be at least 1: it reads the attention of the"
+                " layer before"
+            )
         if self.rows not in _SIGNALS:
-            raise ValueError(f"{self.name}: rows={self.rows!r}: expected one of {', '.join(_SIGNALS)}")
+            raise ValueError(
+                f"{self.name}: rows={self.rows!r}: expected one of {', '.join(_SIGNALS)}"
+            )
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -68,20 +83,26 @@ class FastV(IntraLLM):
 
 @dataclass(frozen=True)
 class FastVSink(FastV, PreLLM):
-    """FastV without, or with, the vision encoder's attention sinks: the ablations A1 and A2 of EffiVLM-Bench 5.3.
+    """FastV without, or with, the vision encoder's attention sinks: the ablations A1 and A2 of
+    EffiVLM-Bench 5.3.
 
     Attributes:
-        sinks: ``drop`` (A1: FastV among the tokens that are no sinks) or ``keep`` (A2: sinks first, FastV fills up).
+        sinks: ``drop`` (A1: FastV among the tokens that are no sinks) or ``keep`` (A2: sinks first,
+            FastV fills up).
         share: sinks, as a share of an image's tokens.
     """
 
     name: ClassVar[str] = "fastv_sink"
     paper: ClassVar[Paper] = Paper(
-        "EffiVLM-Bench: A Comprehensive Benchmark for Evaluating Training-Free Acceleration in Large Vision-Language Models",
+        "EffiVLM-Bench: A Comprehensive Benchmark for Evaluating Training-Free Acceleration in"
+        " Large Vision-Language Models",
         "2506.00479",
         "EffiVLM-Bench @ ab3ee18 (the ablations are not released)",
         (
-            "section 5.3 does not say how sinks are found: here, by the highest attention in the encoder's feature block",
+            (
+                "section 5.3 does not say how sinks are found: here, by the highest attention in"
+                " the encoder's feature block"
+            ),
             "where A1 leaves fewer than k tokens, sinks fill up by FastV's score",
             "tokens that are no patches (row ends) are never sinks",
         ),
@@ -123,7 +144,9 @@ class FastVSink(FastV, PreLLM):
 
 
 def with_sinks(scores: Tensor, saliency: Tensor, k: int, count: int, keep: bool) -> Tensor:
-    """[k] indices, ascending: the ``count`` most salient tokens first (by saliency) or last, the others by score [N]."""
+    """[k] indices, ascending: the ``count`` most salient tokens first (by saliency) or last, the
+    others by score [N].
+    """
     sink = torch.zeros_like(scores, dtype=torch.bool)
     sink[top_k(saliency, count)] = True
     if keep:

@@ -1,4 +1,6 @@
-"""FitPrune: delete at every layer the tokens that matter least both to the text and to other visual tokens."""
+"""FitPrune: delete at every layer the tokens that matter least both to the text and to other visual
+tokens.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,19 +27,30 @@ class FitPrune(IntraLLM):
 
     Attributes:
         preset: a published curve (50, 60, 80, 90 per cent of FLOPs) instead of a budget.
-        left: a curve fitted by `effivlm.calibration.fit_deletions`: tokens left of 576 after each layer; it replaces the
-            shape that budgets scale, or without a budget it is used as it is.
+        left: a curve fitted by `effivlm.calibration.fit_deletions`: tokens left of 576 after each
+            layer; it replaces the shape that budgets scale, or without a budget it is used as it
+            is.
     """
 
     name: ClassVar[str] = "fitprune"
     paper: ClassVar[Paper] = Paper(
-        "Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models",
+        "Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language"
+        " Models",
         "2409.10197",
         "https://github.com/ywh187/FitPrune @ d28e418",
         (
-            "deletes before the next layer; the official code deletes inside layer l, between attention and output projection",
-            "published curves are known here at seven layers and interpolated linearly between them",
-            "curves scale with n, and with depth by resampling; the official code is for 576 tokens and 32 layers",
+            (
+                "deletes before the next layer; the official code deletes inside layer l, between"
+                " attention and output projection"
+            ),
+            (
+                "published curves are known here at seven layers and interpolated linearly between"
+                " them"
+            ),
+            (
+                "curves scale with n, and with depth by resampling; the official code is for 576"
+                " tokens and 32 layers"
+            ),
             "budgets scale the 60 % curve, or the fitted one",
         ),
     )
@@ -52,7 +65,10 @@ class FitPrune(IntraLLM):
             raise ValueError(f"fitprune: preset={self.preset!r}: expected one of {', '.join(LEFT)}")
         falling = list(self.left) == sorted(self.left, reverse=True)
         if self.left and (self.preset or not falling or self.left[-1] < 1 or self.left[0] > TOKENS):
-            raise ValueError(f"fitprune: left={self.left}: expected falling counts between {TOKENS} and 1, and no preset")
+            raise ValueError(
+                f"fitprune: left={self.left}: expected falling counts between {TOKENS} and 1, and"
+                " no preset"
+            )
 
     @property
     def signals(self) -> frozenset[Signal]:

@@ -1,4 +1,6 @@
-"""PyramidDrop: redundancy grows with depth, so the sequence is shortened in stages, by the last token's attention."""
+"""PyramidDrop: redundancy grows with depth, so the sequence is shortened in stages, by the last
+token's attention.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,24 +17,31 @@ COUNTS = (288, 144, 72)  # of 576; 46.9 % of 32 layers' inputs
 
 @dataclass(frozen=True)
 class PyramidDrop(IntraLLM):
-    """Ranks before each stage with the attention of the layer about to run, computed on its own input.
+    """Ranks before each stage with the attention of the layer about to run, computed on its own
+    input.
 
     Attributes:
-        layers: cuts happen before these; empty: 8-16-24, moved in proportion for models with 24 layers or fewer.
-        ratio: share that every stage keeps of the one before (the paper's lambda), the shape that budgets scale.
+        layers: cuts happen before these; empty: 8-16-24, moved in proportion for models with 24
+            layers or fewer.
+        ratio: share that every stage keeps of the one before (the paper's lambda), the shape that
+            budgets scale.
         preset: ``paper`` for the published counts, instead of a budget.
     """
 
     name: ClassVar[str] = "pyramiddrop"
     paper: ClassVar[Paper] = Paper(
-        "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction",
+        "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy"
+        " Reduction",
         "2410.17247",
         "https://github.com/Cooperx521/PyramidDrop @ 6444f30",
         (
             "positions are kept; the official code numbers the survivors anew",
             "query groups are expanded; the official ranking fails on models with grouped queries",
             "every image is ranked and shortened by itself; the official code shortens the first",
-            "budgets scale the published ratios; with these layers the mean share cannot go below a quarter",
+            (
+                "budgets scale the published ratios; with these layers the mean share cannot go"
+                " below a quarter"
+            ),
         ),
     )
     budget: ClassVar[str] = "optional"
@@ -58,7 +67,9 @@ class PyramidDrop(IntraLLM):
         at = scaled_layers(AT, layers, self.layers)
         if preset_or_budget(self.name, self.preset, ("paper",), budget):
             return published(self.name, at, resample(COUNTS, len(at)), layers, n)
-        return stages(self.name, at, [self.ratio ** (i + 1) for i in range(len(at))], layers, n, budget)
+        return stages(
+            self.name, at, [self.ratio ** (i + 1) for i in range(len(at))], layers, n, budget
+        )
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Highest attention from the last prompt token, mean over query heads."""

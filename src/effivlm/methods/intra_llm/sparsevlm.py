@@ -1,4 +1,6 @@
-"""SparseVLM: text tokens that match the image rate the visual tokens; the best of those dropped return as cluster means."""
+"""SparseVLM: text tokens that match the image rate the visual tokens; the best of those dropped
+return as cluster means.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -8,15 +10,32 @@ from torch import Tensor
 
 from effivlm.budget import Budget
 from effivlm.methods.base import Cut, IntraLLM, LayerTokens, Merge, Paper, Selection
-from effivlm.methods.schedules import geometric, preset_or_budget, published, resample, scaled_layers, stages
+from effivlm.methods.schedules import (
+    geometric,
+    preset_or_budget,
+    published,
+    resample,
+    scaled_layers,
+    stages,
+)
 from effivlm.methods.signals import InputEmbeds, Keys, Signal, TextRows
 from effivlm.ops.recycle import cluster_means
 from effivlm.ops.select import others, ranked, top_k
 
 AT = (3, 7, 16)
 COUNTS = {  # kept and clusters together
-    "recycle": {"192": (309, 204, 113), "128": (312, 117, 39), "96": (249, 55, 27), "64": (82, 32, 18)},
-    "plus": {"192": (300, 200, 118), "128": (238, 108, 60), "96": (246, 54, 28), "64": (66, 34, 20)},
+    "recycle": {
+        "192": (309, 204, 113),
+        "128": (312, 117, 39),
+        "96": (249, 55, 27),
+        "64": (82, 32, 18),
+    },
+    "plus": {
+        "192": (300, 200, 118),
+        "128": (238, 108, 60),
+        "96": (246, 54, 28),
+        "64": (66, 34, 20),
+    },
 }
 
 
@@ -25,13 +44,14 @@ class SparseVLM(IntraLLM):
     """Three stages; raters are chosen once, from the input embeddings.
 
     Attributes:
-        variant: ``recycle`` (version 1.5) or ``plus`` (version 2): attention divided by its rotary gravity, only the
-            ``heads`` heads that look at the image most, no recycling.
-        layers: cuts happen before these; empty: 3-7-16 (the paper's "after 2, 6, 15"), moved in proportion for models
-            with 16 layers or fewer.
-        preset: a published list (192, 128, 96, 64) instead of a budget; its true mean share is higher than its name says,
-            see `effivlm show sparsevlm`.
-        heads: see ``plus``. rope_theta: base of the model's rotary frequencies, read by ``plus`` only.
+        variant: ``recycle`` (version 1.5) or ``plus`` (version 2): attention divided by its rotary
+            gravity, only the ``heads`` heads that look at the image most, no recycling.
+        layers: cuts happen before these; empty: 3-7-16 (the paper's "after 2, 6, 15"), moved in
+            proportion for models with 16 layers or fewer.
+        preset: a published list (192, 128, 96, 64) instead of a budget; its true mean share is
+            higher than its name says, see `effivlm show sparsevlm`.
+        heads: see ``plus``. rope_theta: base of the model's rotary frequencies, read by ``plus``
+            only.
     """
 
     name: ClassVar[str] = "sparsevlm"
@@ -40,12 +60,21 @@ class SparseVLM(IntraLLM):
         "2410.04417",
         "https://github.com/Gumpest/SparseVLMs @ b9619e6 (v1.5), 26a5f48 (v2)",
         (
-            "clusters stand at their centres, in order; the official code appends them after the kept tokens",
+            (
+                "clusters stand at their centres, in order; the official code appends them after"
+                " the kept tokens"
+            ),
             "positions are kept; version 1.5 numbers the survivors anew",
             "the count asked for includes the clusters, of which there are at most k / 4",
             "equal densities are ordered by index instead of by noise",
-            "with no text token above the mean (a single one), all text rates; with no text, the last token",
-            "plus: gravity is clamped above zero, and distances are logical positions, also for multi-axis rotary models",
+            (
+                "with no text token above the mean (a single one), all text rates; with no text,"
+                " the last token"
+            ),
+            (
+                "plus: gravity is clamped above zero, and distances are logical positions, also for"
+                " multi-axis rotary models"
+            ),
             "budgets scale the shape of the 192 list",
         ),
     )
@@ -63,32 +92,44 @@ class SparseVLM(IntraLLM):
     def __post_init__(self) -> None:
         """Validate."""
         if self.variant not in COUNTS:
-            raise ValueError(f"sparsevlm: variant={self.variant!r}: expected one of {', '.join(COUNTS)}")
+            raise ValueError(
+                f"sparsevlm: variant={self.variant!r}: expected one of {', '.join(COUNTS)}"
+            )
         if self.preset and self.preset not in COUNTS[self.variant]:
-            raise ValueError(f"sparsevlm: preset={self.preset!r}: expected one of {', '.join(COUNTS[self.variant])}")
+            raise ValueError(
+                f"sparsevlm: preset={self.preset!r}: expected one of"
+                f" {', '.join(COUNTS[self.variant])}"
+            )
         if self.heads < 1 or self.rope_theta <= 0 or any(k < 1 for k in self.layers):
             raise ValueError(
-                f"sparsevlm: heads={self.heads}, layers={self.layers}, rope_theta={self.rope_theta}: expected positive"
+                f"sparsevlm: heads={self.heads}, layers={self.layers},"
+                f" rope_theta={self.rope_theta}: expected positive"
             )
 
     @property
     def signals(self) -> frozenset[Signal]:
         """Embeddings for the raters, text rows; keys only tell the head width."""
-        return frozenset({InputEmbeds(), TextRows()} | ({Keys()} if self.variant == "plus" else set()))
+        return frozenset(
+            {InputEmbeds(), TextRows()} | ({Keys()} if self.variant == "plus" else set())
+        )
 
     def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
         """Three stages, or the published counts."""
         at, table = scaled_layers(AT, layers, self.layers), COUNTS[self.variant]
         if preset_or_budget(self.name, self.preset, tuple(table), budget):
             return published(self.name, at, resample(table[self.preset], len(at)), layers, n)
-        return stages(self.name, at, [k / 576 for k in resample(table["192"], len(at))], layers, n, budget)
+        return stages(
+            self.name, at, [k / 576 for k in resample(table["192"], len(at))], layers, n, budget
+        )
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Keep by score; version 1.5 clusters the best of what is dropped."""
         rows = tokens[TextRows()][:, self._raters(tokens)]
         if self.variant == "plus":
             return Selection(top_k(self._plus(tokens, rows), k))
-        return recycle(tokens, rows[..., tokens.visual].mean((0, 1)), kept_of(len(tokens.visual), k), k)
+        return recycle(
+            tokens, rows[..., tokens.visual].mean((0, 1)), kept_of(len(tokens.visual), k), k
+        )
 
     def _raters(self, tokens: LayerTokens) -> Tensor:
         """[R] indices into ``tokens.text``, chosen at the first stage."""
@@ -109,10 +150,12 @@ class SparseVLM(IntraLLM):
 
 @dataclass(frozen=True)
 class SparseVLMRank(SparseVLM):
-    """The first release: the rank of the raters' attention sets the count of every stage, a budget only caps it.
+    """The first release: the rank of the raters' attention sets the count of every stage, a budget
+    only caps it.
 
     Attributes:
-        layers: cuts happen before these; empty: 3-7-16-20, moved in proportion for models with 20 layers or fewer.
+        layers: cuts happen before these; empty: 3-7-16-20, moved in proportion for models with 20
+            layers or fewer.
         scale: tokens kept per unit of rank. bias: added to them.
     """
 
@@ -124,7 +167,10 @@ class SparseVLMRank(SparseVLM):
         SparseVLM.paper.arxiv,
         "https://github.com/Gumpest/SparseVLMs @ 91fb6d9 (first release)",
         (
-            "keeps scale * rank + bias tokens as that code does; the paper deletes a multiple of (tokens - rank)",
+            (
+                "keeps scale * rank + bias tokens as that code does; the paper deletes a multiple"
+                " of (tokens - rank)"
+            ),
             "clusters are capped by the budget; the official code adds them to what the rank keeps",
             *SparseVLM.paper.deviations[:2],
         ),
@@ -159,7 +205,9 @@ class SparseVLMRank(SparseVLM):
 
 
 def recycle(tokens: LayerTokens, scores: Tensor, kept: int, k: int) -> Selection:
-    """Keep the ``kept`` best by score [N]; of the others, the best 30 % become ``k - kept`` cluster means."""
+    """Keep the ``kept`` best by score [N]; of the others, the best 30 % become ``k - kept`` cluster
+    means.
+    """
     best = top_k(scores, kept)
     if kept == k:
         return Selection(best)
@@ -170,7 +218,8 @@ def recycle(tokens: LayerTokens, scores: Tensor, kept: int, k: int) -> Selection
 
 
 def raters(visual: Tensor, text: Tensor) -> Tensor:
-    """[R] indices into text [T, D] whose mean match (softmax over text of dot products) exceeds the mean; all if none does.
+    """[R] indices into text [T, D] whose mean match (softmax over text of dot products) exceeds the
+    mean; all if none does.
 
     Args:
         visual: [N, D] input embeddings.
@@ -182,10 +231,11 @@ def raters(visual: Tensor, text: Tensor) -> Tensor:
 
 
 def kept_of(n: int, k: int) -> int:
-    """Tokens kept as they are, of ``k`` that leave a stage entered by ``n``; the others are clusters of what is dropped.
+    """Tokens kept as they are, of ``k`` that leave a stage entered by ``n``; the others are
+    clusters of what is dropped.
 
-    Dropping q tokens, the official code recycles m = int(0.3 q) + 1 of them into int(m / 10) + 1 clusters; here at most
-    k / 4. The largest number that fits is returned.
+    Dropping q tokens, the official code recycles m = int(0.3 q) + 1 of them into int(m / 10) + 1
+    clusters; here at most k / 4. The largest number that fits is returned.
     """
     most = k // 4
     for kept in range(k - 1, k - most - 1, -1):
@@ -195,8 +245,12 @@ def kept_of(n: int, k: int) -> int:
 
 
 def gravity(distance: Tensor, width: int, theta: float) -> Tensor:
-    """What rotary embedding alone gives the logit of all-ones query and key at a distance [...]; clamped above zero."""
-    frequency = theta ** (-torch.arange(0, width, 2, device=distance.device, dtype=torch.float32) / width)
+    """What rotary embedding alone gives the logit of all-ones query and key at a distance [...];
+    clamped above zero.
+    """
+    frequency = theta ** (
+        -torch.arange(0, width, 2, device=distance.device, dtype=torch.float32) / width
+    )
     out = torch.zeros(distance.shape, device=distance.device)
     for f in frequency:
         out += 2 * torch.cos(distance.float() * f)

@@ -1,4 +1,6 @@
-"""VTW: visual information has moved into the text after some layers, so all visual tokens are withdrawn there."""
+"""VTW: visual information has moved into the text after some layers, so all visual tokens are
+withdrawn there.
+"""
 
 import math
 from dataclasses import dataclass
@@ -12,16 +14,18 @@ from effivlm.methods.base import Cut, IntraLLM, LayerTokens, Paper, Selection
 
 @dataclass(frozen=True)
 class VTW(IntraLLM):
-    """No visual token enters ``layer`` or any layer after it; the budget, if given, is the mean share and sets the layer.
+    """No visual token enters ``layer`` or any layer after it; the budget, if given, is the mean
+    share and sets the layer.
 
     Attributes:
-        layer: first layer without visual tokens when no budget is given; -1: half of the layers (the paper's 16 of 32).
-            `effivlm.calibration.withdrawal_layer` finds it for a model.
+        layer: first layer without visual tokens when no budget is given; -1: half of the layers
+            (the paper's 16 of 32). `effivlm.calibration.withdrawal_layer` finds it for a model.
     """
 
     name: ClassVar[str] = "vtw"
     paper: ClassVar[Paper] = Paper(
-        "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference",
+        "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid"
+        " Inference",
         "2405.05803",
         "https://github.com/lzhxmu/VTW @ a3d8cfc",
         (
@@ -36,7 +40,9 @@ class VTW(IntraLLM):
     def __post_init__(self) -> None:
         """Validate."""
         if self.layer < 1 and self.layer != -1:
-            raise ValueError(f"vtw: layer={self.layer} must be at least 1 (or -1 for half of the layers)")
+            raise ValueError(
+                f"vtw: layer={self.layer} must be at least 1 (or -1 for half of the layers)"
+            )
 
     def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
         """One cut to nothing.
@@ -51,11 +57,13 @@ class VTW(IntraLLM):
             layer = math.floor(budget.as_share(n) * layers + 1e-9)
         if layer < 1:
             raise BudgetError(
-                f"vtw@{budget.text if budget else ''}: visual tokens must enter at least one of {layers} layers, "
-                f"so the smallest feasible share is {1 / layers:.4f}"
+                f"vtw@{budget.text if budget else ''}: visual tokens must enter at least one of"
+                f" {layers} layers, so the smallest feasible share is {1 / layers:.4f}"
             )
         if budget is None and layer >= layers:
-            raise BudgetError(f"vtw: layer={layer} does not exist in a model of {layers} decoder layers")
+            raise BudgetError(
+                f"vtw: layer={layer} does not exist in a model of {layers} decoder layers"
+            )
         return (Cut(layer, 0),) if layer < layers else ()
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:

@@ -1,4 +1,6 @@
-"""AdaKV: the heads of a layer compete for one budget, so heads with spread attention keep more entries."""
+"""AdaKV: the heads of a layer compete for one budget, so heads with spread attention keep more
+entries.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -15,20 +17,26 @@ from effivlm.ops.select import ranked
 
 @dataclass(frozen=True)
 class AdaKV(KVCache):
-    """A wrapper around any scorer: ``KV * k`` entries per layer, unevenly over KV heads; the cache is padded to the longest.
+    """A wrapper around any scorer: ``KV * k`` entries per layer, unevenly over KV heads; the cache
+    is padded to the longest.
 
     Attributes:
         base: the scorer. floor: part of the even budget every head is sure of.
-        normalize: compare heads after scaling each by how concentrated its scores are, as some ports do.
+        normalize: compare heads after scaling each by how concentrated its scores are, as some
+            ports do.
     """
 
     name: ClassVar[str] = "adakv"
     paper: ClassVar[Paper] = Paper(
-        "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for Efficient LLM Inference",
+        "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for Efficient LLM"
+        " Inference",
         "2407.11550",
         "https://github.com/FFY0/AdaKV @ efe4e2e",
         (
-            "head budgets sum to the layer's exactly (largest remainder); the official code rounds each",
+            (
+                "head budgets sum to the layer's exactly (largest remainder); the official code"
+                " rounds each"
+            ),
             "a scorer that is shared by all heads as published (tova) is read per KV head",
         ),
     )

@@ -1,6 +1,8 @@
-"""Layer allocators: how many entries every layer keeps, given lengths, a share and, for some, one number per layer.
+"""Layer allocators: how many entries every layer keeps, given lengths, a share and, for some, one
+number per layer.
 
-Each spends exactly what keeping the share of every layer would spend, unless its docstring says otherwise.
+Each spends exactly what keeping the share of every layer would spend, unless its docstring says
+otherwise.
 """
 
 from dataclasses import dataclass
@@ -20,11 +22,14 @@ def uniform_counts(lengths: list[int], share: float) -> list[int]:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Less and less from the first layer to the last (PyramidKV); every layer has the window of the mean budget.
+    """Less and less from the first layer to the last (PyramidKV); every layer has the window of the
+    mean budget.
 
     Attributes:
-        beta: mean over last-layer budget. window: share of the mean budget that is the recent window.
-        variant: ``exact``, or ``effivlm`` with the published integer step, which overspends small budgets up to twofold.
+        beta: mean over last-layer budget. window: share of the mean budget that is the recent
+            window.
+        variant: ``exact``, or ``effivlm`` with the published integer step, which overspends small
+            budgets up to twofold.
     """
 
     beta: int
@@ -32,13 +37,18 @@ class Pyramid:
     variant: Literal["exact", "effivlm"] = "exact"
     needs_statistics: ClassVar[bool] = False
 
-    def __call__(self, lengths: list[int], share: float | None, statistics: list[float] | None) -> list[int]:
+    def __call__(
+        self, lengths: list[int], share: float | None, statistics: list[float] | None
+    ) -> list[int]:
         """Entries per KV head and layer."""
         assert share is not None
         caps = uniform_counts(lengths, share)
         windows = [recent(c, self.window) for c in caps]
         if self.variant == "effivlm":
-            plans = [pyramid_floor(c, w, n, len(lengths), self.beta) for c, w, n in zip(caps, windows, lengths, strict=True)]
+            plans = [
+                pyramid_floor(c, w, n, len(lengths), self.beta)
+                for c, w, n in zip(caps, windows, lengths, strict=True)
+            ]
             return [plan[i] for i, plan in enumerate(plans)]
         room = [n - w for n, w in zip(lengths, windows, strict=True)]
         heavy = sum(caps) - sum(windows)
@@ -48,13 +58,17 @@ class Pyramid:
 
 @dataclass(frozen=True)
 class Density:
-    """More for layers whose attention is denser (VL-Cache), part of it spread evenly if asked (EffiVLM-Bench's U-40, U-80).
+    """More for layers whose attention is denser (VL-Cache), part of it spread evenly if asked
+    (EffiVLM-Bench's U-40, U-80).
 
     Attributes:
-        window: share of the mean budget that every layer keeps as recent window, outside the competition.
+        window: share of the mean budget that every layer keeps as recent window, outside the
+            competition.
         uniform: part of the budget spread evenly: 0 (adaptive only), 0.4 (U-40), 0.8 (U-80).
-        low: least share of its length a layer keeps; above it layers are water-filled up to their length.
-        renormalise: False clips to [low, 1] and leaves it there, as published: the total then differs from what was asked.
+        low: least share of its length a layer keeps; above it layers are water-filled up to their
+            length.
+        renormalise: False clips to [low, 1] and leaves it there, as published: the total then
+            differs from what was asked.
     """
 
     window: float
@@ -63,7 +77,9 @@ class Density:
     renormalise: bool = True
     needs_statistics: ClassVar[bool] = True
 
-    def __call__(self, lengths: list[int], share: float | None, statistics: list[float] | None) -> list[int]:
+    def __call__(
+        self, lengths: list[int], share: float | None, statistics: list[float] | None
+    ) -> list[int]:
         """Entries per KV head and layer; ``statistics`` are densities in [0, 1]."""
         assert statistics is not None and share is not None
         caps = uniform_counts(lengths, share)
@@ -71,7 +87,10 @@ class Density:
         rest = 1 - self.window  # of budget and floor: the window takes the other part
         if not self.renormalise:
             shares = density_shares(self.mixed(statistics), rest * share, rest * self.low)
-            return [min(n, w + max(1, int(s * n))) for n, w, s in zip(lengths, windows, shares, strict=True)]
+            return [
+                min(n, w + max(1, int(s * n)))
+                for n, w, s in zip(lengths, windows, shares, strict=True)
+            ]
         room = [n - w for n, w in zip(lengths, windows, strict=True)]
         floors = [int(rest * self.low * n) for n in lengths]
         weights = [m * n for m, n in zip(self.mixed(statistics), lengths, strict=True)]
@@ -79,17 +98,24 @@ class Density:
         return [h + w for h, w in zip(heavy, windows, strict=True)]
 
     def mixed(self, density: list[float]) -> list[float]:
-        """Each layer's part of the budget, summing to 1: ``uniform`` of it even, the rest in proportion to density."""
+        """Each layer's part of the budget, summing to 1: ``uniform`` of it even, the rest in
+        proportion to density.
+        """
         mass, layers = sum(density), len(density)
-        return [self.uniform / layers + (1 - self.uniform) * (d / mass if mass > 0 else 1 / layers) for d in density]
+        return [
+            self.uniform / layers + (1 - self.uniform) * (d / mass if mass > 0 else 1 / layers)
+            for d in density
+        ]
 
 
 @dataclass(frozen=True)
 class Hybrid:
-    """Any adaptive allocator with part of the budget spread evenly over layers (EffiVLM-Bench 5.1: U-40, U-80).
+    """Any adaptive allocator with part of the budget spread evenly over layers (EffiVLM-Bench 5.1:
+    U-40, U-80).
 
     Attributes:
-        inner: it needs statistics. uniform: the part spread evenly; the counts of ``inner`` are mixed, their total kept.
+        inner: it needs statistics. uniform: the part spread evenly; the counts of ``inner`` are
+            mixed, their total kept.
     """
 
     inner: Allocator
@@ -97,7 +123,9 @@ class Hybrid:
 
     needs_statistics: ClassVar[bool] = True
 
-    def __call__(self, lengths: list[int], share: float | None, statistics: list[float] | None) -> list[int]:
+    def __call__(
+        self, lengths: list[int], share: float | None, statistics: list[float] | None
+    ) -> list[int]:
         """Entries per KV head and layer; without a budget what the inner one keeps."""
         own = self.inner(lengths, share, statistics)
         if share is None or self.uniform == 0:
@@ -109,11 +137,15 @@ class Hybrid:
 
 @dataclass(frozen=True)
 class Proportional:
-    """Statistics are the shares a method's own rule keeps; a budget scales them, without one they hold as they are."""
+    """Statistics are the shares a method's own rule keeps; a budget scales them, without one they
+    hold as they are.
+    """
 
     needs_statistics: ClassVar[bool] = True
 
-    def __call__(self, lengths: list[int], share: float | None, statistics: list[float] | None) -> list[int]:
+    def __call__(
+        self, lengths: list[int], share: float | None, statistics: list[float] | None
+    ) -> list[int]:
         """Entries per KV head and layer."""
         assert statistics is not None
         own = [s * n for s, n in zip(statistics, lengths, strict=True)]

@@ -1,4 +1,6 @@
-"""CriticalKV: half the budget by attention, the other half by attention times what each value adds to the output."""
+"""CriticalKV: half the budget by attention, the other half by attention times what each value adds
+to the output.
+"""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -13,11 +15,13 @@ from effivlm.methods.kv_cache.scoring import ScoredKV
 from effivlm.methods.signals import Signal, ValueOutputNorms
 from effivlm.ops.select import top_k_mask
 
-BARE = {ExpectedAttention.name: replace(ExpectedAttention(), value_norms=False)}  # values must not be counted twice
+BARE = {
+    ExpectedAttention.name: replace(ExpectedAttention(), value_norms=False)
+}  # values must not be counted twice
 
 
 def critical_scores(scores: Tensor, norms: Tensor, first: int, epsilon: float) -> Tensor:
-    """[KV, M]: the ``first`` best of every head at +inf, the others ``(score + epsilon) * norm``."""
+    """[KV, M]: the ``first`` best of a head at +inf, the others ``(score + epsilon) * norm``."""
     return torch.where(top_k_mask(scores, first), torch.inf, (scores + epsilon) * norms)
 
 
@@ -26,7 +30,8 @@ class CriticalKV(ScoredKV):
     """A wrapper around any scorer that weighs values after the output projection.
 
     Attributes:
-        base: the scorer. first: part of the budget chosen by its scores alone. epsilon: added to scores before weighing.
+        base: the scorer. first: part of the budget chosen by its scores alone. epsilon: added to
+            scores before weighing.
     """
 
     name: ClassVar[str] = "criticalkv"
@@ -34,7 +39,10 @@ class CriticalKV(ScoredKV):
         "Identify Critical KV Cache in LLM Inference from an Output Perturbation Perspective",
         "2502.03805",
         "https://github.com/NVIDIA/kvpress @ 8bb29b9",
-        ("expected_attention is wrapped without its own value norms", "what the scorer protects stays protected"),
+        (
+            "expected_attention is wrapped without its own value norms",
+            "what the scorer protects stays protected",
+        ),
     )
     base: str = "snapkv"
     first: float = 0.5
@@ -58,4 +66,9 @@ class CriticalKV(ScoredKV):
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Two stages in one order."""
-        return critical_scores(self.wrapped.score(cache, k), cache[ValueOutputNorms()], int(k * self.first), self.epsilon)
+        return critical_scores(
+            self.wrapped.score(cache, k),
+            cache[ValueOutputNorms()],
+            int(k * self.first),
+            self.epsilon,
+        )

@@ -1,4 +1,4 @@
-"""ExpectedAttention: the attention that coming queries, taken as Gaussian, would pay to each key."""
+"""ExpectedAttention: the attention that coming queries, taken as Gaussian, would pay each key."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -32,17 +32,21 @@ def expected_scores(future: Tensor, keys: Tensor, sinks: int, how: str = "mean")
 
 @dataclass(frozen=True)
 class ExpectedAttention(ScoredKV):
-    """Mean and covariance of the prompt's queries, moved to the coming positions, give each key's expected weight.
+    """Mean and covariance of the prompt's queries, moved to the coming positions, give each key's
+    expected weight.
 
     Attributes:
-        sinks: first entries, always kept and left out of the statistics. future: positions looked ahead.
+        sinks: first entries, always kept and left out of the statistics. future: positions looked
+            ahead.
         epsilon: added to the expected attention. value_norms: weigh by the norm of each value.
-        fold: how query heads of one KV head are joined, ``mean`` or ``max``. shared: one choice for all heads.
+        fold: how query heads of one KV head are joined, ``mean`` or ``max``. shared: one choice for
+            all heads.
     """
 
     name: ClassVar[str] = "expected_attention"
     paper: ClassVar[Paper] = Paper(
-        "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries Distribution",
+        "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries"
+        " Distribution",
         "2510.00636",
         "https://github.com/NVIDIA/kvpress @ 8bb29b9",
         (
@@ -60,7 +64,9 @@ class ExpectedAttention(ScoredKV):
     def __post_init__(self) -> None:
         """Validate."""
         if self.sinks < 0 or self.future < 1:
-            raise ValueError(f"expected_attention: sinks={self.sinks} must be >= 0 and future={self.future} >= 1")
+            raise ValueError(
+                f"expected_attention: sinks={self.sinks} must be >= 0 and future={self.future} >= 1"
+            )
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -70,7 +76,9 @@ class ExpectedAttention(ScoredKV):
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Expected attention, times value norms."""
         sinks = min(self.sinks, cache.length - 1)
-        scores = expected_scores(cache[FutureQueries(self.sinks, self.future)], cache.keys, sinks, self.fold)
+        scores = expected_scores(
+            cache[FutureQueries(self.sinks, self.future)], cache.keys, sinks, self.fold
+        )
         if self.value_norms:
             scores = (scores + self.epsilon) * cache.values.float().norm(dim=-1)
         scores = joined(scores, self.shared)

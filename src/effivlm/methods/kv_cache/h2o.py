@@ -1,4 +1,6 @@
-"""H2O: keep the heavy hitters, the entries that received the most attention over the whole prompt, and a recent window."""
+"""H2O: keep the heavy hitters, the entries that received the most attention over the whole prompt,
+and a recent window.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,7 +23,10 @@ class H2O(WindowedKV):
         "https://github.com/FMInference/H2O",
         (
             "once, after prefill: no eviction while decoding",
-            "the recent window is 10 % of the budget (EffiVLM-Bench); the original gives it half: window=0.5",
+            (
+                "the recent window is 10 % of the budget (EffiVLM-Bench); the original gives it"
+                " half: window=0.5"
+            ),
             "sums in float32; the original sums in the model's dtype and over the batch",
         ),
     )

@@ -20,7 +20,8 @@ class KeyDiff(ScoredKV):
 
     name: ClassVar[str] = "keydiff"
     paper: ClassVar[Paper] = Paper(
-        "KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference in Resource-Constrained Environments",
+        "KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference in"
+        " Resource-Constrained Environments",
         "2504.15364",
         "https://github.com/NVIDIA/kvpress @ 8bb29b9",
         ("once, after prefill; the paper evicts block by block while it reads the prompt",),

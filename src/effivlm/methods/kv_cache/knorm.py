@@ -22,7 +22,12 @@ class Knorm(ScoredKV):
         "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression",
         "2406.11430",
         "https://github.com/alessiodevoto/l2compress",
-        ("every layer is compressed; the authors leave layers 0 and 1 whole, which no small budget allows",),
+        (
+            (
+                "every layer is compressed; the authors leave layers 0 and 1 whole, which no small"
+                " budget allows"
+            ),
+        ),
     )
 
     shared: bool = False

@@ -1,4 +1,6 @@
-"""Layer budgets by attention density, mixed with even ones, for any scorer (EffiVLM-Bench 5.1: U-40, U-80)."""
+"""Layer budgets by attention density, mixed with even ones, for any scorer (EffiVLM-Bench 5.1:
+U-40, U-80).
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,10 +25,16 @@ class LayerAdaptive(ScoredKV):
 
     name: ClassVar[str] = "layer_adaptive"
     paper: ClassVar[Paper] = Paper(
-        "EffiVLM-Bench: A Comprehensive Benchmark for Evaluating Training-Free Acceleration in Large Vision-Language Models",
+        "EffiVLM-Bench: A Comprehensive Benchmark for Evaluating Training-Free Acceleration in"
+        " Large Vision-Language Models",
         "2506.00479",
         "",
-        ("not in the released code: shares are mixed first, then bounded and made to meet the total",),
+        (
+            (
+                "not in the released code: shares are mixed first, then bounded and made to meet"
+                " the total"
+            ),
+        ),
     )
     base: str = "snapkv"
     uniform: float = 0.8
@@ -38,10 +46,15 @@ class LayerAdaptive(ScoredKV):
         scorer(self.name, self.base)
         if not (0 < self.p < 1 and 0 <= self.uniform <= 1 and 0 <= self.window <= 1):
             got = f"uniform={self.uniform}, window={self.window}, p={self.p}"
-            raise ValueError(f"layer_adaptive: {got}: uniform and window must be in [0, 1] and p in (0, 1)")
+            raise ValueError(
+                f"layer_adaptive: {got}: uniform and window must be in [0, 1] and p in (0, 1)"
+            )
         least = getattr(scorer(self.name, self.base), "window", 0.0)
         if self.window < least:
-            raise ValueError(f"layer_adaptive: window={self.window} is less than the {least} that {self.base} always keeps")
+            raise ValueError(
+                f"layer_adaptive: window={self.window} is less than the {least} that {self.base}"
+                " always keeps"
+            )
 
     @property
     def signals(self) -> frozenset[Signal]:

@@ -1,4 +1,6 @@
-"""LOOK-M: text first, then the most attended visual entries; what is evicted is merged into what stays."""
+"""LOOK-M: text first, then the most attended visual entries; what is evicted is merged into what
+stays.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -16,7 +18,8 @@ from effivlm.ops.select import top_k_mask
 def text_first(scores: Tensor, text: Tensor) -> Tensor:
     """[KV, M] float64 scores in [0, M] with M + 1 added for text; ``text`` [M] bool.
 
-    Text stands before all visual entries, whose scores keep their resolution, and heads can still be compared.
+    Text stands before all visual entries, whose scores keep their resolution, and heads can still
+    be compared.
     """
     return scores.double() + text * (scores.shape[1] + 1)
 
@@ -27,18 +30,25 @@ class LookM(WindowedKV):
 
     Attributes:
         merge: how: ``averaged``, ``pivotal``, ``weighted``, or ``none`` to drop evicted entries.
-        modality: visual entries merge into visual ones only and text into text (EffiVLM-Bench 5.4); others are dropped.
+        modality: visual entries merge into visual ones only and text into text (EffiVLM-Bench 5.4);
+            others are dropped.
     """
 
     name: ClassVar[str] = "look_m"
     paper: ClassVar[Paper] = Paper(
-        "LOOK-M: Look-Once Optimization in KV Cache for Efficient Multimodal Long-Context Inference",
+        "LOOK-M: Look-Once Optimization in KV Cache for Efficient Multimodal Long-Context"
+        " Inference",
         "2406.18139",
         "https://github.com/SUSTechBruce/LOOK-M @ ecf0f51",
         (
-            "the budget holds for text too: the official code keeps all text, whatever was asked, and its half-precision penalty "
-            "makes all visual scores equal",
-            "every evicted entry takes part in a merge; the official averaged merge filters entries and misaligns their targets",
+            (
+                "the budget holds for text too: the official code keeps all text, whatever was"
+                " asked, and its half-precision penalty makes all visual scores equal"
+            ),
+            (
+                "every evicted entry takes part in a merge; the official averaged merge filters"
+                " entries and misaligns their targets"
+            ),
             "cosine 0 for zero keys, merges in float32",
         ),
     )

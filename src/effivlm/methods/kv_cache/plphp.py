@@ -1,4 +1,6 @@
-"""PLPHP: every layer keeps a share of each image that depends on how much the last token looks at images there."""
+"""PLPHP: every layer keeps a share of each image that depends on how much the last token looks at
+images there.
+"""
 
 import math
 from dataclasses import dataclass
@@ -16,10 +18,12 @@ from effivlm.ops.statistics import fold
 
 
 def by_image(scores: Tensor, image: Tensor) -> Tensor:
-    """[KV, M] order in which entries are kept: text, each image's best entry, then images evenly by rank over size.
+    """[KV, M] order in which entries are kept: text, each image's best entry, then images evenly by
+    rank over size.
 
-    The best ``text + sum_j max(1, floor(r * S_j))`` entries are then exactly the best ``max(1, floor(r * S_j))`` of every
-    image, whatever r; a smaller count takes from all images alike. ``image`` [M], -1 for text.
+    The best ``text + sum_j max(1, floor(r * S_j))`` entries are then exactly the best ``max(1,
+    floor(r * S_j))`` of every image, whatever r; a smaller count takes from all images alike.
+    ``image`` [M], -1 for text.
     """
     out = 3 + scores.float().nan_to_num().clamp(0, 1)
     for number in image[image >= 0].unique().tolist():
@@ -33,16 +37,20 @@ def by_image(scores: Tensor, image: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PLPHP(ScoredKV):
-    """Three classes of layers by attention to images: attentive ones keep ``r + dr`` of each image, indifferent ones ``r - dr``.
+    """Three classes of layers by attention to images: attentive ones keep ``r + dr`` of each image,
+    indifferent ones ``r - dr``.
 
-    Text is always kept, and so are the first two layers and the last. A budget scales what the rule keeps in each layer to
-    the asked total, protected layers and text included.
+    Text is always kept, and so are the first two layers and the last. A budget scales what the rule
+    keeps in each layer to the asked total, protected layers and text included.
 
     Attributes:
         r: share kept in balanced layers. dr: step between classes.
-        alpha: attention to visual tokens from which a layer is attentive. beta: attention below which it is indifferent.
-        uniform: part of a budget spread evenly over layers: 0.4 and 0.8 are EffiVLM-Bench's U-40 and U-80.
-        fold: how query heads of one KV head are joined, ``mean`` or ``max``. shared: one choice for all heads.
+        alpha: attention to visual tokens from which a layer is attentive. beta: attention below
+            which it is indifferent.
+        uniform: part of a budget spread evenly over layers: 0.4 and 0.8 are EffiVLM-Bench's U-40
+            and U-80.
+        fold: how query heads of one KV head are joined, ``mean`` or ``max``. shared: one choice for
+            all heads.
     """
 
     name: ClassVar[str] = "plphp"
@@ -53,7 +61,10 @@ class PLPHP(ScoredKV):
         "",
         (
             "heads are KV heads (group mean), since a cache holds one entry per KV head",
-            "max(1, floor(share * size)) entries of each image; the paper does not say how it rounds",
+            (
+                "max(1, floor(share * size)) entries of each image; the paper does not say how it"
+                " rounds"
+            ),
             "the form with a budget is ours",
         ),
     )
@@ -84,8 +95,12 @@ class PLPHP(ScoredKV):
         return Hybrid(Proportional(), self.uniform)
 
     def retention(self, attention: float) -> float:
-        """Share of each image kept in a layer whose last token pays this much attention to visual tokens."""
-        return self.r + (self.dr if attention >= self.alpha else -self.dr if attention < self.beta else 0.0)
+        """Share of each image kept in a layer whose last token pays this much attention to visual
+        tokens.
+        """
+        return self.r + (
+            self.dr if attention >= self.alpha else -self.dr if attention < self.beta else 0.0
+        )
 
     def statistic(self, cache: LayerCache) -> float:
         """Share of all entries that the rule keeps."""
@@ -94,7 +109,9 @@ class PLPHP(ScoredKV):
         seen = cache.image >= 0
         share = self.retention(float(cache[LastRow()].mean(0)[seen].sum()))
         sizes = cache.image[seen].unique(return_counts=True)[1].tolist()
-        return (int((~seen).sum()) + sum(max(1, math.floor(share * s + 1e-9)) for s in sizes)) / cache.length
+        return (
+            int((~seen).sum()) + sum(max(1, math.floor(share * s + 1e-9)) for s in sizes)
+        ) / cache.length
 
     def layer_budget(self, cache: LayerCache, budget: object) -> int:
         """Not used: the allocator decides, once every layer is known."""

@@ -10,11 +10,13 @@ from effivlm.methods.kv_cache.snapkv import SnapKV
 
 @dataclass(frozen=True)
 class PyramidKV(SnapKV):
-    """Attention funnels into fewer entries in higher layers, so they get fewer; the window is the same everywhere.
+    """Attention funnels into fewer entries in higher layers, so they get fewer; the window is the
+    same everywhere.
 
     Attributes:
         beta: mean budget over the last layer's.
-        variant: ``exact`` spends its budget; ``effivlm`` rounds the step between layers down, as published codes do.
+        variant: ``exact`` spends its budget; ``effivlm`` rounds the step between layers down, as
+            published codes do.
     """
 
     name: ClassVar[str] = "pyramidkv"
@@ -23,7 +25,10 @@ class PyramidKV(SnapKV):
         "2406.02069",
         "https://github.com/Zefan-Cai/KVCache-Factory @ c97f9d7",
         (
-            "a real-valued schedule, rounded by largest remainder; the published integer step keeps up to 1.9 times the budget",
+            (
+                "a real-valued schedule, rounded by largest remainder; the published integer step"
+                " keeps up to 1.9 times the budget"
+            ),
             "scores as in snapkv here: one choice per KV head, observing rows follow the window",
         ),
     )

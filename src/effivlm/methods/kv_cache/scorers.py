@@ -13,10 +13,21 @@ from effivlm.methods.kv_cache.snapkv import SnapKV
 from effivlm.methods.kv_cache.tova import Tova
 from effivlm.methods.kv_cache.vl_cache import VLCache
 
-SCORERS: Mapping[str, KVCache] = MappingProxyType({
-    scorer.name: scorer
-    for scorer in (ExpectedAttention(), H2O(), KeyDiff(), Knorm(), LookM(merge="none"), SnapKV(), Tova(), VLCache())
-})  # fmt: skip
+SCORERS: Mapping[str, KVCache] = MappingProxyType(
+    {
+        scorer.name: scorer
+        for scorer in (
+            ExpectedAttention(),
+            H2O(),
+            KeyDiff(),
+            Knorm(),
+            LookM(merge="none"),
+            SnapKV(),
+            Tova(),
+            VLCache(),
+        )
+    }
+)
 
 
 def scorer(wrapper: str, base: str) -> KVCache:
@@ -26,5 +37,7 @@ def scorer(wrapper: str, base: str) -> KVCache:
         ValueError: if there is none; lists those there are.
     """
     if base not in SCORERS:
-        raise ValueError(f"{wrapper}: base={base!r} is not a scorer: expected one of {', '.join(SCORERS)}")
+        raise ValueError(
+            f"{wrapper}: base={base!r} is not a scorer: expected one of {', '.join(SCORERS)}"
+        )
     return SCORERS[base]

@@ -1,6 +1,8 @@
-"""What cache methods share: the recent window, folds over query heads, and shared or head-adaptive selection.
+"""What cache methods share: the recent window, folds over query heads, and shared or head-adaptive
+selection.
 
-Entries that must stay carry the score +inf, so a choice is always the best ``k`` and wrappers need not know why.
+Entries that must stay carry the score +inf, so a choice is always the best ``k`` and wrappers need
+not know why.
 """
 
 from dataclasses import dataclass
@@ -31,7 +33,7 @@ def window_and_top(scores: Tensor, k: int, window: int) -> Entries:
 
 
 def joined(scores: Tensor, shared: bool) -> Tensor:
-    """Scores [KV, M] of KV heads, all equal to their mean if one choice is ``shared`` by all heads."""
+    """Scores [KV, M] of KV heads, all equal to their mean if the choice is ``shared``."""
     return fold(scores, len(scores), "shared") if shared else scores
 
 
@@ -51,7 +53,8 @@ class WindowedKV(ScoredKV):
     Attributes:
         window: recent entries as a share of the budget (EffiVLM-Bench: 0.1).
         fold: how query heads of one KV head are joined, ``mean`` or ``max``.
-        shared: one choice for all heads instead of one per KV head (EffiVLM-Bench 5.2 without head adaptation).
+        shared: one choice for all heads instead of one per KV head (EffiVLM-Bench 5.2 without head
+            adaptation).
     """
 
     window: float = 0.1
@@ -61,7 +64,9 @@ class WindowedKV(ScoredKV):
     def __post_init__(self) -> None:
         """Validate."""
         if not 0 <= self.window <= 1:
-            raise ValueError(f"{self.name}: window={self.window} must be a share of the budget in [0, 1]")
+            raise ValueError(
+                f"{self.name}: window={self.window} must be a share of the budget in [0, 1]"
+            )
 
     def folded(self, per_query_head: Tensor, cache: LayerCache) -> Tensor:
         """[H, M] -> [KV, M]."""

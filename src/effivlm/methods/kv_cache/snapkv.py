@@ -27,9 +27,18 @@ class SnapKV(WindowedKV):
         "2404.14469",
         "https://github.com/FasterDecoding/SnapKV",
         (
-            "one choice per KV head (group mean), so that the cache stays small under grouped queries; the original repeats keys",
-            "observing rows and kept window default to 10 % of the budget (EffiVLM-Bench); the original uses 32 or 64",
-            "pooling=max: within the plateau that a peak makes, the entries' own scores decide, not torch.topk's order",
+            (
+                "one choice per KV head (group mean), so that the cache stays small under grouped"
+                " queries; the original repeats keys"
+            ),
+            (
+                "observing rows and kept window default to 10 % of the budget (EffiVLM-Bench); the"
+                " original uses 32 or 64"
+            ),
+            (
+                "pooling=max: within the plateau that a peak makes, the entries' own scores decide,"
+                " not torch.topk's order"
+            ),
         ),
     )
     rows: int = 0
@@ -40,7 +49,9 @@ class SnapKV(WindowedKV):
         """Validate."""
         super().__post_init__()
         if self.rows < 0 or self.kernel < 1 or self.kernel % 2 == 0:
-            raise ValueError(f"{self.name}: rows={self.rows} must be >= 0 and kernel={self.kernel} odd")
+            raise ValueError(
+                f"{self.name}: rows={self.rows} must be >= 0 and kernel={self.kernel} odd"
+            )
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -53,6 +64,8 @@ class SnapKV(WindowedKV):
         seen = self.folded(cache[WindowRows(self.rows or window)], cache)
         past = cache.length - window
         pooled = pool(seen[:, :past], self.kernel, self.pooling)
-        if self.pooling == "max":  # a peak makes a plateau: below the last bit of float32, the entries' own scores decide
+        if (
+            self.pooling == "max"
+        ):  # a peak makes a plateau: below the last bit of float32, the entries' own scores decide
             pooled = pooled.double() + seen[:, :past].double() * 2.0**-30
         return protect_recent(torch.cat([pooled, seen[:, past:].to(pooled)], 1), window)

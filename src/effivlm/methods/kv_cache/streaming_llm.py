@@ -1,4 +1,6 @@
-"""StreamingLLM: keep the first few entries (attention sinks) and the most recent ones; looks at nothing."""
+"""StreamingLLM: keep the first few entries (attention sinks) and the most recent ones; looks at
+nothing.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -15,7 +17,8 @@ class StreamingLLM(KVCache):
 
     Attributes:
         sinks: entries kept at the start.
-        variant: ``paper``; ``effivlm`` keeps the first 90 % of the budget and the last 10 %, as EffiVLM-Bench's code does.
+        variant: ``paper``; ``effivlm`` keeps the first 90 % of the budget and the last 10 %, as
+            EffiVLM-Bench's code does.
     """
 
     name: ClassVar[str] = "streaming_llm"
@@ -23,7 +26,13 @@ class StreamingLLM(KVCache):
         "Efficient Streaming Language Models with Attention Sinks",
         "2309.17453",
         "https://github.com/mit-han-lab/streaming-llm",
-        ("keys keep their original positions; the official code rotates them to their slot at every step", "once, after prefill"),
+        (
+            (
+                "keys keep their original positions; the official code rotates them to their slot"
+                " at every step"
+            ),
+            "once, after prefill",
+        ),
     )
     sinks: int = 4
     variant: Literal["paper", "effivlm"] = "paper"
@@ -39,7 +48,9 @@ class StreamingLLM(KVCache):
 
     def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
         """First and last."""
-        last = max(1, int(0.1 * k + 1e-9)) if self.variant == "effivlm" else k - min(self.sinks, k - 1)
+        last = (
+            max(1, int(0.1 * k + 1e-9)) if self.variant == "effivlm" else k - min(self.sinks, k - 1)
+        )
         keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
         keep[:, : k - last] = True
         keep[:, scores.shape[1] - last :] = True

@@ -17,7 +17,8 @@ class Tova(ScoredKV):
 
     Attributes:
         shared: one choice for all heads, as published; False chooses per KV head.
-        fold: how query heads of one KV head are joined where ``shared`` is False, ``mean`` or ``max``.
+        fold: how query heads of one KV head are joined where ``shared`` is False, ``mean`` or
+            ``max``.
     """
 
     name: ClassVar[str] = "tova"

@@ -1,4 +1,4 @@
-"""VL-Cache: the rows after the image decide what stays, and layers with dense attention get more."""
+"""VL-Cache: rows after the image decide what stays, and layers with dense attention get more."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,22 +13,32 @@ from effivlm.methods.signals import PostVisionRows, Signal, ThresholdCounts
 
 @dataclass(frozen=True)
 class VLCache(WindowedKV):
-    """Attention from the rows after the last visual token; budgets by the share of entries that matter there.
+    """Attention from the rows after the last visual token; budgets by the share of entries that
+    matter there.
 
     Attributes:
         p: an attention entry counts if it reaches ``p`` times its row's largest.
-        uniform: part of the budget spread evenly over layers: 0.4 and 0.8 are EffiVLM-Bench's U-40 and U-80.
-        renormalise: False clips layer budgets and leaves them there, as published; the total then misses the budget.
+        uniform: part of the budget spread evenly over layers: 0.4 and 0.8 are EffiVLM-Bench's U-40
+            and U-80.
+        renormalise: False clips layer budgets and leaves them there, as published; the total then
+            misses the budget.
     """
 
     name: ClassVar[str] = "vl_cache"
     paper: ClassVar[Paper] = Paper(
-        "VL-Cache: Sparsity and Modality-Aware KV Cache Compression for Vision-Language Model Inference Acceleration",
+        "VL-Cache: Sparsity and Modality-Aware KV Cache Compression for Vision-Language Model"
+        " Inference Acceleration",
         "2410.23317",
         "",
         (
-            "written after the paper's formulas and EffiVLM-Bench @ ab3ee18, since the authors published no code",
-            "layer budgets at a bound are fixed and the others rescaled, so that the total is met; renormalise=false does not",
+            (
+                "written after the paper's formulas and EffiVLM-Bench @ ab3ee18, since the authors"
+                " published no code"
+            ),
+            (
+                "layer budgets at a bound are fixed and the others rescaled, so that the total is"
+                " met; renormalise=false does not"
+            ),
             "a prompt without rows after its last visual token is read through its last 32 rows",
         ),
     )
@@ -40,7 +50,9 @@ class VLCache(WindowedKV):
         """Validate."""
         super().__post_init__()
         if not (0 < self.p < 1 and 0 <= self.uniform <= 1):
-            raise ValueError(f"{self.name}: p={self.p} must be in (0, 1) and uniform={self.uniform} in [0, 1]")
+            raise ValueError(
+                f"{self.name}: p={self.p} must be in (0, 1) and uniform={self.uniform} in [0, 1]"
+            )
 
     @property
     def signals(self) -> frozenset[Signal]:

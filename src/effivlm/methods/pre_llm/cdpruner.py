@@ -1,4 +1,6 @@
-"""CDPruner: keep the subset that is diverse among what the instruction is about: greedy MAP of a conditional DPP."""
+"""CDPruner: keep the subset that is diverse among what the instruction is about: greedy MAP of a
+conditional DPP.
+"""
 
 from dataclasses import dataclass
 
@@ -16,14 +18,24 @@ class CDPruner(PreLLM):
 
     name = "cdpruner"
     paper = Paper(
-        "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs",
+        "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in"
+        " MLLMs",
         "2506.10967",
         "Theia-4869/CDPruner @ 9541616",
         (
-            "relevance is the mean cosine of projected tokens with the LLM's input embeddings of the prompt's text; the "
-            "official code uses CLIP's text tower on the question, and negates the cosine, as its authors advise for CLIP",
-            "relevance is scaled per tile or image, not over everything in the batch; a constant one counts as uniform",
-            "when the kernel's rank is used up the rest is filled by relevance; the official code returns repeated tokens there",
+            (
+                "relevance is the mean cosine of projected tokens with the LLM's input embeddings"
+                " of the prompt's text; the official code uses CLIP's text tower on the question,"
+                " and negates the cosine, as its authors advise for CLIP"
+            ),
+            (
+                "relevance is scaled per tile or image, not over everything in the batch; a"
+                " constant one counts as uniform"
+            ),
+            (
+                "when the kernel's rank is used up the rest is filled by relevance; the official"
+                " code returns repeated tokens there"
+            ),
             "residual variances within 1e-6 are ties, the lower index wins",
         ),
     )
@@ -40,7 +52,9 @@ class CDPruner(PreLLM):
 
 
 def relevance(visual: Tensor, text: Tensor) -> Tensor:
-    """[N] in [0, 1]: mean cosine of visual [N, D] with text [T, D], scaled to span the range; ones if there is no text."""
+    """[N] in [0, 1]: mean cosine of visual [N, D] with text [T, D], scaled to span the range; ones
+    if there is no text.
+    """
     if len(text) == 0:
         return torch.ones(len(visual), device=visual.device)
     return min_max(rounded(unit(visual) @ unit(text).mean(0)))

@@ -1,4 +1,6 @@
-"""DivPrune: keep the subset whose members are farthest apart. Greedy max-min diversity of the projected tokens; no attention."""
+"""DivPrune: keep the subset whose members are farthest apart. Greedy max-min diversity of the
+projected tokens; no attention.
+"""
 
 from dataclasses import dataclass
 
@@ -16,9 +18,18 @@ class DivPrune(PreLLM):
         "2503.02175",
         "vbdi/divprune @ 799e2d9",
         (
-            "picked tokens are excluded; the official code can return the same token again among near-duplicates",
-            "cosines in float32 with zero vectors at cosine 0; distances within 1e-6 are ties, the lower index wins",
-            "per tile or image; the official LLaVA code prunes image 0 only and lets newline tokens compete",
+            (
+                "picked tokens are excluded; the official code can return the same token again"
+                " among near-duplicates"
+            ),
+            (
+                "cosines in float32 with zero vectors at cosine 0; distances within 1e-6 are ties,"
+                " the lower index wins"
+            ),
+            (
+                "per tile or image; the official LLaVA code prunes image 0 only and lets newline"
+                " tokens compete"
+            ),
             "floor(keep * N) tokens; the official code rounds half to even",
         ),
     )

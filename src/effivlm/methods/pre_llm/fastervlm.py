@@ -13,7 +13,8 @@ class FasterVLM(PreLLM):
 
     name = "fastervlm"
     paper = Paper(
-        "[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster",
+        "[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference"
+        " Faster",
         "2412.01818",
         "Theia-4869/FasterVLM @ f5d5f12",
         ("without a [CLS]: attention received from all patches",),

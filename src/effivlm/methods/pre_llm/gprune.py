@@ -1,4 +1,6 @@
-"""G-Prune: tokens pass importance along a graph of similar tokens; those where much gathers on few edges stay."""
+"""G-Prune: tokens pass importance along a graph of similar tokens; those where much gathers on few
+edges stay.
+"""
 
 from dataclasses import dataclass
 
@@ -25,28 +27,41 @@ class GPrune(PreLLM):
 
     name = "gprune"
     paper = Paper(
-        "What Kind of Visual Tokens Do We Need? Training-free Visual Token Pruning for Multi-modal Large Language Models "
-        "from the Perspective of Graph",
+        "What Kind of Visual Tokens Do We Need? Training-free Visual Token Pruning for Multi-modal"
+        " Large Language Models from the Perspective of Graph",
         "2501.02268",
         "jytmelon/G-Prune @ 762c637",
         (
             "vector-matrix products instead of a matrix power: the same numbers in O(steps N^2)",
-            "float32 throughout; in float16 weak edges of the official code underflow and change degrees",
-            "the runtime keeps newline tokens within the budget; the official code keeps them all on top of it",
+            (
+                "float32 throughout; in float16 weak edges of the official code underflow and"
+                " change degrees"
+            ),
+            (
+                "the runtime keeps newline tokens within the budget; the official code keeps them"
+                " all on top of it"
+            ),
         ),
     )
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.steps < 1:
-            raise ValueError(f"gprune: needs temperature > 0 and steps >= 1, got {self.temperature} and {self.steps}")
+            raise ValueError(
+                f"gprune: needs temperature > 0 and steps >= 1, got {self.temperature} and"
+                f" {self.steps}"
+            )
 
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
         """Keep where the walk gathers."""
-        return Selection(top_k(rounded(walk(tokens.embeds, self.similarity, self.temperature, self.steps)), k))
+        return Selection(
+            top_k(rounded(walk(tokens.embeds, self.similarity, self.temperature, self.steps)), k)
+        )
 
 
 def walk(y: Tensor, similarity: float, temperature: float, steps: int) -> Tensor:
-    """[N] importance of tokens y [N, D]: ``(norms^T P^steps) / degree``; a token without neighbours keeps its norm."""
+    """[N] importance of tokens y [N, D]: ``(norms^T P^steps) / degree``; a token without neighbours
+    keeps its norm.
+    """
     rows = unit(y)
     cosine = rows @ rows.T
     edges = (cosine >= similarity) | torch.eye(len(y), dtype=torch.bool, device=y.device)

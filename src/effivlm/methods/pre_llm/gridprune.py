@@ -1,6 +1,8 @@
-"""GridPrune: zones of the image share the budget by how much they answer the prompt; in a zone, relevance meets saliency.
+"""GridPrune: zones of the image share the budget by how much they answer the prompt; in a zone,
+relevance meets saliency.
 
-No code was published, and the description leaves constants open: ``zones``, ``alpha`` and ``temperature`` are free here.
+No code was published, and the description leaves constants open: ``zones``, ``alpha`` and
+``temperature`` are free here.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ class GridPrune(PreLLM):
     Attributes:
         zones: zones along each side of the grid. A free constant.
         alpha: share of saliency, against relevance, in a token's score. A free constant.
-        temperature: of the softmax over zones; 1 as described, which is close to an even split. A free constant.
+        temperature: of the softmax over zones; 1 as described, which is close to an even split. A
+            free constant.
     """
 
     zones: int = 4
@@ -34,10 +37,18 @@ class GridPrune(PreLLM):
         "",
         (
             "written from the description; grid, alpha and temperature are choices made here",
-            "relevance is the cosine of projected tokens with the mean direction of the prompt's text embeddings; the paper "
-            "uses CLIP's image and text projections",
-            "saliency is scaled to [0, 1] per image, for as a probability it would not count against relevance",
-            "quotas by largest remainder, capped at the size of a zone, the excess shared among the others",
+            (
+                "relevance is the cosine of projected tokens with the mean direction of the"
+                " prompt's text embeddings; the paper uses CLIP's image and text projections"
+            ),
+            (
+                "saliency is scaled to [0, 1] per image, for as a probability it would not count"
+                " against relevance"
+            ),
+            (
+                "quotas by largest remainder, capped at the size of a zone, the excess shared among"
+                " the others"
+            ),
             "without a [CLS]: attention received from all patches",
         ),
     )
@@ -57,7 +68,11 @@ class GridPrune(PreLLM):
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
         """Quotas by softmax of the zones' mean relevance, and in every zone the highest scores."""
         text = unit(tokens[TextEmbeds()])
-        question = unit(text.mean(0)) if len(text) else torch.zeros(tokens.embeds.shape[1], device=text.device)
+        question = (
+            unit(text.mean(0))
+            if len(text)
+            else torch.zeros(tokens.embeds.shape[1], device=text.device)
+        )
         relevance = unit(tokens.embeds) @ question
         score = (1 - self.alpha) * (relevance + 1) / 2 + self.alpha * min_max(tokens[Saliency()])
         zone = blocks(tokens.place, self.zones)

@@ -1,4 +1,6 @@
-"""HoloV: spread the budget over regions of the image by how much attention and variety each holds, then rank inside."""
+"""HoloV: spread the budget over regions of the image by how much attention and variety each holds,
+then rank inside.
+"""
 
 from dataclasses import dataclass
 
@@ -18,10 +20,12 @@ class HoloV(PreLLM):
     """Quotas per region, top tokens in each.
 
     Attributes:
-        num_patches: regions; the largest square grid of at most as many blocks (contiguous segments where there is no grid).
-        alpha: weight of the variety term relative to attention, both scaled to mean 1 over the image.
-        variant: ``official``: segments of the raster, quotas and ranks by attention alone (in the released code the variety
-            term cancels within every region).
+        num_patches: regions; the largest square grid of at most as many blocks (contiguous segments
+            where there is no grid).
+        alpha: weight of the variety term relative to attention, both scaled to mean 1 over the
+            image.
+        variant: ``official``: segments of the raster, quotas and ranks by attention alone (in the
+            released code the variety term cancels within every region).
     """
 
     num_patches: int = 16
@@ -30,15 +34,23 @@ class HoloV(PreLLM):
 
     name = "holov"
     paper = Paper(
-        "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention",
+        "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context"
+        " Retention",
         "2510.02912",
         "obananas/HoloV @ 1d2e65e",
         (
-            "the variety term is scaled over the whole image, so that it counts; the official code scales it per region, "
-            "where it cancels exactly",
-            "regions are 2-D blocks; the official code cuts the raster into segments (variant=official)",
-            "tokens a full region cannot take go to the others; the official code pads with zero vectors, where "
-            "variant=official takes the most attended of the rest",
+            (
+                "the variety term is scaled over the whole image, so that it counts; the official"
+                " code scales it per region, where it cancels exactly"
+            ),
+            (
+                "regions are 2-D blocks; the official code cuts the raster into segments"
+                " (variant=official)"
+            ),
+            (
+                "tokens a full region cannot take go to the others; the official code pads with"
+                " zero vectors, where variant=official takes the most attended of the rest"
+            ),
             "per tile or image; without a [CLS]: attention received from all patches",
         ),
     )
@@ -47,7 +59,10 @@ class HoloV(PreLLM):
         if self.variant not in VARIANTS:
             raise ValueError(f"holov: variant must be one of {VARIANTS}, got {self.variant!r}")
         if self.num_patches < 1 or self.alpha < 0:
-            raise ValueError(f"holov: needs num_patches >= 1 and alpha >= 0, got {self.num_patches} and {self.alpha}")
+            raise ValueError(
+                f"holov: needs num_patches >= 1 and alpha >= 0, got {self.num_patches} and"
+                f" {self.alpha}"
+            )
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -62,15 +77,21 @@ class HoloV(PreLLM):
             mean, size = region_mean(attention, region)
             keep = best_per_region(attention, region, official_quota(mean, k).minimum(size))
             rest = others(keep, len(attention))
-            return Selection(torch.cat([keep, rest[ranked(attention[rest])[: k - len(keep)]]]).sort().values)
+            return Selection(
+                torch.cat([keep, rest[ranked(attention[rest])[: k - len(keep)]]]).sort().values
+            )
         region = blocks(tokens.place, max(1, int(self.num_patches**0.5 + 1e-9)))
         score = rounded(scaled(attention) + self.alpha * scaled(variety(tokens.embeds, region)))
         return Selection(best_per_region(score, region, share_out(*region_mean(score, region), k)))
 
 
 def official_quota(weight: Tensor, k: int) -> Tensor:
-    """[R] the released code's quotas: rounded down, and one more for as many of the heaviest regions as are missing."""
-    weight = 1090 * weight  # the code's 1e3, and 1 + alpha of the variety term that cancels; only its 1e-6 sees them
+    """[R] the released code's quotas: rounded down, and one more for as many of the heaviest
+    regions as are missing.
+    """
+    weight = (
+        1090 * weight
+    )  # the code's 1e3, and 1 + alpha of the variety term that cancels; only its 1e-6 sees them
     quota = (weight / (weight.sum() + 1e-6) * k).floor().long()
     quota[ranked(weight)[: k - int(quota.sum())]] += 1
     return quota

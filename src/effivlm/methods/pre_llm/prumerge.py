@@ -1,6 +1,8 @@
-"""PruMerge: patches whose [CLS] attention stands out stay and take in what resembles them; PruMerge+ adds even samples.
+"""PruMerge: patches whose [CLS] attention stands out stay and take in what resembles them;
+PruMerge+ adds even samples.
 
-Both in a budgeted form: the interquartile rule says how many tokens stand out, the budget how many stay.
+Both in a budgeted form: the interquartile rule says how many tokens stand out, the budget how many
+stay.
 """
 
 from dataclasses import dataclass
@@ -13,11 +15,20 @@ from effivlm.methods.signals import ClsLogits, EncoderKeys, Signal
 from effivlm.ops.select import lattice, others, ranked, unit
 
 COMMON = (
-    "attention is softmaxed over the patches; the official code leaves [CLS] in the denominator (same order, weights scaled)",
+    (
+        "attention is softmaxed over the patches; the official code leaves [CLS] in the denominator"
+        " (same order, weights scaled)"
+    ),
     "merges projected tokens; the official code merges encoder features before the projector",
-    "neighbours are sought among pruned tokens and averaged with weights of attention, as the paper says; "
-    "variant=official also takes kept ones, and adds attention * token to the kept token without normalising",
-    "no extra token for all that was pruned (official: unnormalised, so close to zero); tokens stay in raster order",
+    (
+        "neighbours are sought among pruned tokens and averaged with weights of attention, as the"
+        " paper says; variant=official also takes kept ones, and adds attention * token to the kept"
+        " token without normalising"
+    ),
+    (
+        "no extra token for all that was pruned (official: unnormalised, so close to zero); tokens"
+        " stay in raster order"
+    ),
     "without a [CLS]: the mean query takes its place",
 )
 CODE = "42Shawn/LLaVA-PruMerge @ 097c041"
@@ -40,7 +51,13 @@ class PruMerge(PreLLM):
         "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models",
         "2403.15388",
         CODE,
-        ("the budget sets the number of tokens; the paper takes as many as the interquartile rule flags", *COMMON),
+        (
+            (
+                "the budget sets the number of tokens; the paper takes as many as the interquartile"
+                " rule flags"
+            ),
+            *COMMON,
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -79,16 +96,24 @@ class PruMergePlus(PruMerge):
     """The outliers, then evenly spaced tokens of the rest; merged as in PruMerge.
 
     Attributes:
-        variant: ``official`` merges as the released code does; ``effivlm`` does too, and fills up with the first
-            multiples of ``N // k``, as EffiVLM-Bench does, so that samples cover only the top of the image.
+        variant: ``official`` merges as the released code does; ``effivlm`` does too, and fills up
+            with the first multiples of ``N // k``, as EffiVLM-Bench does, so that samples cover
+            only the top of the image.
     """
 
     name = "prumerge_plus"
     paper = Paper(
-        "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models (PruMerge+)",
+        "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models"
+        " (PruMerge+)",
         "2403.15388",
         CODE,
-        ("the budget sets the number of even samples; the official code derives a stride from the share of outliers", *COMMON),
+        (
+            (
+                "the budget sets the number of even samples; the official code derives a stride"
+                " from the share of outliers"
+            ),
+            *COMMON,
+        ),
     )
 
     @staticmethod
@@ -97,24 +122,32 @@ class PruMergePlus(PruMerge):
         return ("", "official", "effivlm")
 
     def choose(self, attention: Tensor, k: int) -> Tensor:
-        """[k] tokens to keep, in any order: outliers of attention [N], at least one, then samples."""
+        """[k] tokens to keep, in any order: outliers of attention [N], then samples."""
         top = ranked(attention)[: min(k, max(1, outliers(attention)))]
         rest = others(top, len(attention))
         fill = k - len(top)
         if self.variant != "effivlm":
             return torch.cat([top, rest[lattice(len(rest), fill).to(rest.device)]])
         on_stride = rest[rest % max(1, len(attention) // k) == 0]
-        return torch.cat([top, on_stride[:fill], ranked(attention)[len(top) :][: max(0, fill - len(on_stride))]])
+        return torch.cat(
+            [top, on_stride[:fill], ranked(attention)[len(top) :][: max(0, fill - len(on_stride))]]
+        )
 
 
 def outliers(attention: Tensor) -> int:
-    """How many values of attention [N] exceed ``Q3 + 1.5 (Q3 - Q1)`` (quartiles by linear interpolation)."""
+    """How many values of attention [N] exceed ``Q3 + 1.5 (Q3 - Q1)`` (quartiles by linear
+    interpolation).
+    """
     low, high = attention.float().quantile(torch.tensor([0.25, 0.75], device=attention.device))
     return int((attention > high + 1.5 * (high - low)).sum())
 
 
-def attention_sum(attention: Tensor, keys: Tensor, keep: Tensor, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The official merge: ``x_i + sum_j a_j x_j`` over the nearest neighbours of i, kept or pruned, itself excluded."""
+def attention_sum(
+    attention: Tensor, keys: Tensor, keep: Tensor, neighbours: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The official merge: ``x_i + sum_j a_j x_j`` over the nearest neighbours of i, kept or pruned,
+    itself excluded.
+    """
     rows = unit(keys)
     similarity = rows[keep] @ rows.T
     similarity[torch.arange(len(keep), device=keep.device), keep] = -torch.inf
@@ -125,8 +158,12 @@ def attention_sum(attention: Tensor, keys: Tensor, keep: Tensor, neighbours: int
     return torch.cat([keep, target]), torch.cat([keep, source]), weight
 
 
-def weighted_mean(attention: Tensor, keys: Tensor, keep: Tensor, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's merge: the attention-weighted mean of a kept token and its nearest pruned neighbours."""
+def weighted_mean(
+    attention: Tensor, keys: Tensor, keep: Tensor, neighbours: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The paper's merge: the attention-weighted mean of a kept token and its nearest pruned
+    neighbours.
+    """
     rows, pruned = unit(keys), others(keep, len(keys))
     near = ranked(rows[keep] @ rows[pruned].T)[:, : min(neighbours, len(pruned))]
     source = torch.cat([keep[:, None], pruned[near]], 1)

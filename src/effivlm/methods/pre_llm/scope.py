@@ -1,4 +1,6 @@
-"""SCOPE: each pick adds the most to the coverage of all patches, weighted by its own [CLS] attention."""
+"""SCOPE: each pick adds the most to the coverage of all patches, weighted by its own [CLS]
+attention.
+"""
 
 from dataclasses import dataclass
 
@@ -23,7 +25,10 @@ class Scope(PreLLM):
         "2510.24214",
         "kinredon/SCOPE @ 6bf7306",
         (
-            "once everything is covered the rest is filled by attention; the official code falls to indices 0, 1, 2, ...",
+            (
+                "once everything is covered the rest is filled by attention; the official code"
+                " falls to indices 0, 1, 2, ..."
+            ),
             "gains within 1e-6 of the first pick's gain are ties, the lower index wins",
             "without a [CLS]: attention received from all patches",
         ),
@@ -31,7 +36,10 @@ class Scope(PreLLM):
 
     def __post_init__(self) -> None:
         if self.alpha < 0:
-            raise ValueError(f"scope: alpha is an exponent of attention and must not be negative, got {self.alpha}")
+            raise ValueError(
+                "scope: alpha is an exponent of attention and must not be negative, got"
+                f" {self.alpha}"
+            )
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -41,4 +49,6 @@ class Scope(PreLLM):
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
         """Greedy coverage."""
         attention = tokens[Saliency()].float().nan_to_num().clamp(min=0)
-        return Selection(coverage(tokens[EncoderFeatures()], attention**self.alpha, k).sort().values)
+        return Selection(
+            coverage(tokens[EncoderFeatures()], attention**self.alpha, k).sort().values
+        )

@@ -1,4 +1,6 @@
-"""VisionZip: keep the patches [CLS] looks at, and merge the rest by key similarity into a few contextual tokens."""
+"""VisionZip: keep the patches [CLS] looks at, and merge the rest by key similarity into a few
+contextual tokens.
+"""
 
 from dataclasses import dataclass
 
@@ -19,8 +21,9 @@ class VisionZip(PreLLM):
 
     Attributes:
         ratio: dominant tokens per contextual token; the paper's 54 + 10 of 64.
-        variant: ``official``: contextual targets are the first of a stride (the bottom of the image can hold none), and
-            a contextual token is target + mean of its members, about twice the norm of a token.
+        variant: ``official``: contextual targets are the first of a stride (the bottom of the image
+            can hold none), and a contextual token is target + mean of its members, about twice the
+            norm of a token.
     """
 
     ratio: float = 5.4
@@ -32,11 +35,20 @@ class VisionZip(PreLLM):
         "2412.04467",
         "dvlab-research/VisionZip @ 3151f6d",
         (
-            "merges projected tokens; the official LLaVA code merges encoder features before the projector",
+            (
+                "merges projected tokens; the official LLaVA code merges encoder features before"
+                " the projector"
+            ),
             "the [CLS] token is not sent, its place in the budget goes to a patch",
-            "contextual tokens are plain means of target and members (the paper's centroids), targets are spaced over all "
-            "remaining tokens; variant=official sums instead and takes the first of a stride",
-            "contextual tokens stand at their targets, in raster order; the official code appends them",
+            (
+                "contextual tokens are plain means of target and members (the paper's centroids),"
+                " targets are spaced over all remaining tokens; variant=official sums instead and"
+                " takes the first of a stride"
+            ),
+            (
+                "contextual tokens stand at their targets, in raster order; the official code"
+                " appends them"
+            ),
             "without a [CLS]: attention received from all patches",
         ),
     )
@@ -45,7 +57,10 @@ class VisionZip(PreLLM):
         if self.variant not in VARIANTS:
             raise ValueError(f"visionzip: variant must be one of {VARIANTS}, got {self.variant!r}")
         if self.ratio <= 0:
-            raise ValueError(f"visionzip: ratio is dominant tokens per contextual token, above 0, got {self.ratio}")
+            raise ValueError(
+                "visionzip: ratio is dominant tokens per contextual token, above 0, got"
+                f" {self.ratio}"
+            )
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -63,8 +78,12 @@ class VisionZip(PreLLM):
         merge = target_plus_mean(targets, heir, source) if official else mean_into(heir, source)
         return Selection(torch.cat([dominant, targets]).sort().values, Merge(*merge))
 
-    def assign(self, keys: Tensor, dominant: Tensor, contextual: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Targets [c] among the tokens that are not dominant, the tokens merged [M - c], and the target of each [M - c]."""
+    def assign(
+        self, keys: Tensor, dominant: Tensor, contextual: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Targets [c] among the tokens that are not dominant, the tokens merged [M - c], and the
+        target of each [M - c].
+        """
         rest = others(dominant, len(keys))
         if self.variant == "official":
             at = torch.arange(contextual, device=rest.device) * max(1, len(rest) // contextual)
@@ -75,9 +94,15 @@ class VisionZip(PreLLM):
         return targets, source, targets[(rows[source] @ rows[targets].T).argmax(1)]
 
 
-def target_plus_mean(targets: Tensor, heir: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The official merge: each target keeps its own row in full and adds the mean of its members (heir, source [E])."""
+def target_plus_mean(
+    targets: Tensor, heir: Tensor, source: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The official merge: each target keeps its own row in full and adds the mean of its members
+    (heir, source [E]).
+    """
     size = int(targets.max()) + 1
-    members = torch.zeros(size, device=targets.device).index_add_(0, heir, torch.ones_like(heir, dtype=torch.float32))
+    members = torch.zeros(size, device=targets.device).index_add_(
+        0, heir, torch.ones_like(heir, dtype=torch.float32)
+    )
     weight = torch.cat([torch.ones(len(targets), device=targets.device), 1 / members[heir]])
     return torch.cat([targets, heir]), torch.cat([targets, source]), weight

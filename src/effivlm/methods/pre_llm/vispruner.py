@@ -1,4 +1,6 @@
-"""VisPruner: half of the budget by [CLS] attention, the other half by removing near-duplicates from the rest."""
+"""VisPruner: half of the budget by [CLS] attention, the other half by removing near-duplicates from
+the rest.
+"""
 
 from dataclasses import dataclass
 
@@ -28,15 +30,21 @@ class VisPruner(PreLLM):
         "2412.01818",
         "Theia-4869/VisPruner @ aefa01a",
         (
-            "an odd residual list gives its extra token to the side that loses tokens, and a round never empties that side; "
-            "the official code stops with an index error in both cases",
+            (
+                "an odd residual list gives its extra token to the side that loses tokens, and a"
+                " round never empties that side; the official code stops with an index error in"
+                " both cases"
+            ),
             "without a [CLS]: attention received from all patches",
         ),
     )
 
     def __post_init__(self) -> None:
         if not 0 <= self.important_ratio <= 1:
-            raise ValueError(f"vispruner: important_ratio is a share of the budget in [0, 1], got {self.important_ratio}")
+            raise ValueError(
+                "vispruner: important_ratio is a share of the budget in [0, 1], got"
+                f" {self.important_ratio}"
+            )
         if self.step < 1:
             raise ValueError(f"vispruner: step must be at least 1 token per round, got {self.step}")
 
@@ -54,10 +62,11 @@ class VisPruner(PreLLM):
 
 
 def thin_out(features: Tensor, rest: Tensor, k: int, step: int) -> Tensor:
-    """[k] of the tokens ``rest`` [R]: rounds in which the even positions most similar to any odd position are dropped.
+    """[k] of the tokens ``rest`` [R]: rounds in which the even positions most similar to any odd
+    position are dropped.
 
-    Survivors of the even positions come first, by descending similarity, then the odd positions: this order defines the
-    next round's partition, so it is part of the method.
+    Survivors of the even positions come first, by descending similarity, then the odd positions:
+    this order defines the next round's partition, so it is part of the method.
     """
     if k == 0:
         return rest[:0]
@@ -66,6 +75,8 @@ def thin_out(features: Tensor, rest: Tensor, k: int, step: int) -> Tensor:
     while len(rest) > k:
         even, odd = rest[::2], rest[1::2]
         drop = min(step, len(rest) - k, max(1, len(even) - 1))
-        closest = similarity.index_select(0, odd).amax(0)[even]  # whole rows: several times faster than a gather
+        closest = similarity.index_select(0, odd).amax(0)[
+            even
+        ]  # whole rows: several times faster than a gather
         rest = torch.cat([even[ranked(closest)[drop:]], odd])
     return rest

@@ -1,4 +1,6 @@
-"""What every visual token of a model shows, in words; and pictures with several questions each as training batches."""
+"""What every visual token of a model shows, in words; and pictures with several questions each as
+training batches.
+"""
 
 import math
 import random
@@ -20,14 +22,22 @@ from effivlm.zoo.words import NOTHING, ORDINALS, make_tokenizer, spelled, token_
 
 WORDS = 5  # words a token shows at most
 COVER = 0.12  # a mark shows in a token if it covers this share of it
-ASKED = {"caption": 0.7, "listing": 0.7, "number": 0.3, "word": 0.3, "shape": 0.5}  # share of pictures asked so; else all
+ASKED = {
+    "caption": 0.7,
+    "listing": 0.7,
+    "number": 0.3,
+    "word": 0.3,
+    "shape": 0.5,
+}  # share of pictures asked so; else all
 Prompt = Sequence[Any]  # the pictures of one prompt
 IDS = {t: i for i, t in enumerate(vocabulary())}
 
 
 @dataclass(frozen=True)
 class Spot:
-    """Where the visual tokens of one picture stand. ``grid``: rows of the unit a token is in; 0 for newline tokens."""
+    """Where the visual tokens of one picture stand. ``grid``: rows of the unit a token is in; 0 for
+    newline tokens.
+    """
 
     row: Tensor
     column: Tensor
@@ -54,7 +64,9 @@ class Reader:
         return self.opening(prompt)[0]
 
     def opening(self, prompt: Prompt) -> tuple[tuple[Spot, ...], list[int], Tensor]:
-        """What prompts with as many pictures share: spots, ids before the question [P], their positions [axes or 1, P]."""
+        """What prompts with as many pictures share: spots, ids before the question [P], their
+        positions [axes or 1, P].
+        """
         if len(prompt) not in self.known:
             call = self.call([prompt])
             pieces = self.family.layout(self.model, call)
@@ -62,7 +74,12 @@ class Reader:
             spots = tuple(_spot(pieces[i : i + share]) for i in range(0, len(pieces), share))
             ids = [IDS["<s>"], IDS["<user>"]]
             for name, spot in zip(ORDINALS, spots, strict=False):
-                ids += [IDS[f" {name}"], IDS["<img>"], *[IDS["<image>"]] * len(spot.row), IDS["</img>"]]
+                ids += [
+                    IDS[f" {name}"],
+                    IDS["<img>"],
+                    *[IDS["<image>"]] * len(spot.row),
+                    IDS["</img>"],
+                ]
             self.known[len(prompt)] = spots, ids, self._positions(torch.tensor([ids]), call)
         return self.known[len(prompt)]
 
@@ -71,7 +88,9 @@ class Reader:
             return torch.arange(ids.shape[1])[None]
         kinds = (ids == self.model.config.image_token_id).int()
         grids = call["image_grid_thw"]
-        return self.model.base_model.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=grids)[0][:, 0]
+        return self.model.base_model.get_rope_index(
+            ids, mm_token_type_ids=kinds, image_grid_thw=grids
+        )[0][:, 0]
 
 
 def _spot(pieces: list[Any]) -> Spot:
@@ -89,8 +108,12 @@ def _tiled(pieces: list[Any]) -> Spot:
     rows = [t.row + int(t.grid[0]) * (i // side) for i, t in enumerate(tiles[:-1])]
     columns = [t.column + int(t.grid[0]) * (i % side) for i, t in enumerate(tiles[:-1])]
     grid, last = torch.cat([t.grid * side for t in tiles[:-1]]), tiles[-1]
-    return Spot(torch.cat([*rows, last.row]), torch.cat([*columns, last.column]), torch.cat([grid, last.grid]),
-                torch.cat([torch.zeros_like(grid, dtype=torch.bool), last.whole]))  # fmt: skip
+    return Spot(
+        torch.cat([*rows, last.row]),
+        torch.cat([*columns, last.column]),
+        torch.cat([grid, last.grid]),
+        torch.cat([torch.zeros_like(grid, dtype=torch.bool), last.whole]),
+    )
 
 
 def labels(picture: Picture, spot: Spot) -> Tensor:
@@ -103,7 +126,9 @@ def labels(picture: Picture, spot: Spot) -> Tensor:
         for i in (spot.grid == grid).nonzero()[:, 0].tolist():
             mark = shown.get((int(spot.row[i]), int(spot.column[i])))
             if mark is not None:
-                words = [IDS[token_of(w)] for w in (*mark.words, *(mark.placed if spot.whole[i] else ()))]
+                words = [
+                    IDS[token_of(w)] for w in (*mark.words, *(mark.placed if spot.whole[i] else ()))
+                ]
                 out[i, : len(words)] = torch.tensor(words)
     return out
 
@@ -119,7 +144,9 @@ def _cells(picture: Picture, cell: float, grid: int, coarse: bool) -> dict[tuple
             for c in range(int(x0 // cell), min(grid, int(-(-x1 // cell)))):
                 w = min(x1, (c + 1) * cell) - max(x0, c * cell)
                 h = min(y1, (r + 1) * cell) - max(y0, r * cell)
-                if w * h > max(best.get((r, c), (COVER * cell * cell, None))[0], COVER * cell * cell):
+                if w * h > max(
+                    best.get((r, c), (COVER * cell * cell, None))[0], COVER * cell * cell
+                ):
                     best[r, c] = (w * h, mark)
     return {at: mark for at, (_, mark) in best.items()}
 
@@ -129,9 +156,12 @@ class Batch:
     """Prompts of one kind, each with several questions that do not see each other.
 
     Attributes:
-        ids: [B, T] tokens: before the questions (P of them, alike in all rows), then questions and answers.
-        labels: [B, T], -100 where nothing is learnt. segment: [B, T], 0 before the questions, then 1, 2, ...; -1 padding.
-        position: [axes or 1, B, T]. words: [B, n, WORDS] of the visual tokens. call: encoder inputs, None in `language`.
+        ids: [B, T] tokens: before the questions (P of them, alike in all rows), then questions and
+            answers.
+        labels: [B, T], -100 where nothing is learnt. segment: [B, T], 0 before the questions, then
+            1, 2, ...; -1 padding.
+        position: [axes or 1, B, T]. words: [B, n, WORDS] of the visual tokens. call: encoder
+            inputs, None in `language`.
         kinds: per row, the kind of every segment.
     """
 
@@ -145,23 +175,46 @@ class Batch:
 
     @property
     def mask(self) -> Tensor:
-        """[B, 1, T, T] bool: before the questions causally, in a question causally and all before the questions."""
+        """[B, 1, T, T] bool: before the questions causally, in a question causally and all before
+        the questions.
+        """
         s = self.segment
         seen = (s[:, None, :] == 0) | (s[:, None, :] == s[:, :, None])
-        return (seen & torch.ones(s.shape[1], s.shape[1], dtype=torch.bool, device=s.device).tril())[:, None]
+        return (
+            seen & torch.ones(s.shape[1], s.shape[1], dtype=torch.bool, device=s.device).tril()
+        )[:, None]
 
     def to(self, device: str) -> "Batch":
         """The batch on a device."""
         call = None if self.call is None else {k: v.to(device) for k, v in self.call.items()}
         ids, labels, segment = (x.to(device) for x in (self.ids, self.labels, self.segment))
-        return Batch(ids, labels, segment, self.position.to(device), self.words.to(device), call, self.kinds)
+        return Batch(
+            ids, labels, segment, self.position.to(device), self.words.to(device), call, self.kinds
+        )
 
 
 class Batches(torch.utils.data.IterableDataset[Batch]):
-    """Endless batches from seeds ``start``, ``start + 1``, ...; with ``test``, of reserved combinations."""
+    """Endless batches from seeds ``start``, ``start + 1``, ...; with ``test``, of reserved
+    combinations.
+    """
 
-    def __init__(self, name: str, batch: int, start: int, pixels: bool, test: bool = False, questions: bool = True) -> None:
-        self.name, self.batch, self.start, self.pixels, self.test, self.questions = name, batch, start, pixels, test, questions
+    def __init__(
+        self,
+        name: str,
+        batch: int,
+        start: int,
+        pixels: bool,
+        test: bool = False,
+        questions: bool = True,
+    ) -> None:
+        self.name, self.batch, self.start, self.pixels, self.test, self.questions = (
+            name,
+            batch,
+            start,
+            pixels,
+            test,
+            questions,
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
@@ -177,14 +230,24 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
         rng = random.Random(seed)
         if rng.random() < 0.15:
             count = rng.choice((2, 3, 4))
-            prompts: list[Prompt] = [make_album(seed + i, self.test, count) for i in range(self.batch)]
+            prompts: list[Prompt] = [
+                make_album(seed + i, self.test, count) for i in range(self.batch)
+            ]
         else:
             makers: list[Any] = [make_scene] * 2 + [make_page, make_chart]
             prompts = [(rng.choice(makers)(seed + i, self.test),) for i in range(self.batch)]
         spots, head, position = reader.opening(prompts[0])
-        words = torch.stack([torch.cat([labels(p, s) for p, s in zip(prompt, spots, strict=True)]) for prompt in prompts])
+        words = torch.stack(
+            [
+                torch.cat([labels(p, s) for p, s in zip(prompt, spots, strict=True)])
+                for prompt in prompts
+            ]
+        )
         call = reader.call(prompts) if self.pixels else None
-        rows = [_segments(_asked(p, random.Random(seed + i)), tokenizer) if self.questions else [] for i, p in enumerate(prompts)]
+        rows = [
+            _segments(_asked(p, random.Random(seed + i)), tokenizer) if self.questions else []
+            for i, p in enumerate(prompts)
+        ]
         return _batch(head, position, rows, words, call)
 
 
@@ -197,16 +260,35 @@ def _asked(prompt: Prompt, rng: random.Random) -> list[tuple[str, str, str]]:
     return [(k, *a) for k, a in asked.items() if rng.random() < ASKED.get(k, 1.0)]
 
 
-def _segments(asked: list[tuple[str, str, str]], tokenizer: Any) -> list[tuple[str, list[int], list[int]]]:
-    return [(k, tokenizer(f" {q}").input_ids, tokenizer(f"{spelled(a)}</s>").input_ids) for k, q, a in asked]
+def _segments(
+    asked: list[tuple[str, str, str]], tokenizer: Any
+) -> list[tuple[str, list[int], list[int]]]:
+    return [
+        (k, tokenizer(f" {q}").input_ids, tokenizer(f"{spelled(a)}</s>").input_ids)
+        for k, q, a in asked
+    ]
 
 
-def _batch(head: list[int], position: Tensor, rows: list[Any], words: Tensor, call: dict[str, Tensor] | None) -> Batch:
+def _batch(
+    head: list[int],
+    position: Tensor,
+    rows: list[Any],
+    words: Tensor,
+    call: dict[str, Tensor] | None,
+) -> Batch:
     width = len(head) + max((sum(len(q) + len(a) for _, q, a in row) for row in rows), default=0)
     shape = (len(rows), width)
-    ids, targets, segment = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100), torch.full(shape, -1)
+    ids, targets, segment = (
+        torch.zeros(shape, dtype=torch.long),
+        torch.full(shape, -100),
+        torch.full(shape, -1),
+    )
     where = torch.zeros(len(position), *shape, dtype=torch.long)
-    ids[:, : len(head)], segment[:, : len(head)], where[:, :, : len(head)] = torch.tensor(head), 0, position[:, None]
+    ids[:, : len(head)], segment[:, : len(head)], where[:, :, : len(head)] = (
+        torch.tensor(head),
+        0,
+        position[:, None],
+    )
     for b, row in enumerate(rows):
         at = len(head)
         for number, (_, question, answer) in enumerate(row, start=1):
@@ -215,4 +297,6 @@ def _batch(head: list[int], position: Tensor, rows: list[Any], words: Tensor, ca
             targets[b, at + len(question) : end] = torch.tensor(answer)
             where[:, b, at:end] = int(position.max()) + 1 + torch.arange(end - at)
             at = end
-    return Batch(ids, targets, segment, where, words, call, [[k for k, _, _ in row] for row in rows])
+    return Batch(
+        ids, targets, segment, where, words, call, [[k for k, _, _ in row] for row in rows]
+    )

@@ -44,7 +44,9 @@ def features(model: Any, batch: Batch) -> Tensor:
 
 
 def answers(model: Any, batch: Batch, visual: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy of the answers, and the share of answers that are right token by token, by kind of question."""
+    """Cross-entropy of the answers, and the share of answers that are right token by token, by kind
+    of question.
+    """
     mark = batch.ids == model.config.image_token_id
     embeds = model.get_input_embeddings()(batch.ids)
     embeds = embeds.masked_scatter(mark[..., None], visual.to(embeds.dtype))
@@ -73,7 +75,9 @@ def _right(batch: Batch, learnt: Tensor, hit: Tensor) -> dict[str, float]:
 
 
 def seeing(model: Any, batch: Batch, found: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """How far encoder features are from the labels: squared distance and cross-entropy of the words."""
+    """How far encoder features are from the labels: squared distance and cross-entropy of the
+    words.
+    """
     with torch.no_grad():
         target, table = shown(model, batch.words), model.get_input_embeddings().weight
     something = batch.words[..., 0] != IDS[token_of(NOTHING)]
@@ -88,7 +92,10 @@ def seeing(model: Any, batch: Batch, found: Tensor) -> tuple[Tensor, dict[str, f
     first = (wanted.gather(-1, best[..., None])[..., 0] > 0)[something]
     spelled = logits.gather(-1, batch.words).masked_fill(batch.words == 0, math.inf).amin(-1)
     worst = logits.masked_fill(wanted > 0, -math.inf).amax(-1)
-    return loss, {"a word": first.float().mean().item(), "all words": (spelled > worst)[something].float().mean().item()}
+    return loss, {
+        "a word": first.float().mean().item(),
+        "all words": (spelled > worst)[something].float().mean().item(),
+    }
 
 
 def language_loss(model: Any, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -121,7 +128,8 @@ class Course:
     """How long and how fast a stage is trained, and where it is kept.
 
     Attributes:
-        minutes: by the clock, over all runs that resume. lr: after the warm-up. state: weights, optimiser, time spent.
+        minutes: by the clock, over all runs that resume. lr: after the warm-up. state: weights,
+            optimiser, time spent.
         workers: processes that render. fixed_words: whether word embeddings stay as they are.
     """
 
@@ -133,13 +141,19 @@ class Course:
     fixed_words: bool
 
 
-def train(model: Any, loss: Loss, batches: Batches, check: Batches, course: Course, log: Callable[[str], None]) -> None:
+def train(
+    model: Any,
+    loss: Loss,
+    batches: Batches,
+    check: Batches,
+    course: Course,
+    log: Callable[[str], None],
+) -> None:
     """Train by the clock: warm-up, then half a cosine; goes on from ``course.state``."""
     model.to(course.device).train().requires_grad_(True)
     model.get_input_embeddings().weight.requires_grad_(not course.fixed_words)
-    optimiser = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=course.lr, weight_decay=0.01, betas=(0.9, 0.98)
-    )
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=course.lr, weight_decay=0.01, betas=(0.9, 0.98))
     spent, step = 0.0, 0
     if course.state.exists():
         kept = torch.load(course.state, map_location=course.device)
@@ -150,7 +164,9 @@ def train(model: Any, loss: Loss, batches: Batches, check: Batches, course: Cour
     tests: Iterator[Batch] = iter(check)
     began = saved = time.monotonic()
     before = spent
-    for batch in torch.utils.data.DataLoader(batches, batch_size=None, num_workers=course.workers, prefetch_factor=4):
+    for batch in torch.utils.data.DataLoader(
+        batches, batch_size=None, num_workers=course.workers, prefetch_factor=4
+    ):
         spent = before + (time.monotonic() - began) / 60
         if spent >= course.minutes:
             break
@@ -162,7 +178,8 @@ def train(model: Any, loss: Loss, batches: Batches, check: Batches, course: Cour
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         if step % 200 == 0:
-            log(f"minute {spent:.1f} step {step} loss {value.item():.3f} test {_checked(model, loss, tests, course.device)}")
+            test = _checked(model, loss, tests, course.device)
+            log(f"minute {spent:.1f} step {step} loss {value.item():.3f} test {test}")
         if time.monotonic() - saved > 120:
             _keep(model, optimiser, spent, step, course.state)
             saved = time.monotonic()
@@ -178,7 +195,15 @@ def _decay(done: float) -> float:
 
 
 def _keep(model: Any, optimiser: Any, spent: float, step: int, state: Path) -> None:
-    torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "spent": spent, "step": step}, state)
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "spent": spent,
+            "step": step,
+        },
+        state,
+    )
 
 
 @torch.no_grad()
