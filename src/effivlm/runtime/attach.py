@@ -19,6 +19,7 @@ from effivlm.runtime.cache import CACHE, cache_of, slotted
 from effivlm.runtime.decode import decode_mask, repacked, shifted
 from effivlm.runtime.encoder import VisionStage, vision_blocks
 from effivlm.runtime.hooks import Wrap, unwrapped
+from effivlm.runtime.patches import Patches
 from effivlm.runtime.reduce import BlockReduction
 from effivlm.runtime.signals import ATTENTION, LayerSource
 from effivlm.runtime.stages import (
@@ -103,6 +104,7 @@ class Session:
         )
         self.hook = functools.partial(wrap, "method")
         self.handles: list[Any] = []
+        self.patches = Patches()
         self.accounts: list[Account] = []
         self.state: State | None = None
 
@@ -136,11 +138,10 @@ class Session:
             self.handles.append(pre(layer, hook(functools.partial(self._enter_layer, i))))
             self.handles.append(post(layer, hook(functools.partial(self._leave_layer, i))))
         self.handles.append(post(self.text, hook(self._leave_text)))
-        if hasattr(self.text, "_deepstack_process"):
-            self.text._deepstack_process = functools.partial(
-                self._deepstack, self.text._deepstack_process
-            )
-        whole_prompts(self.model)
+        self.patches.wrap(
+            self.text, "_deepstack_process", lambda inner: functools.partial(self._deepstack, inner)
+        )
+        self.patches.wrap(self.model, "_prefill", whole_prompts)
         self.vision.open()
         self.tap.open()
 
@@ -150,10 +151,13 @@ class Session:
         for handle in self.handles:
             handle.remove()
         self.handles = []
-        self.text.__dict__.pop("_deepstack_process", None)
-        self.model.__dict__.pop("_prefill", None)
+        self.patches.close()
         self.base.__dict__.pop("_effivlm_session", None)
         self.state = None
+
+    def _caches(self, use_cache: bool | None) -> bool:
+        """Whether a call keeps a cache; None stands for the model's default."""
+        return bool(self.text.config.use_cache if use_cache is None else use_cache)
 
     @property
     def audit(self) -> Audit:
@@ -191,7 +195,7 @@ class Session:
         if past:
             self._decode(cache, past, kwargs)
             return args, kwargs
-        if cache is None and kwargs.get("use_cache", True):
+        if cache is None and self._caches(kwargs.get("use_cache")):
             cache = kwargs[CACHE] = DynamicCache(config=self.text.config)
         if cache is not None:
             slotted(cache)

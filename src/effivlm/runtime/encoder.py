@@ -21,6 +21,7 @@ from effivlm.methods.base import PreEncoder
 from effivlm.methods.signals import ClsLogits, EncoderFeatures, EncoderKeys, Saliency, Signal
 from effivlm.runtime.attention import AttentionCall, Tap, first_row, received, segments_of
 from effivlm.runtime.hooks import Wrap, unwrapped
+from effivlm.runtime.patches import Patches
 from effivlm.runtime.reduce import BlockReduction
 from effivlm.setting import Part
 
@@ -74,11 +75,28 @@ class VisionStage:
         )
         self.features: Tensor | None = None
         self.handles: list[Any] = []
+        self.patches = Patches()
 
     # ----------------------------------------------------------------------------------- attachment
     def open(self) -> None:
         """Install the wrapper and the hooks it needs."""
-        inner = self.base.get_image_features
+        self.patches.wrap(self.base, "get_image_features", self._encoding)
+        sites = {self.block_of(s.at) for s in self.signals if not isinstance(s, EncoderFeatures)}
+        self.tap.watched |= {("vision", i) for i in sites}
+        if EncoderFeatures() in self.signals:
+            block = self.blocks[self.block_of("feature")]
+            self.handles.append(block.register_forward_hook(self._keep_features))
+        self.reduction.open(self.model, self.blocks)
+
+    def close(self) -> None:
+        """Remove everything `open` installed."""
+        self.patches.close()
+        self.reduction.close()
+        for handle in self.handles:
+            handle.remove()
+        self.handles, self.encoded = [], None
+
+    def _encoding(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(inner)
 
         def get_image_features(*args: Any, **kwargs: Any) -> Any:
@@ -90,21 +108,7 @@ class VisionStage:
             return self.wrap("method", self.encode)(self.wrap("model", inner), call)
 
         get_image_features.__signature__ = signature  # type: ignore[attr-defined]  # generate() reads it (5.18+)
-        self.base.get_image_features = get_image_features
-        sites = {self.block_of(s.at) for s in self.signals if not isinstance(s, EncoderFeatures)}
-        self.tap.watched |= {("vision", i) for i in sites}
-        if EncoderFeatures() in self.signals:
-            block = self.blocks[self.block_of("feature")]
-            self.handles.append(block.register_forward_hook(self._keep_features))
-        self.reduction.open(self.model, self.blocks)
-
-    def close(self) -> None:
-        """Remove everything `open` installed."""
-        self.base.__dict__.pop("get_image_features", None)
-        self.reduction.close()
-        for handle in self.handles:
-            handle.remove()
-        self.handles = []
+        return get_image_features
 
     def _keep_features(self, module: nn.Module, args: Any, output: Any) -> None:
         self.features = output[0] if isinstance(output, tuple) else output

@@ -71,18 +71,13 @@ def _check_feasible(part: Part, layers: int) -> None:
     method.schedule(layers, n, budget)
 
 
-def whole_prompts(model: Any) -> None:
-    """Make ``model.generate`` refuse to feed a prompt in chunks, until ``_prefill`` is deleted from
-    the model again.
+def whole_prompts(prefill: Callable[..., Any]) -> Callable[..., Any]:
+    """A model's ``_prefill`` that refuses to feed a prompt in chunks.
 
     Budgets are shares of the whole prompt and its last rows choose what stays, so a first chunk
     cannot be compressed as if it were the prompt. Later turns, which are appended uncompressed, may
     come in chunks.
     """
-    prefill: Callable[..., Any] | None = getattr(model, "_prefill", None)
-    if prefill is None:  # nothing that generates
-        return
-
     @functools.wraps(prefill)
     def checked(
         input_ids: Any,
@@ -104,4 +99,4 @@ def whole_prompts(model: Any) -> None:
             )
         return prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
 
-    model._prefill = checked
+    return checked

@@ -92,7 +92,7 @@ class Image:
             column, NaN without.
         unit: [n] long, pruning unit (tile, base, mosaic). newline: [n] bool, extra tokens that show
             no part of the image.
-        entered: method -> tokens its first stage was given (methods with several stages).
+        pieces: what it was encoded as. entered: method -> tokens its first stage was given (methods with several stages).
     """
 
     row: int
@@ -103,6 +103,7 @@ class Image:
     unit: Tensor
     newline: Tensor
     entered: dict[str, int] = field(default_factory=dict)
+    pieces: tuple[Piece, ...] = ()
 
 
 @dataclass
