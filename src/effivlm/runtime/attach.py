@@ -154,7 +154,7 @@ class Session:
         if past:
             self._decode(cache, past, kwargs)
             return args, kwargs
-        if cache is None and kwargs.get("use_cache", True):
+        if cache is None and (self.text.config.use_cache if kwargs.get("use_cache") is None else kwargs["use_cache"]):
             cache = kwargs[CACHE] = DynamicCache(config=self.text.config)
         if cache is not None:
             slotted(cache)

@@ -52,12 +52,11 @@ def _survivors(prompt: Prompt, encoded: Encoded | None) -> list[Tensor]:
     full = [torch.arange(len(i.slots), device=i.slots.device) for i in prompt.images]
     if encoded is None or encoded.kept is None:
         return full
-    flags = torch.cat(encoded.kept).to(full[0].device)
-    out, start = [], 0
-    for offsets in full:
-        out.append(offsets[flags[start : start + len(offsets)]])
-        start = (start + len(offsets)) % len(flags)  # beams: the same images again
-    return out
+    if not full:
+        return full
+    flags = {id(p): kept for p, kept in zip(encoded.pieces, encoded.kept, strict=True)}
+    alive = [torch.cat([flags[id(p)] for p in i.pieces]) for i in prompt.images]  # every beam has its prompt's
+    return [o[a.to(o.device)] for o, a in zip(full, alive, strict=True)]
 
 
 def _reduce_image(prompt: Prompt, encoded: Encoded | None, image: Image, offsets: Tensor, part: Part,

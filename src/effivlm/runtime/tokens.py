@@ -72,7 +72,7 @@ class Image:
         row: batch row. number: 0, 1, ... within the row. slots: [n] long, logical positions of its placeholders.
         source: [n] long, group in encoder order, -1 for tokens without one. place: [n, 2] row and column, NaN without.
         unit: [n] long, pruning unit (tile, base, mosaic). newline: [n] bool, extra tokens that show no part of the image.
-        entered: method -> tokens its first stage was given (methods with several stages).
+        entered: method -> tokens its first stage was given (methods with several stages). pieces: what it was encoded as.
     """
 
     row: int
@@ -83,6 +83,7 @@ class Image:
     unit: Tensor
     newline: Tensor
     entered: dict[str, int] = field(default_factory=dict)
+    pieces: tuple[Piece, ...] = ()
 
 
 @dataclass
@@ -189,7 +190,7 @@ def _image(row: int, number: int, slots: Tensor, group: list[Piece], family: Fam
     source = torch.cat([p.source for p in group]).to(device)
     place = torch.cat([p.place for p in group]).to(device)
     blank = torch.zeros_like(source, dtype=torch.bool) if "no_encoder_signals" in family.traits else source < 0
-    return Image(row, number, slots, source, place, torch.cat(unit).to(device), blank)
+    return Image(row, number, slots, source, place, torch.cat(unit).to(device), blank, pieces=tuple(group))
 
 
 def everything(shape: tuple[int, int], device: torch.device) -> Tensor:
