@@ -395,3 +395,29 @@ def test_the_audit_prints_what_every_layer_held():
         ["all", f"{sum(a.kv_per_layer):g}", f"{a.kv_bytes:,}"] for a in (first, second)
     ]
     assert first.as_dict()["kv_bytes"] == first.kv_bytes
+
+
+def test_every_beam_keeps_the_tokens_of_its_own_prompt():
+    """Two prompts, three beams each: what the encoder left of a row's image, not of another's."""
+    model, both = (
+        build("llava"),
+        batch("llava", prompt("llava", 1, seed=1), prompt("llava", 1, seed=2)),
+    )
+    with torch.no_grad(), twin.Watched(model, "tome@0.6") as session:
+        generate(model, both, 1)
+        one, other = session.seen.prompt.kept[0][0].tolist()
+        model.generate(**both, max_new_tokens=2, num_beams=3, do_sample=False)
+        assert one != other and session.seen.prompt.kept[0][0].tolist() == [one] * 3 + [other] * 3
+
+
+@pytest.mark.parametrize("setting", ["none", "uniform@0.5", "snapkv@0.4"])
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "gemma3"])
+def test_use_cache_left_out_is_the_configuration(family, setting):
+    model, inputs = build(family), prompt(family)
+    with Session(model, setting), torch.no_grad():
+        a, b = (model(**inputs, **how) for how in ({"use_cache": True}, {"use_cache": None}))
+        steps = [
+            model(input_ids=torch.tensor([[11]]), **{CACHE: getattr(x, CACHE)}).logits
+            for x in (a, b)
+        ]
+    assert torch.equal(a.logits, b.logits) and torch.equal(*steps)

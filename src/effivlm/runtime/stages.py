@@ -58,6 +58,8 @@ def _survivors(prompt: Prompt, encoded: Encoded | None) -> list[Tensor]:
     full = [torch.arange(len(i.slots), device=i.slots.device) for i in prompt.images]
     if encoded is None or encoded.kept is None:
         return full
+    if not full:
+        return full
     flags = {id(p): kept for p, kept in zip(encoded.pieces, encoded.kept, strict=True)}
     alive = [torch.cat([flags[id(p)] for p in i.pieces]) for i in prompt.images]  # of every beam
     return [o[a.to(o.device)] for o, a in zip(full, alive, strict=True)]

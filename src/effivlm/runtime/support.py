@@ -78,6 +78,7 @@ def whole_prompts(prefill: Callable[..., Any]) -> Callable[..., Any]:
     cannot be compressed as if it were the prompt. Later turns, which are appended uncompressed, may
     come in chunks.
     """
+
     @functools.wraps(prefill)
     def checked(
         input_ids: Any,

@@ -92,7 +92,8 @@ class Image:
             column, NaN without.
         unit: [n] long, pruning unit (tile, base, mosaic). newline: [n] bool, extra tokens that show
             no part of the image.
-        pieces: what it was encoded as. entered: method -> tokens its first stage was given (methods with several stages).
+        pieces: what it was encoded as.
+        entered: method -> tokens its first stage was given (methods with several stages).
     """
 
     row: int
@@ -237,7 +238,9 @@ def _image(
         if "no_encoder_signals" in family.traits
         else source < 0
     )
-    return Image(row, number, slots, source, place, torch.cat(unit).to(device), blank)
+    return Image(
+        row, number, slots, source, place, torch.cat(unit).to(device), blank, pieces=tuple(group)
+    )
 
 
 def everything(shape: tuple[int, int], device: torch.device) -> Tensor:
