@@ -13,7 +13,7 @@ from effivlm import registry
 from effivlm.budget import BudgetError
 from effivlm.contract import twin
 from effivlm.contract.twin import STEPS, Watched, close, generate, kept_masks, require
-from effivlm.families.tiny import FAMILIES, batch, build, prompt
+from effivlm.families.tiny import FAMILIES, batch, double, exact
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, Method, PreEncoder, PreLLM
 from effivlm.runtime.attach import Session
 from effivlm.runtime.plan import Plan
@@ -46,7 +46,7 @@ def counts_indices_and_masking(name: str, family: str) -> None:
     """Promised counts are the lengths; kept indices are sound; dropping equals masking through six
     decode steps.
     """
-    setting, model, inputs = setting_for(name, family), build(family), prompt(family)
+    setting, model, inputs = setting_for(name, family), exact(family), double(family)
     with Watched(model, setting) as session:
         tokens, logits, cache = generate(model, inputs, STEPS)
     seen = session.seen.prompt
@@ -55,7 +55,7 @@ def counts_indices_and_masking(name: str, family: str) -> None:
     if any(getattr(p.method, "merges_cache", False) for p in setting.parts):
         return  # merged keys have no masked twin; the method's own tests cover them
     prefill, decode = kept_masks(session, model.get_decoder().config.num_attention_heads)
-    eager, writes = build(family, "eager"), dict(session.writes)
+    eager, writes = exact(family, "eager"), dict(session.writes)
     if "deepstack_visual_embeds" in seen.side:
         writes["deepstack"] = seen.side["deepstack_visual_embeds"]
     want = twin.run(eager, inputs, tokens, prefill, decode, seen.embeds, writes)
@@ -117,7 +117,7 @@ def keep_all_is_bit_identical(name: str, family: str) -> None:
     """A share of 1.0 gives the same bits, and leaving the session restores the model."""
     if registry.methods()[name].budget == "none":
         return
-    setting, model, inputs = setting_for(name, family, 1.0), build(family), prompt(family)
+    setting, model, inputs = setting_for(name, family, 1.0), exact(family), double(family)
     tokens, logits, _ = generate(model, inputs, 3)
     with Session(model, setting):
         again = generate(model, inputs, 3)
@@ -133,8 +133,8 @@ def keep_all_is_bit_identical(name: str, family: str) -> None:
 
 def batch_of_two_is_two_singles(name: str, family: str) -> None:
     """Left padding, other images, other budgets: each row is its own run; three images and one."""
-    setting, model = setting_for(name, family), build(family)
-    one, other = prompt(family, 3, seed=5, before=4, after=3), prompt(family, 1)
+    setting, model = setting_for(name, family), exact(family)
+    one, other = double(family, 3, seed=5, before=4, after=3), double(family, 1)
     if any(p.at(PreEncoder) for p in setting.parts) and "image_sizes" in one:
         return  # tiles of one call must have one size
     single = []
@@ -151,9 +151,9 @@ def batch_of_two_is_two_singles(name: str, family: str) -> None:
 
 def eager_is_sdpa(name: str, family: str) -> None:
     """The same decisions and logits whatever the attention back end."""
-    setting, inputs, results = setting_for(name, family), prompt(family, 2), []
+    setting, inputs, results = setting_for(name, family), double(family, 2), []
     for attention in ("sdpa", "eager"):
-        model = build(family, attention)
+        model = exact(family, attention)
         with Session(model, setting) as session:
             results.append((generate(model, inputs, 2)[1], session.accounts))
     require(results[0][1] == results[1][1], f"sdpa costs {results[0][1]}, eager {results[1][1]}")
@@ -170,7 +170,7 @@ def shared_is_separate(name: str, family: str) -> None:
 
 def check_shared(settings: Iterable[Setting], family: str) -> None:
     """One pass over settings gives the tokens and accounts of separate runs."""
-    model, inputs, settings = build(family), prompt(family), list(dict.fromkeys(settings))
+    model, inputs, settings = exact(family), double(family), list(dict.fromkeys(settings))
     outcomes = {o.setting: o for o in Plan(model, settings, width=7).run(inputs, STEPS, [])}
     require(set(outcomes) == set(settings), "the plan left settings out")
     for setting in settings:
@@ -198,7 +198,7 @@ def repack_is_a_shorter_prompt(name: str, family: str) -> None:
     if not issubclass(cls, PreLLM | EncoderReducer | PreEncoder) or issubclass(cls, IntraLLM):
         return
     setting_for(name, family)
-    model, inputs = build(family), prompt(family)
+    model, inputs = exact(family), double(family)
     with Watched(model, parse_setting(f"{text_of(name)}:positions=repack")) as session:
         tokens, logits, _ = generate(model, inputs, STEPS)
     prefill, decode = kept_masks(session, 4)
@@ -207,7 +207,7 @@ def repack_is_a_shorter_prompt(name: str, family: str) -> None:
     close(
         logits,
         twin.run(
-            build(family, "eager"),
+            exact(family, "eager"),
             inputs,
             tokens,
             prefill,
@@ -222,16 +222,16 @@ def repack_is_a_shorter_prompt(name: str, family: str) -> None:
 # ------------------------------------------------------------------------- prompts, seeds and words
 def image_last_text_only_and_one_token(name: str, family: str) -> None:
     """An image at the end of the prompt, no image at all, a budget of one token."""
-    setting, model = setting_for(name, family), build(family)
+    setting, model = setting_for(name, family), exact(family)
     with Session(model, setting) as session:
-        generate(model, prompt(family, 1, after=0), 2)
+        generate(model, double(family, 1, after=0), 2)
         require(session.accounts[0].visual_tokens > 0, "an image at the end is not seen")
-        generate(model, prompt(family, 0, after=9), 2)
+        generate(model, double(family, 0, after=9), 2)
         require(session.accounts[0].visual_tokens == 0, "a text-only prompt has visual tokens")
     if registry.methods()[name].budget != "none":
         try:
             with Session(model, parse_setting(text_of(name, 0.01))):
-                generate(model, prompt(family, 2), 2)
+                generate(model, double(family, 2), 2)
         except BudgetError as error:
             require(
                 "smallest feasible" in str(error),
@@ -241,7 +241,7 @@ def image_last_text_only_and_one_token(name: str, family: str) -> None:
 
 def seed_and_global_random_state(name: str, family: str) -> None:
     """The same prompt gives the same choice; the global generator is not touched."""
-    setting, model, inputs = setting_for(name, family), build(family), prompt(family)
+    setting, model, inputs = setting_for(name, family), exact(family), double(family)
     state, chosen = torch.random.get_rng_state(), []
     for _ in range(2):
         with Watched(model, setting):

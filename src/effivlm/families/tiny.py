@@ -59,6 +59,19 @@ def prompt(family: str, images: int = 2, **sizes: Any) -> dict[str, torch.Tensor
     return example(f, _config(f), images=images, **sizes)
 
 
+def exact(family: str, attn: str = "sdpa") -> Any:
+    """The tiny model in float64: discrete choices must not hang on the last bit of a product, which
+    differs from processor to processor.
+    """
+    return build(family, attn, torch.float64)
+
+
+def double(family: str, images: int = 2, **sizes: Any) -> dict[str, torch.Tensor]:
+    """`prompt` with its pixels in float64."""
+    given = prompt(family, images, **sizes)
+    return {k: x.double() if x.is_floating_point() else x for k, x in given.items()}
+
+
 def batch(family: str, *prompts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Several prompts as one left-padded batch."""
     return collate(prompts)

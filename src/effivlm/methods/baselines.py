@@ -25,6 +25,7 @@ from effivlm.methods.base import (
 )
 from effivlm.methods.kv_cache.scoring import joined, recent, window_and_top
 from effivlm.methods.schedules import single_cut
+from effivlm.ops.precision import working
 from effivlm.ops.select import grid_shape, lattice, random_k
 
 
@@ -187,7 +188,7 @@ class Pool(PreLLM):
         used = owned.any(1)
         target, inside = away.argmin(1)[used], inside[used]
         cell, source = inside.nonzero(as_tuple=True)
-        weight = (1.0 / inside.sum(1)).float()[cell]
+        weight = working(1.0 / inside.sum(1))[cell]
         return Selection(target.sort().values, Merge(target[cell], source, weight))
 
 

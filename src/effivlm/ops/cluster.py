@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from effivlm.ops.precision import working, working_dtype
 from effivlm.ops.select import others, ranked, unit
 
 
@@ -39,7 +40,7 @@ def dpc_knn(x: Tensor, count: int, k: int = 5) -> Clusters:
         count: clusters wanted, clamped to M.
         k: neighbours, clamped to M.
     """
-    x = x.float().nan_to_num()
+    x = working(x).nan_to_num()
     m = len(x)
     count = min(count, m)
     distance = distances(x) / x.shape[1] ** 0.5
@@ -58,14 +59,14 @@ def dpc_knn(x: Tensor, count: int, k: int = 5) -> Clusters:
 
 
 def distances(x: Tensor) -> Tensor:
-    """[M, M] float32 Euclidean distances of rows x [M, C]; by one float64 product, so that copies
+    """[M, M] Euclidean distances of rows x [M, C]; by one float64 product, so that copies
     are at distance 0.
     """
     wide = x.double()
     square = (wide * wide).sum(1)
     total = square[:, None] + square
     apart = torch.addmm(total, wide, wide.T, alpha=-2.0)
-    return apart.masked_fill_(apart <= 1e-12 * total, 0.0).sqrt_().float()
+    return apart.masked_fill_(apart <= 1e-12 * total, 0.0).sqrt_().to(working_dtype(x))
 
 
 def nearest_kept(x: Tensor, keep: Tensor, block: int = 1024) -> tuple[Tensor, Tensor]:

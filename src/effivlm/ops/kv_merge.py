@@ -77,9 +77,7 @@ def merge_entries(
         kind: [M], see `nearest_kept`.
     """
     source, target, cosine = nearest_kept(keys, keep, kind)
-    count = torch.zeros(len(keep), device=keys.device).index_add_(
-        0, target, torch.ones_like(cosine)
-    )
+    count = cosine.new_zeros(len(keep)).index_add_(0, target, torch.ones_like(cosine))
     own, member = MERGERS[how](count[target], cosine)
     used = count.nonzero()[:, 0]
     share = torch.zeros_like(count).index_put_((target,), own)[

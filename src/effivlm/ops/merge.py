@@ -5,6 +5,7 @@ N tokens, D width.
 import torch
 from torch import Tensor
 
+from effivlm.ops.precision import working
 from effivlm.ops.select import ranked, unit
 
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -13,9 +14,9 @@ Triple = tuple[Tensor, Tensor, Tensor]
 def apply(x: Tensor, triple: Triple) -> Tensor:
     """A float32 copy of x [N, D] in which target rows are weighted sums of source rows."""
     target, source, weight = triple
-    out = x.float().clone()
+    out = working(x).clone()
     out[target] = 0.0
-    return out.index_add_(0, target, weight[:, None] * x.float()[source])
+    return out.index_add_(0, target, weight[:, None] * working(x)[source])
 
 
 def average(target: Tensor, source: Tensor, size: Tensor | None = None) -> Triple:
@@ -28,10 +29,8 @@ def average(target: Tensor, source: Tensor, size: Tensor | None = None) -> Tripl
         size: [N], None for all ones.
     """
     span = int(torch.cat([target, source]).max()) + 1 if len(target) else 0
-    mass = torch.ones(span, device=target.device) if size is None else size.float()
-    total = torch.zeros(max(span, len(mass)), device=target.device).index_add_(
-        0, target, mass[source]
-    )
+    mass = torch.ones(span, device=target.device) if size is None else working(size)
+    total = mass.new_zeros(max(span, len(mass))).index_add_(0, target, mass[source])
     return target, source, mass[source] / total[target]
 
 

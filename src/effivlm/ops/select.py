@@ -5,6 +5,8 @@ candidates, C features.
 import torch
 from torch import Tensor
 
+from effivlm.ops.precision import working
+
 # greedy picks: values this close (times the largest magnitude in play) are equal, so that rounding
 # decides nothing
 TIE = 1e-6
@@ -14,8 +16,9 @@ def ranked(scores: Tensor) -> Tensor:
     """[..., N] indices by descending score, in float32 (float64 stays), ties by lower index; NaN
     ranks last.
     """
-    scores = scores if scores.dtype == torch.float64 else scores.float()
-    return torch.argsort(scores.nan_to_num(nan=-torch.inf), dim=-1, descending=True, stable=True)
+    return torch.argsort(
+        working(scores).nan_to_num(nan=-torch.inf), dim=-1, descending=True, stable=True
+    )
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
@@ -33,7 +36,7 @@ def rounded(scores: Tensor) -> Tensor:
     """Scores [N] in steps of ``TIE`` times the largest magnitude: equal tokens tie although their
     sums round differently.
     """
-    scores = scores.float().nan_to_num()
+    scores = working(scores).nan_to_num()
     step = TIE * scores.abs().max().clamp(min=1e-30)
     return (scores / step).round() * step
 
@@ -56,13 +59,13 @@ def unit(x: Tensor) -> Tensor:
     """Rows of x [N, C] scaled to length 1, in float32; zero rows stay zero, so that their cosines
     are 0; NaN counts as 0.
     """
-    x = x.float().nan_to_num()
+    x = working(x).nan_to_num()
     return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 def min_max(x: Tensor) -> Tensor:
     """Values x [N] moved and scaled to [0, 1], in float32; a constant becomes all ones."""
-    x = x.float().nan_to_num()
+    x = working(x).nan_to_num()
     span = x.max() - x.min()
     return (
         (x - x.min()) / span if span > 1e-6 * x.abs().max().clamp(min=1e-30) else torch.ones_like(x)
@@ -109,7 +112,7 @@ def max_min(features: Tensor, k: int) -> Tensor:
     """
     x = unit(features)
     n = len(x)
-    nearest = torch.zeros(n, device=x.device)
+    nearest = x.new_zeros(n)
     for start in range(0, n if n > 1 else 0, 512):
         rows = 1 - x[start : start + 512] @ x.T
         rows[torch.arange(len(rows)), torch.arange(start, start + len(rows))] = torch.inf
@@ -136,9 +139,9 @@ def log_det(features: Tensor, quality: Tensor, k: int) -> Tensor:
         quality: [N], not negative.
         k: picks.
     """
-    x, r = unit(features), quality.float()
+    x, r = unit(features), working(quality)
     residual = r * r
-    factors = torch.zeros(k, len(x), device=x.device)
+    factors = x.new_zeros(k, len(x))
     picked = []
     for t in range(k):
         if float(residual.max()) <= TIE:
@@ -169,9 +172,9 @@ def coverage(features: Tensor, weight: Tensor, k: int, batch: int = 64) -> Tenso
         k: picks.
         batch: candidates recomputed at a time.
     """
-    x, w = unit(features), weight.float()
+    x, w = unit(features), working(weight)
     similarity = x @ x.T
-    covered = torch.zeros(len(x), device=x.device)
+    covered = x.new_zeros(len(x))
     bound = w * similarity.clamp(min=0).sum(1)
     rounding = 1e-7 * len(x)  # of a gain, before its weight
     picked = []

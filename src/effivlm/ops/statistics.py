@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from effivlm.ops.precision import working, working_dtype
+
 RowMask = Callable[[Tensor], Tensor] | None
 
 
@@ -21,8 +23,8 @@ def _logits(
 ) -> Tensor:
     """[H, R, keys] float32 logits of rows against the first ``keys`` keys; hidden ones are -inf."""
     heads, rows, width = q.shape
-    grouped = q.reshape(k.shape[0], -1, width).float()
-    out = (grouped @ k[:, :keys].float().transpose(1, 2)).view(heads, rows, keys) * scaling
+    grouped = working(q.reshape(k.shape[0], -1, width))
+    out = (grouped @ working(k[:, :keys]).transpose(1, 2)).view(heads, rows, keys) * scaling
     if mask is not None:
         return out.masked_fill(~mask(positions)[:, :keys], -torch.inf)
     return out.masked_fill(torch.arange(keys, device=k.device) > positions[:, None], -torch.inf)
@@ -41,13 +43,13 @@ def _blocks(
     ends = positions.tolist()
     q, k = q.detach().view(groups, heads // groups, rows, width), k.detach()
     buffer = torch.empty(
-        heads // groups * min(block, rows) * k.shape[1], dtype=torch.float32, device=q.device
+        heads // groups * min(block, rows) * k.shape[1], dtype=working_dtype(q), device=q.device
     )
     for h in range(groups):
-        keys_t = k[h].float().T
+        keys_t = working(k[h]).T
         for start in range(0, rows, block):
             at = positions[start : start + block]
-            part = q[h, :, start : start + block].reshape(-1, width).float() * scaling
+            part = working(q[h, :, start : start + block].reshape(-1, width)) * scaling
             keys = k.shape[1] if mask is not None else ends[min(start + block, rows) - 1] + 1
             flat = buffer[: len(part) * keys].view(len(part), keys)
             logits = torch.mm(part, keys_t[:, :keys], out=flat).view(-1, len(at), keys)
@@ -81,7 +83,7 @@ def row_sums(
 
     Exact: every row's softmax is complete within its block, so blocks and prompt chunks add up.
     """
-    out = torch.zeros(q.shape[0], k.shape[1], dtype=torch.float32, device=q.device)
+    out = torch.zeros(q.shape[0], k.shape[1], dtype=working_dtype(q), device=q.device)
     by_group = _per_head(out, k.shape[0])
     for h, _, logits in _blocks(q, k, positions, scaling, mask, block):
         weights = torch.softmax(logits, -1, out=logits)
@@ -123,7 +125,7 @@ def log_sum_exp(
     q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 256
 ) -> Tensor:
     """[H, R] log of every chosen row's softmax denominator; -inf for a row that sees nothing."""
-    out = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    out = torch.empty(q.shape[:2], dtype=working_dtype(q), device=q.device)
     by_group = _per_head(out, k.shape[0])
     for h, start, logits in _blocks(q, k, positions, scaling, mask, block):
         by_group[h, :, start : start + logits.shape[1]] = logits.logsumexp(-1)
@@ -134,7 +136,7 @@ def head_max_sums(
     q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 256
 ) -> Tensor:
     """[L] sum over chosen rows of the largest probability over heads."""
-    out = torch.zeros(k.shape[1], dtype=torch.float32, device=q.device)
+    out = torch.zeros(k.shape[1], dtype=working_dtype(q), device=q.device)
     for rows, at in zip(q.split(block, 1), positions.split(block), strict=True):
         out += row_probabilities(rows, k, at, scaling, mask).amax(0).sum(0)
     return out
@@ -157,12 +159,12 @@ def threshold_share(
     below = torch.zeros(q.shape[0], dtype=torch.float64, device=q.device)
     by_group = _per_head(below, k.shape[0])
     visible = 0
-    edge = float(torch.log(torch.tensor(p, dtype=torch.float32)))
+    edge = float(torch.tensor(p, dtype=working_dtype(q)).log())
     for h, _, logits in _blocks(q, k, positions, scaling, mask, block):
         seen = logits > -torch.inf
         by_group[h] += (seen & (logits - logits.amax(-1, keepdim=True) < edge)).sum((1, 2))
         visible += int(seen[0].sum()) if h == 0 else 0
-    return (below / max(visible, 1)).float()
+    return (below / max(visible, 1)).to(working_dtype(q))
 
 
 def fold(scores: Tensor, heads: int, how: str = "mean") -> Tensor:
@@ -207,13 +209,12 @@ def future_queries(
         sinks: first rows left out of the statistics.
         future: positions looked ahead.
     """
-    plain = rotate(q.float(), cos.float(), -sin.float())[:, min(sinks, q.shape[1] - 1) :]
+    plain = rotate(working(q), working(cos), -working(sin))[:, min(sinks, q.shape[1] - 1) :]
     mean = plain.mean(1)
     centred = plain - mean[:, None]
     cov = centred.transpose(1, 2) @ centred / plain.shape[1]
-    angle = (
-        torch.arange(start, start + future, device=q.device)[:, None]
-        * frequencies.to(q.device).float()
+    angle = torch.arange(start, start + future, device=q.device)[:, None] * working(
+        frequencies.to(q.device)
     )
     c, s = (torch.cat([t, t], -1).mean(0) for t in (angle.cos(), angle.sin()))
     half = q.shape[-1] // 2

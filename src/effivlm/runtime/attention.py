@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from effivlm.ops.precision import working, working_dtype
+
 Site = tuple[str, int]  # ("text" | "vision", layer)
 
 
@@ -168,10 +170,10 @@ def received(query: Tensor, key: Tensor, scaling: float, block: int = 256) -> Te
     rows at a time.
     """
     batch, heads, patches, _ = query.shape
-    key = key.repeat_interleave(heads // key.shape[1], 1).float().transpose(-1, -2)
-    out = torch.zeros(batch, patches, dtype=torch.float32, device=query.device)
+    key = working(key.repeat_interleave(heads // key.shape[1], 1)).transpose(-1, -2)
+    out = torch.zeros(batch, patches, dtype=working_dtype(query), device=query.device)
     for rows in query.split(block, dim=2):
-        out += (rows.float() @ key * scaling).softmax(-1).sum((1, 2))
+        out += (working(rows) @ key * scaling).softmax(-1).sum((1, 2))
     return out / (heads * patches)
 
 
@@ -179,5 +181,5 @@ def first_row(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """[B, P] attention of row 0 ([CLS]), mean over heads, float32; [CLS] itself is in the
     denominator.
     """
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1).float()
-    return (query[:, :, :1].float() @ key.transpose(-1, -2) * scaling).softmax(-1)[:, :, 0].mean(1)
+    key = working(key.repeat_interleave(query.shape[1] // key.shape[1], 1))
+    return (working(query[:, :, :1]) @ key.transpose(-1, -2) * scaling).softmax(-1)[:, :, 0].mean(1)

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from effivlm.methods.base import Entries, KVMerge
+from effivlm.ops.precision import working, working_dtype
 
 # transformers 5.24 renamed the argument and the output field `past_key_values`
 CACHE = (
@@ -242,9 +243,9 @@ def _merged(
 def _merge_rows(x: Tensor, where: Tensor, m: KVMerge) -> None:
     """X [KV, S, d], in place: targets become weighted sums of the original sources, in float32."""
     head, target, source = m.head, where[m.target], where[m.source]
-    rows = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    rows = torch.zeros(x.shape, dtype=working_dtype(x), device=x.device)
     rows.index_put_(
-        (head, target), m.weight[:, None].float() * x[head, source].float(), accumulate=True
+        (head, target), working(m.weight[:, None]) * working(x[head, source]), accumulate=True
     )
     x[head, target] = rows[head, target].to(x.dtype)
 

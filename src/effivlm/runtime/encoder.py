@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from effivlm.families.base import Family, Piece
 from effivlm.methods.base import PreEncoder
 from effivlm.methods.signals import ClsLogits, EncoderFeatures, EncoderKeys, Saliency, Signal
+from effivlm.ops.precision import working
 from effivlm.runtime.attention import AttentionCall, Tap, first_row, received, segments_of
 from effivlm.runtime.hooks import Wrap, unwrapped
 from effivlm.runtime.patches import Patches
@@ -210,9 +211,9 @@ class VisionStage:
             return row(query, key, call.scaling)[:, prefix:].flatten(0, 1)
         if isinstance(signal, EncoderKeys):
             if signal.heads == "concat":
-                return key.transpose(1, 2).flatten(2)[:, prefix:].flatten(0, 1).float()
-            return key.float().mean(1)[:, prefix:].flatten(0, 1)
-        q, k = (x.transpose(1, 2).flatten(2).float() for x in (query, key))  # [B, P, H * d]
+                return working(key.transpose(1, 2).flatten(2)[:, prefix:].flatten(0, 1))
+            return working(key).mean(1)[:, prefix:].flatten(0, 1)
+        q, k = (working(x.transpose(1, 2).flatten(2)) for x in (query, key))  # [B, P, H * d]
         probe = q[:, :1] if prefix else q.mean(1, keepdim=True)
         logits = (probe @ k.transpose(1, 2))[:, 0] * k.shape[-1] ** -0.5
         return logits[:, prefix:].flatten(0, 1)

@@ -18,6 +18,7 @@ from effivlm.budget import BudgetError
 from effivlm.families.base import Family, Piece
 from effivlm.methods.base import BlockTokens, Cut, EncoderReducer, Merge
 from effivlm.methods.signals import Signal
+from effivlm.ops.precision import working
 from effivlm.runtime.attention import Tap, received, segments_of
 from effivlm.runtime.audit import check_selection
 from effivlm.runtime.hooks import Wrap, unwrapped
@@ -128,7 +129,7 @@ class BlockReduction:
             values = tiles[:, self.order.to(values.device)].flatten(0, 1)
         if self.members == 1:
             return values
-        return values.view(-1, self.members, *values.shape[1:]).float().mean(1).to(values.dtype)
+        return working(values.view(-1, self.members, *values.shape[1:])).mean(1).to(values.dtype)
 
     def expand(self, values: Tensor) -> Tensor:
         """[groups in play, ...] -> [all groups, ...] in encoder order."""
@@ -250,7 +251,7 @@ class BlockReduction:
         out, start = [], 0
         for number, (unit, rows) in enumerate(zip(self.units, self._split(hidden), strict=True)):
             g, k = len(unit.groups), self.cuts[i][number].keep
-            mean = rows.view(g, self.members, -1).float().mean(1)
+            mean = working(rows.view(g, self.members, -1)).mean(1)
             span = slice(start, start + g)
             start += g
             place = self._places(number)[unit.groups]
@@ -297,14 +298,14 @@ class BlockReduction:
             return out
         side = round(len(unit.owner) ** 0.5)
         index = torch.arange(len(unit.owner), device=device)
-        return torch.stack([index // side, index % side], -1).float()
+        return working(torch.stack([index // side, index % side], -1))
 
     def _attention(self, block: int) -> tuple[Tensor, Tensor]:
         """Keys [g in all, d] and attention received [g in all] at a block, per group in play."""
         keys, got = [], []
         for call in self.tap.calls[("vision", block)]:
             for query, key in segments_of(call):
-                keys.append(key.float().mean(1)[:, self.prefix :].flatten(0, 1))
+                keys.append(working(key).mean(1)[:, self.prefix :].flatten(0, 1))
                 got.append(received(query, key, call.scaling)[:, self.prefix :].flatten(0, 1))
         fresh = not self.history
         return self._grouped_at(torch.cat(keys), fresh), self._grouped_at(torch.cat(got), fresh)

@@ -24,6 +24,7 @@ from effivlm.methods.signals import (
     WindowRows,
 )
 from effivlm.ops import statistics
+from effivlm.ops.precision import working, working_dtype
 from effivlm.runtime.attention import AttentionCall
 from effivlm.runtime.tokens import take
 
@@ -203,11 +204,10 @@ def _value_output(s: LayerSource, signal: Any) -> Tensor:
     weight = s.place["module"].self_attn.o_proj.weight  # [D, H * d]
     heads, length, width = values.shape
     per_head = weight.view(weight.shape[0], heads, -1, width)  # [D, KV, G, d]
-    out = torch.empty(heads, length, dtype=torch.float32, device=values.device)
+    out = torch.empty(heads, length, dtype=working_dtype(values), device=values.device)
     for h in range(heads):
         norms = [
-            (values[h] @ per_head[:, h, g].T).float().abs().sum(-1)
-            for g in range(per_head.shape[2])
+            working(values[h] @ per_head[:, h, g].T).abs().sum(-1) for g in range(per_head.shape[2])
         ]
         out[h] = torch.stack(norms).mean(0)
     return out

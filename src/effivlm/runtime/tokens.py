@@ -13,6 +13,7 @@ from torch import Tensor
 
 from effivlm.families.base import Family, Piece
 from effivlm.methods.base import Merge
+from effivlm.ops.precision import working, working_dtype
 
 Mask = Tensor | dict[str, Any] | None
 
@@ -73,8 +74,8 @@ def merge_rows(x: Tensor, where: Tensor, merge: Merge) -> Tensor:
     ``where[source]``, in float32.
     """
     target, source = where[merge.target.to(x.device)], where[merge.source.to(x.device)]
-    rows = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    rows.index_add_(0, target, merge.weight.to(x.device)[:, None].float() * x[source].float())
+    rows = torch.zeros(x.shape, dtype=working_dtype(x), device=x.device)
+    rows.index_add_(0, target, working(merge.weight.to(x.device)[:, None]) * working(x[source]))
     out = x.clone()
     out[target] = rows[target].to(x.dtype)
     return out

@@ -22,6 +22,7 @@ from effivlm.methods.base import (
 )
 from effivlm.methods.schedules import scaled_layers, single_cut
 from effivlm.methods.signals import LastRow, Signal
+from effivlm.ops.precision import working
 from effivlm.ops.select import ranked
 
 BLOCKS = (5, 6, 7, 8)
@@ -129,8 +130,8 @@ def collapse(score: Tensor, k: int, reverse: bool) -> Selection:
     if k == 0:
         return Selection(order[:0])
     members = order[k - 1 :]
-    ranks = torch.arange(1, len(members) + 1, device=score.device).float()
-    weight = ranks if reverse else score[members].float().clamp(min=1e-12)
+    ranks = working(torch.arange(1, len(members) + 1, device=score.device))
+    weight = ranks if reverse else working(score[members]).clamp(min=1e-12)
     return Selection(
         order[:k].sort().values,
         Merge(members[:1].expand(len(members)), members, weight / weight.sum()),

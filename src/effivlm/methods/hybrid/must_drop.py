@@ -28,6 +28,7 @@ from effivlm.methods.base import (
 from effivlm.methods.schedules import geometric, scaled_layers
 from effivlm.methods.signals import Saliency, Signal, TextRows
 from effivlm.ops.merge import mean_into
+from effivlm.ops.precision import working
 from effivlm.ops.select import others, ranked, top_k, unit
 
 AT = (3, 7, 11, 15)
@@ -191,7 +192,7 @@ class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
     def observe_image(self, tokens: ImageTokens) -> None:
         """Remember every patch's saliency by its position in the prompt."""
         pairs = zip(
-            tokens.position.tolist(), tokens[Saliency(at="last")].float().tolist(), strict=True
+            tokens.position.tolist(), working(tokens[Saliency(at="last")]).tolist(), strict=True
         )
         tokens.notes.setdefault("saliency", {}).update(pairs)
 
@@ -264,9 +265,9 @@ def uniformity(states: Tensor, number: Tensor) -> Tensor:
         number: [N] window of every token.
     """
     x = unit(states)
-    size = torch.bincount(number).float()
-    total = torch.zeros(len(size), x.shape[1], device=x.device).index_add_(0, number, x)
-    own = torch.zeros(len(size), device=x.device).index_add_(0, number, (x * x).sum(1))
+    size = torch.bincount(number).to(x.dtype)
+    total = x.new_zeros(len(size), x.shape[1]).index_add_(0, number, x)
+    own = x.new_zeros(len(size)).index_add_(0, number, (x * x).sum(1))
     mean = ((total * total).sum(1) - own) / (size * (size - 1)).clamp(min=1)
     return mean.masked_fill(size < 2, -torch.inf)
 
@@ -285,9 +286,9 @@ def dual_filter(
         share: threshold on a token's share of all attention.
         single: threshold on its largest entry.
     """
-    total = attention.float().sum(0)
+    total = working(attention).sum(0)
     score = torch.maximum(
-        total / (share * total.sum()).clamp(min=1e-30), attention.float().amax(0) / single
+        total / (share * total.sum()).clamp(min=1e-30), working(attention).amax(0) / single
     )
     count = min(k, int(protected.sum()))
     chosen = top_k(torch.where(protected, saliency, -torch.inf), count)

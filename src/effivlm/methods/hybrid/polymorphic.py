@@ -21,6 +21,7 @@ from effivlm.methods.base import (
 )
 from effivlm.methods.schedules import geometric, most_entering, scaled_layers
 from effivlm.methods.signals import Saliency, Signal
+from effivlm.ops.precision import working
 from effivlm.ops.recycle import cluster_means
 from effivlm.ops.select import others, top_k
 
@@ -152,7 +153,7 @@ def matches(visual: Tensor, text: Tensor, normed: bool = False) -> Tensor:
 
     A match is the softmax over text of dot products over sqrt(D).
     """
-    v, t = visual.float(), text.float()
+    v, t = working(visual), working(text)
     if normed:
         v, t = (x / x.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6) for x in (v, t))
     match = (v @ t.T / v.shape[1] ** 0.5).softmax(1)

@@ -11,6 +11,7 @@ from effivlm.budget import Budget
 from effivlm.methods.base import Cut, IntraLLM, LayerTokens, Paper, Selection
 from effivlm.methods.schedules import preset_or_budget, published, resample, scaled_layers, stages
 from effivlm.methods.signals import Signal, TextRows
+from effivlm.ops.precision import working
 from effivlm.ops.select import top_k
 
 AT = (2, 11, 21)
@@ -95,6 +96,6 @@ def text_weighted(text: Tensor, visual: Tensor) -> Tensor:
         text: [H, T, T] attention text x text.
         visual: [H, T, N] attention text x visual.
     """
-    text, visual = text.float(), visual.float()
+    text, visual = working(text), working(visual)
     weight = text.sum(1) + text.sum(2) - text.diagonal(dim1=1, dim2=2)
     return (weight[..., None] * visual).sum((0, 1))

@@ -12,6 +12,7 @@ from effivlm.budget import Budget
 from effivlm.methods.base import Cut, IntraLLM, LayerTokens, Paper, Selection
 from effivlm.methods.schedules import single_cut
 from effivlm.methods.signals import Keys, NormedHidden, Signal
+from effivlm.ops.precision import working
 from effivlm.ops.select import ranked, top_k, unit
 
 
@@ -75,7 +76,7 @@ class DART(IntraLLM):
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Pivots, then the least similar tokens, pivot by pivot."""
-        strength = tokens[Keys()].float().abs().sum((0, 2))
+        strength = working(tokens[Keys()]).abs().sum((0, 2))
         own = top_k(strength[tokens.visual], min(self.pivots, k))
         if len(own) == k:
             return Selection(own)

@@ -13,6 +13,7 @@ from effivlm.budget import Budget
 from effivlm.methods.base import Cut, ImageTokens, IntraLLM, LayerTokens, Paper, PreLLM, Selection
 from effivlm.methods.schedules import single_cut
 from effivlm.methods.signals import ColumnSums, LastRow, Saliency, Signal, TextRows
+from effivlm.ops.precision import working
 from effivlm.ops.select import top_k
 
 _SIGNALS: dict[str, Signal] = {"last": LastRow(), "all": ColumnSums(), "text": TextRows()}
@@ -131,7 +132,7 @@ class FastVSink(FastV, PreLLM):
 
     def observe_image(self, tokens: ImageTokens) -> None:
         """Remember every patch's saliency by its position in the prompt."""
-        pairs = zip(tokens.position.tolist(), tokens[Saliency()].float().tolist(), strict=True)
+        pairs = zip(tokens.position.tolist(), working(tokens[Saliency()]).tolist(), strict=True)
         tokens.notes.setdefault("saliency", {}).update(pairs)
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
@@ -154,6 +155,8 @@ def with_sinks(scores: Tensor, saliency: Tensor, k: int, count: int, keep: bool)
         chosen = top_k(first, min(k, count))
         rest = scores.masked_fill(sink, -torch.inf)
         return torch.cat([chosen, top_k(rest, max(0, k - count))]).sort().values
-    ranking = torch.argsort(scores.float().nan_to_num(nan=-torch.inf), descending=True, stable=True)
+    ranking = torch.argsort(
+        working(scores).nan_to_num(nan=-torch.inf), descending=True, stable=True
+    )
     ranking = torch.cat([ranking[~sink[ranking]], ranking[sink[ranking]]])
     return ranking[:k].sort().values

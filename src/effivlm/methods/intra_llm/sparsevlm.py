@@ -19,6 +19,7 @@ from effivlm.methods.schedules import (
     stages,
 )
 from effivlm.methods.signals import InputEmbeds, Keys, Signal, TextRows
+from effivlm.ops.precision import working
 from effivlm.ops.recycle import cluster_means
 from effivlm.ops.select import others, ranked, top_k
 
@@ -196,7 +197,7 @@ class SparseVLMRank(SparseVLM):
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """As version 1.5, with the count of the rank where that is less."""
         rows = tokens[TextRows()][:, self._raters(tokens)][..., tokens.visual].mean(0)
-        rank = int(torch.linalg.matrix_rank(rows.float()))
+        rank = int(torch.linalg.matrix_rank(working(rows)))
         kept = max(1, min(int(self.scale * rank + self.bias), len(tokens.visual) - 1))
         clusters = (int(0.3 * (len(tokens.visual) - kept)) + 1) // 10 + 1
         if kept + clusters >= k:
@@ -225,7 +226,7 @@ def raters(visual: Tensor, text: Tensor) -> Tensor:
         visual: [N, D] input embeddings.
         text: [T, D] input embeddings.
     """
-    match = (visual.float() @ text.float().T).softmax(1).mean(0)
+    match = (working(visual) @ working(text).T).softmax(1).mean(0)
     chosen = (match > match.mean()).nonzero()[:, 0]
     return chosen if len(chosen) else torch.arange(len(text), device=text.device)
 
@@ -253,5 +254,5 @@ def gravity(distance: Tensor, width: int, theta: float) -> Tensor:
     )
     out = torch.zeros(distance.shape, device=distance.device)
     for f in frequency:
-        out += 2 * torch.cos(distance.float() * f)
+        out += 2 * torch.cos(working(distance) * f)
     return (out / width**0.5).clamp(min=1e-3)

@@ -9,6 +9,7 @@ from torch import Tensor
 from effivlm.methods.base import LayerCache, Paper
 from effivlm.methods.kv_cache.scoring import ScoredKV, joined
 from effivlm.methods.signals import FutureQueries, Signal
+from effivlm.ops.precision import working
 from effivlm.ops.statistics import fold
 
 
@@ -22,7 +23,7 @@ def expected_scores(future: Tensor, keys: Tensor, sinks: int, how: str = "mean")
         how: how query heads of one KV head are joined, see `fold`.
     """
     heads, (groups, length, width) = future.shape[0], keys.shape
-    x = keys.float()[:, sinks:].repeat_interleave(heads // groups, 0)  # [H, M - sinks, d]
+    x = working(keys)[:, sinks:].repeat_interleave(heads // groups, 0)  # [H, M - sinks, d]
     mean, cov = future[..., -1:], future[..., :-1]
     logits = (x @ mean)[..., 0] * width**-0.5 + ((x @ cov) * x).sum(-1) / (2 * width)
     out = x.new_zeros(groups, length)
@@ -80,6 +81,6 @@ class ExpectedAttention(ScoredKV):
             cache[FutureQueries(self.sinks, self.future)], cache.keys, sinks, self.fold
         )
         if self.value_norms:
-            scores = (scores + self.epsilon) * cache.values.float().norm(dim=-1)
+            scores = (scores + self.epsilon) * working(cache.values).norm(dim=-1)
         scores = joined(scores, self.shared)
         return torch.cat([torch.full_like(scores[:, :sinks], torch.inf), scores[:, sinks:]], 1)

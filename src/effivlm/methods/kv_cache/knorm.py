@@ -7,6 +7,7 @@ from torch import Tensor
 
 from effivlm.methods.base import LayerCache, Paper
 from effivlm.methods.kv_cache.scoring import ScoredKV, joined
+from effivlm.ops.precision import working
 
 
 @dataclass(frozen=True)
@@ -34,4 +35,4 @@ class Knorm(ScoredKV):
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Minus the norm."""
-        return joined(-cache.keys.float().norm(dim=-1), self.shared)
+        return joined(-working(cache.keys).norm(dim=-1), self.shared)

@@ -13,6 +13,7 @@ from effivlm.methods.base import LayerCache, Paper
 from effivlm.methods.kv_cache.allocators import Hybrid, Proportional
 from effivlm.methods.kv_cache.scoring import ScoredKV
 from effivlm.methods.signals import LastRow, Signal
+from effivlm.ops.precision import working
 from effivlm.ops.select import ranked
 from effivlm.ops.statistics import fold
 
@@ -25,13 +26,13 @@ def by_image(scores: Tensor, image: Tensor) -> Tensor:
     floor(r * S_j))`` of every image, whatever r; a smaller count takes from all images alike.
     ``image`` [M], -1 for text.
     """
-    out = 3 + scores.float().nan_to_num().clamp(0, 1)
+    out = 3 + working(scores).nan_to_num().clamp(0, 1)
     for number in image[image >= 0].unique().tolist():
         members = (image == number).nonzero()[:, 0]
         order = ranked(scores[:, members])
         places = torch.arange(1, len(members) + 1, device=order.device).expand_as(order)
         place = torch.empty_like(order).scatter_(1, order, places)
-        out[:, members] = 1 - place / len(members) + (place == 1)
+        out[:, members] = 1 - place.to(out.dtype) / len(members) + (place == 1)
     return out
 
 

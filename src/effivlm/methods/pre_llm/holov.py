@@ -9,6 +9,7 @@ from torch import Tensor
 
 from effivlm.methods.base import ImageTokens, Paper, PreLLM, Selection
 from effivlm.methods.signals import Saliency, Signal
+from effivlm.ops.precision import working
 from effivlm.ops.regions import best_per_region, blocks, region_mean, segments, share_out
 from effivlm.ops.select import others, ranked, rounded, unit
 
@@ -71,7 +72,7 @@ class HoloV(PreLLM):
 
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
         """Quotas by mean score, and in every region the highest scores."""
-        attention = tokens[Saliency()].float().nan_to_num().clamp(min=0)
+        attention = working(tokens[Saliency()]).nan_to_num().clamp(min=0)
         if self.variant == "official":
             region = segments(len(attention), self.num_patches).to(attention.device)
             mean, size = region_mean(attention, region)
@@ -105,7 +106,7 @@ def scaled(x: Tensor) -> Tensor:
 def variety(y: Tensor, region: Tensor) -> Tensor:
     """[N] spread of a token's cosines to the others of its region (a region of one has none)."""
     rows = unit(y)
-    out = torch.zeros(len(y), device=y.device)
+    out = rows.new_zeros(len(y))
     for number in region.unique().tolist():
         members = (region == number).nonzero()[:, 0]
         m = len(members)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from effivlm.methods.base import ImageTokens, Merge, Paper, PreLLM, Selection
 from effivlm.methods.signals import ClsLogits, EncoderKeys, Signal
+from effivlm.ops.precision import working
 from effivlm.ops.select import lattice, others, ranked, unit
 
 COMMON = (
@@ -79,7 +80,7 @@ class PruMerge(PreLLM):
 
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
         """Keep by attention and merge neighbours in."""
-        attention = tokens[ClsLogits()].float().nan_to_num(nan=-1e30).softmax(0)
+        attention = working(tokens[ClsLogits()]).nan_to_num(nan=-1e30).softmax(0)
         keep = self.choose(attention, k).sort().values
         keys = tokens[EncoderKeys(at="last", heads="concat")]
         if self.variant == "":
@@ -138,7 +139,8 @@ def outliers(attention: Tensor) -> int:
     """How many values of attention [N] exceed ``Q3 + 1.5 (Q3 - Q1)`` (quartiles by linear
     interpolation).
     """
-    low, high = attention.float().quantile(torch.tensor([0.25, 0.75], device=attention.device))
+    values = working(attention)
+    low, high = values.quantile(values.new_tensor([0.25, 0.75]))
     return int((attention > high + 1.5 * (high - low)).sum())
 
 
@@ -154,7 +156,7 @@ def attention_sum(
     near = ranked(similarity)[:, : min(neighbours, len(keys) - 1)]
     source = near.flatten()
     target = keep.repeat_interleave(near.shape[1])
-    weight = torch.cat([torch.ones(len(keep), device=keep.device), attention[source].float()])
+    weight = torch.cat([torch.ones(len(keep), device=keep.device), working(attention[source])])
     return torch.cat([keep, target]), torch.cat([keep, source]), weight
 
 
@@ -167,6 +169,6 @@ def weighted_mean(
     rows, pruned = unit(keys), others(keep, len(keys))
     near = ranked(rows[keep] @ rows[pruned].T)[:, : min(neighbours, len(pruned))]
     source = torch.cat([keep[:, None], pruned[near]], 1)
-    weight = attention.float().clamp(min=1e-30)[source]
+    weight = working(attention).clamp(min=1e-30)[source]
     weight = weight / weight.sum(1, keepdim=True)
     return keep.repeat_interleave(source.shape[1]), source.flatten(), weight.flatten()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from effivlm.methods.base import ImageTokens, Paper, PreLLM, Selection
 from effivlm.methods.signals import EncoderFeatures, Saliency, Signal
+from effivlm.ops.precision import working
 from effivlm.ops.select import coverage
 
 
@@ -48,7 +49,7 @@ class Scope(PreLLM):
 
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
         """Greedy coverage."""
-        attention = tokens[Saliency()].float().nan_to_num().clamp(min=0)
+        attention = working(tokens[Saliency()]).nan_to_num().clamp(min=0)
         return Selection(
             coverage(tokens[EncoderFeatures()], attention**self.alpha, k).sort().values
         )
