@@ -29,7 +29,7 @@ from effivlm.families.loading import example
 from effivlm.families.shapes import TINY_TEXT
 from effivlm.measure.memory import reset_peaks, resident_peak
 from effivlm.runtime import generate
-from effivlm.runtime.attach import Session
+from effivlm.runtime.session import Session
 
 LENGTH, LAYERS, HEADS, TARGET, MIB = 4096, 4, 4, 1.2, 2**20
 SIGNAL = LAYERS * HEADS * LENGTH * 4

@@ -27,9 +27,9 @@ from effivlm.measure.peaks import measured
 from effivlm.measure.predict import Predictor
 from effivlm.provenance import environment
 from effivlm.runtime import generate
-from effivlm.runtime.attach import Session
 from effivlm.runtime.cache import fork
 from effivlm.runtime.captured import FixedDecoder
+from effivlm.runtime.session import Session
 from effivlm.setting import Setting, parse_setting
 
 SETTINGS, TARGET, TURNS = ("none", "snapkv@0.1", "visionzip@0.1", "adakv@0.1"), 1.6, 5

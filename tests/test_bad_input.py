@@ -21,7 +21,7 @@ from effivlm.budget import BudgetError
 from effivlm.cli import app
 from effivlm.families import loading
 from effivlm.records import read_run
-from effivlm.runtime.attach import Session
+from effivlm.runtime.session import Session
 
 torch.set_num_threads(1)
 TEMPLATE = "{% for part in messages[0]['content'] %}{{ '<image> ' if part['type'] == 'image' else part['text'] + ' ' }}{% endfor %}"

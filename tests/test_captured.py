@@ -7,10 +7,10 @@ import tiny
 import torch
 
 from effivlm.runtime import generate
-from effivlm.runtime.attach import Session
 from effivlm.runtime.cache import fork
 from effivlm.runtime.captured import FixedDecoder
 from effivlm.runtime.plan import Plan
+from effivlm.runtime.session import Session
 from effivlm.setting import Setting, parse_setting
 
 torch.set_num_threads(1)

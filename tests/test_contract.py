@@ -14,7 +14,7 @@ from effivlm.budget import parse_budget
 from effivlm.contract import rules
 from effivlm.methods.base import EncoderReducer, IntraLLM, PreEncoder, PreLLM, Selection
 from effivlm.methods.baselines import RandomPre, Uniform
-from effivlm.runtime.attach import Session
+from effivlm.runtime.session import Session
 from effivlm.runtime.support import Unsupported, check_supported
 from effivlm.setting import parse_setting
 

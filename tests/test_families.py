@@ -7,7 +7,7 @@ import torch
 from effivlm import registry
 from effivlm.families.base import raster
 from effivlm.families.loading import config_of, example, family_of, load, shapes
-from effivlm.runtime.encoder import call_of, vision_blocks
+from effivlm.runtime.host import host_of, vision_blocks
 
 torch.set_num_threads(1)
 FAMILIES = registry.families()
@@ -33,7 +33,7 @@ def case(name, count=2, model=None, **sizes):
     """Model, inputs, arguments of get_image_features, pieces."""
     model, family = model or tiny.build(name), FAMILIES[name]
     inputs = example(family, model.config, count, **sizes)
-    call = call_of(inputs, model.base_model.get_image_features)
+    call = host_of(model).image_call(inputs)
     return model, inputs, call, family.layout(model, call)
 
 

@@ -10,7 +10,7 @@ from effivlm import cli, fitting, registry
 from effivlm.calibration import Shape, fit_deletions, tokens_left, withdrawal_layer
 from effivlm.families.loading import Loaded
 from effivlm.methods.intra_llm.fitprune import FitPrune
-from effivlm.runtime.attach import Session
+from effivlm.runtime.session import Session
 from effivlm.setting import parse_setting
 from effivlm.tasks.builtin import Document, Task
 

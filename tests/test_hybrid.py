@@ -17,8 +17,8 @@ from effivlm.methods.hybrid.must_drop import MustDrop, MustDropStage1, uniformit
 from effivlm.methods.hybrid.polymorphic import Polymorphic, PolymorphicStage1, matches
 from effivlm.methods.hybrid.vscan import VScan, VScanStage1
 from effivlm.methods.signals import LastRow, Saliency, TextRows
-from effivlm.runtime.attach import Session
 from effivlm.runtime.audit import check_entries, check_selection
+from effivlm.runtime.session import Session
 
 torch.set_num_threads(1)
 KINDS = pytest.mark.parametrize("kind", ["random", "clustered", "duplicated", "constant"])

@@ -32,8 +32,8 @@ from effivlm.methods.signals import (
     Saliency,
     TextRows,
 )
-from effivlm.runtime.attach import Session
 from effivlm.runtime.audit import check_selection
+from effivlm.runtime.session import Session
 
 torch.set_num_threads(1)
 KINDS = pytest.mark.parametrize("kind", ["random", "clustered", "duplicated", "constant"])

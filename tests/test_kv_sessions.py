@@ -8,8 +8,8 @@ from tiny import build, generate, prompt
 from twin import Watched
 
 from effivlm.runtime import generate as stages
-from effivlm.runtime.attach import Session
 from effivlm.runtime.cache import bytes_held, cache_of
+from effivlm.runtime.session import Session
 from effivlm.setting import SettingError, parse_setting
 
 torch.set_num_threads(1)

@@ -12,9 +12,9 @@ from effivlm.methods.base import PreLLM
 from effivlm.methods.signals import ColumnSums
 from effivlm.ops import statistics
 from effivlm.runtime import attach, signals, stages
-from effivlm.runtime.attach import Session
 from effivlm.runtime.audit import AuditError
 from effivlm.runtime.cache import CACHE
+from effivlm.runtime.session import Session
 from effivlm.runtime.support import Unsupported
 from effivlm.setting import parse_setting
 

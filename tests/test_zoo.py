@@ -116,7 +116,7 @@ def test_labels_come_in_the_order_of_the_features(name):
             return image
 
     (spot,) = reader.spots((scenes.make_scene(0, False),))
-    from effivlm.runtime.encoder import vision_blocks
+    from effivlm.runtime.host import vision_blocks
 
     for block in vision_blocks(reader.model):
         block.forward = lambda x, *a, **k: x

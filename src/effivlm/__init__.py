@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from effivlm.experiment import run
     from effivlm.families.loading import load
     from effivlm.report.write import write as report
-    from effivlm.runtime.attach import compress
+    from effivlm.runtime.session import compress
 
 _HOMES = {
     "Experiment": ("effivlm.config", "Experiment"),
-    "compress": ("effivlm.runtime.attach", "compress"),
+    "compress": ("effivlm.runtime.session", "compress"),
     "load": ("effivlm.families.loading", "load"),
     "report": ("effivlm.report.write", "write"),
     "run": ("effivlm.experiment", "run"),

@@ -22,8 +22,8 @@ from effivlm.methods.base import KVCache, LayerCache, Paper
 from effivlm.methods.intra_llm.fitprune import FitPrune
 from effivlm.methods.intra_llm.vtw import VTW
 from effivlm.methods.signals import HeadMaxSums, Signal
-from effivlm.runtime.attach import Session
 from effivlm.runtime.generate import encode, prefill, resume
+from effivlm.runtime.session import Session
 from effivlm.setting import Part, Setting
 from effivlm.tasks.builtin import TaskError, load_task
 

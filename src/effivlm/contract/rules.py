@@ -15,8 +15,8 @@ from effivlm.contract import twin
 from effivlm.contract.twin import STEPS, Watched, close, generate, kept_masks, require
 from effivlm.families.tiny import FAMILIES, batch, double, exact
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, Method, PreEncoder, PreLLM
-from effivlm.runtime.attach import Session
 from effivlm.runtime.plan import Plan
+from effivlm.runtime.session import Session
 from effivlm.runtime.support import Unsupported, check_supported
 from effivlm.setting import Setting, parse_setting
 

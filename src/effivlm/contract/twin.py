@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effivlm.runtime import stages
-from effivlm.runtime.attach import Session
 from effivlm.runtime.cache import CACHE
+from effivlm.runtime.session import Session
 
 STEPS = 6
 
@@ -53,42 +52,20 @@ def generate(
 
 
 class Watched(Session):
-    """A session that remembers its last prefill, and rows that intra-LLM merges wrote."""
+    """A session that remembers its last prefill: the prompt, what the cache held when it was over
+    (before a sliding window forgets), and rows that intra-LLM merges wrote.
+    """
 
-    def __enter__(self) -> "Watched":
-        """Open the session."""
-        super().__enter__()
-        self.writes: dict[Any, Any] = {}
-        self.plain = stages.merge_rows
-        return self
-
-    def _cut_inside(
-        self, state: Any, i: int, module: Any, hidden: Tensor, kwargs: dict[str, Any]
-    ) -> Tensor:
-        before = state.prompt.index
-
-        def spy(x: Tensor, where: Tensor, merge: Any) -> Tensor:
-            out = self.plain(x, where, merge)
-            for row in range(len(before)):
-                if x.data_ptr() == hidden[row].data_ptr() or x.shape[0] == before.shape[1]:
-                    for t in merge.target.tolist():
-                        self.writes.setdefault(i, {})[int(before[row, where[t]])] = out[where[t]]
-                    break
-            return out
-
-        stages.merge_rows = spy
-        try:
-            return super()._cut_inside(state, i, module, hidden, kwargs)
-        finally:
-            stages.merge_rows = self.plain
-
-    def finish(self, state: Any, cache: Any) -> None:
-        """Remember the prompt and what its cache layers hold."""
-        self.seen = state
-        super().finish(state, cache)
-        self.entries = [
-            (layer.index, layer.valid) for layer in cache.layers
-        ]  # before a sliding window forgets
+    def __exit__(self, *exc: object) -> None:
+        """Remember, and close."""
+        if not exc or exc[0] is None:
+            self.seen = self.current
+            self.entries: list[Any] = self.seen.held
+            self.writes: dict[Any, Any] = {}
+            for layer, _, index, rows in self.seen.prompt.written:
+                at = self.writes.setdefault(layer, {})
+                at.update(zip(index.tolist(), rows, strict=True))
+        super().__exit__(*exc)
 
 
 def positions(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -23,7 +23,7 @@ from effivlm.measure.memory import weight_bytes
 from effivlm.measure.roofline import Peaks, TextShape, VisionShape, Work, segments_of
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, PreLLM
 from effivlm.runtime.audit import Account
-from effivlm.runtime.stages import plan_cuts
+from effivlm.runtime.in_llm import plan_cuts
 from effivlm.setting import Part, Setting, parse_setting
 
 

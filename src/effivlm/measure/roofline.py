@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from effivlm.families.base import Family
-from effivlm.runtime.encoder import vision_blocks
+from effivlm.runtime.host import vision_blocks
 
 
 @dataclass(frozen=True)

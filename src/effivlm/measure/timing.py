@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from effivlm.measure.clock import METHOD, Clock
 from effivlm.measure.memory import kv_bytes, kv_bytes_per_layer, peaks, reset_peaks, weight_bytes
 from effivlm.runtime import generate
-from effivlm.runtime.attach import Session
 from effivlm.runtime.audit import Account
+from effivlm.runtime.session import Session
 from effivlm.setting import Setting
 
 Inputs = Mapping[str, Any]

@@ -6,9 +6,8 @@ is open, so config names, mask creation and flash dispatch stay untouched; modul
 watched pass straight through.
 """
 
-import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from effivlm.ops.precision import working, working_dtype
+from effivlm.runtime.host import Host, UnsupportedCall
 
 Site = tuple[str, int]  # ("text" | "vision", layer)
 
@@ -43,47 +43,104 @@ class Peeked(Exception):
     """Raised by the tap to leave an attention module once its queries and keys are known."""
 
 
-class Tap:
-    """Keeps the calls of watched sites. ``bias``: site -> for each coming call, [B or 1, 1, 1, Lk]
-    added to its logits.
+class Taps:
+    """What stands in the attention table under a name while sessions are open: every call is shown
+    to the tap whose module makes it. Sessions may open and close in any order.
     """
 
-    def __init__(
-        self, text_layers: nn.ModuleList, vision_blocks: nn.ModuleList, model: nn.Module
-    ) -> None:
-        self.sites = {
-            id(m): ("text", i) for i, layer in enumerate(text_layers) for m in layer.modules()
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.before = ALL_ATTENTION_FUNCTIONS._local_mapping.get(name)
+        # None for "eager": every model file has its own
+        self.inner: Callable[..., Any] | None = ALL_ATTENTION_FUNCTIONS.get(name)
+        self.open: list[Tap] = []
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The attention, seen."""
+        for tap in self.open:
+            site = tap.sites.get(id(module))
+            if site is not None:
+                attention_mask = tap.see(site, module, query, key, attention_mask, kwargs)
+                break
+        attend = self.inner or sys.modules[type(module).__module__].eager_attention_forward
+        return attend(module, query, key, value, attention_mask, **kwargs)
+
+    @staticmethod
+    def join(name: str, tap: "Tap") -> "Taps":
+        """Show the calls under a name to a tap."""
+        taps = ALL_ATTENTION_FUNCTIONS._local_mapping.get(name)
+        if not isinstance(taps, Taps):
+            taps = ALL_ATTENTION_FUNCTIONS[name] = Taps(name)
+        taps.open.append(tap)
+        return taps
+
+    def leave(self, tap: "Tap") -> None:
+        """Stop, and put back what was there once nobody is left."""
+        self.open.remove(tap)
+        local = ALL_ATTENTION_FUNCTIONS._local_mapping
+        if not self.open and local.get(self.name) is self:
+            local.pop(self.name)
+            if self.before is not None:
+                ALL_ATTENTION_FUNCTIONS[self.name] = self.before
+
+
+class Tap:
+    """Keeps the calls of watched sites of one model.
+
+    Attributes:
+        sites: module -> site. watched: sites whose calls are kept. calls: what was seen.
+        bias: site -> for each coming call, [B or 1, 1, 1, Lk] added to its logits.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.sites: dict[int, Site] = {
+            id(m): ("text", i) for i, layer in enumerate(host.layers) for m in layer.modules()
         }
         self.sites |= {
-            id(m): ("vision", i) for i, block in enumerate(vision_blocks) for m in block.modules()
+            id(m): ("vision", i) for i, block in enumerate(host.blocks) for m in block.modules()
         }
-        names = {
-            getattr(getattr(m, "config", None), "_attn_implementation", None)
-            for m in model.modules()
-        }
-        self.names = sorted(name for name in names if name is not None)
+        self.names = host.attentions
         self.watched: set[Site] = set()
         self.calls: dict[Site, list[AttentionCall]] = {}
         self.bias: dict[Site, list[Tensor]] = {}
         self.peeking = False
-        self.saved: dict[str, Any] = {}
+        self.joined: list[Taps] = []
 
     def open(self) -> None:
-        """Install the overrides."""
-        for name in self.names:
-            self.saved[name] = ALL_ATTENTION_FUNCTIONS._local_mapping.get(name)
-            inner = ALL_ATTENTION_FUNCTIONS.get(
-                name
-            )  # None for "eager": every model file has its own
-            ALL_ATTENTION_FUNCTIONS[name] = functools.partial(self._call, inner)
+        """Join the attention table."""
+        self.joined = [Taps.join(name, self) for name in self.names]
 
     def close(self) -> None:
-        """Put back what was there."""
-        for name, old in self.saved.items():
-            ALL_ATTENTION_FUNCTIONS._local_mapping.pop(name, None)
-            if old is not None:
-                ALL_ATTENTION_FUNCTIONS[name] = old
-        self.saved, self.calls, self.bias = {}, {}, {}
+        """Leave it."""
+        for taps in self.joined:
+            taps.leave(self)
+        self.joined, self.calls, self.bias = [], {}, {}
+
+    def watch(self, kind: str, layers: Iterable[int]) -> None:
+        """Keep the calls of these sites of a kind, and of no others of it."""
+        self.watched = {s for s in self.watched if s[0] != kind} | {(kind, i) for i in layers}
+
+    def last(self, layer: int) -> AttentionCall | None:
+        """The last call seen at a decoder layer."""
+        calls = self.calls.get(("text", layer))
+        return calls[-1] if calls else None
+
+    def put(self, layer: int, call: AttentionCall) -> None:
+        """Let a decoder layer's call of an earlier run count as seen."""
+        self.calls[("text", layer)] = [call]
+
+    def drop(self, kind: str, layer: int | None = None) -> None:
+        """Forget the calls of a site, or of all of a kind."""
+        for site in [s for s in self.calls if s[0] == kind and layer in (None, s[1])]:
+            del self.calls[site]
 
     def peek(self, attention: nn.Module, site: Site, **kwargs: Any) -> AttentionCall:
         """Queries and keys an attention module would use, without running its attention or touching
@@ -107,48 +164,42 @@ class Tap:
             " queries"
         )
 
-    def _call(
+    def see(
         self,
-        inner: Callable[..., Any] | None,
+        site: Site,
         module: nn.Module,
         query: Tensor,
         key: Tensor,
-        value: Tensor,
-        attention_mask: Any = None,
-        **kwargs: Any,
+        mask: Any,
+        kwargs: dict[str, Any],
     ) -> Any:
-        site = self.sites.get(id(module))
-        if site is not None and site in self.watched:
-            call = AttentionCall(
-                query, key, attention_mask, _scaling(query, kwargs), kwargs.get("cu_seq_lens_q")
-            )
+        """Keep a call if its site is watched; the mask it goes on with."""
+        if site in self.watched:
+            scaling, segments = _scaling(query, kwargs), kwargs.get("cu_seq_lens_q")
+            call = AttentionCall(query, key, mask, scaling, segments)
             self.calls.setdefault(site, []).append(call)
             if self.peeking:
                 raise Peeked
-        if site is not None and self.bias.get(site):
-            attention_mask = self._biased(attention_mask, self.bias[site].pop(0), query, module)
-        attend = inner or sys.modules[type(module).__module__].eager_attention_forward
-        return attend(module, query, key, value, attention_mask, **kwargs)
+        if self.bias.get(site):
+            return _biased(mask, self.bias[site].pop(0), query, module)
+        return mask
 
-    @staticmethod
-    def _biased(mask: Any, bias: Tensor, query: Tensor, module: nn.Module) -> Tensor:
-        config: Any = module.config
-        name = config._attn_implementation
-        if "flash" in name:
-            raise NotImplementedError(
-                f"proportional attention adds a bias to the encoder's logits, which {name} cannot: "
-                "load the model with attn='sdpa', or set prop_attn=false"
-            )
-        bias = bias.to(query.dtype)
-        if mask is None:
-            return bias.expand(-1, 1, query.shape[2], -1)
-        floor = torch.finfo(query.dtype).min
-        mask = (
-            torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, floor)
-            if mask.dtype == torch.bool
-            else mask
+
+def _biased(mask: Any, bias: Tensor, query: Tensor, module: nn.Module) -> Tensor:
+    config: Any = module.config
+    name = config._attn_implementation
+    if "flash" in name:
+        raise UnsupportedCall(
+            f"proportional attention adds a bias to the encoder's logits, which {name} cannot: "
+            "load the model with attn='sdpa', or set prop_attn=false"
         )
-        return mask + bias
+    bias = bias.to(query.dtype)
+    if mask is None:
+        return bias.expand(-1, 1, query.shape[2], -1)
+    floor = torch.finfo(query.dtype).min
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, floor)
+    return mask + bias
 
 
 def _scaling(query: Tensor, kwargs: dict[str, Any]) -> float:

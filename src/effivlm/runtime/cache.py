@@ -7,7 +7,7 @@ mask columns that a layer physically holds.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -16,8 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from effivlm.methods.base import Entries, KVMerge
-from effivlm.ops.precision import working, working_dtype
+from effivlm.runtime.host import UnsupportedCall
 
 # transformers 5.24 renamed the argument and the output field `past_key_values`
 CACHE = (
@@ -34,6 +33,17 @@ def cache_of(call: Mapping[str, Any]) -> Any:
     return call.get(CACHE, call.get("past_key_values"))
 
 
+class Lease:
+    """Whether the session that follows a cache is open."""
+
+    def __init__(self) -> None:
+        self.open = True
+
+    def end(self) -> None:
+        """The session has closed."""
+        self.open = False
+
+
 class SlotLayer(DynamicLayer):
     """A dynamic layer whose reported length is independent of how many entries it stores.
 
@@ -42,7 +52,9 @@ class SlotLayer(DynamicLayer):
             window forgot.
         index: [B, M] or [B, KV, M] logical index of every prompt entry held. valid: same shape,
             False for padding that makes unequal counts rectangular; None when every entry counts.
-        window: sliding window in tokens, or None.
+        window: sliding window in tokens, or None. forgot: entries left its window.
+        lease: of the session that follows it. delta: what decode positions are reduced by where
+            positions were repacked (in a cache's first layer).
     """
 
     seen: int = 0
@@ -51,11 +63,25 @@ class SlotLayer(DynamicLayer):
     index: Tensor | None = None
     valid: Tensor | None = None
     window: int | None = None
+    forgot: bool = False
+    lease: Lease | None = None
+    delta: Tensor | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append entries; grows by concatenation, so a fork never sees another fork's tokens."""
+        """Append entries; grows by concatenation, so a fork never sees another fork's tokens.
+
+        Raises:
+            UnsupportedCall: for a compressed layer outside any session, where nothing would choose
+                the mask columns it holds.
+        """
+        if not self.whole and not (self.lease is not None and self.lease.open):
+            raise UnsupportedCall(
+                "this cache was compressed under a compress() session that has ended, and without"
+                " one the model would read its entries at wrong places: continue inside the with"
+                " block (or inside another session on the same model)"
+            )
         self.seen += key_states.shape[-2]
         return super().update(key_states, value_states)
 
@@ -70,18 +96,112 @@ class SlotLayer(DynamicLayer):
             0,
         )
 
+    @property
+    def whole(self) -> bool:
+        """Whether every token seen is stored, in order."""
+        if self.index is None:
+            return True
+        full = self.index.ndim == 2 and self.index.shape[-1] == self.prompt
+        return full and self.valid is None and not self.forgot
+
+    def follow(self, lease: Lease) -> None:
+        """From now on the session with this lease chooses the layer's mask columns."""
+        self.lease = lease
+
+    def repack(self, delta: Tensor | None) -> None:
+        """Reduce decode positions by ``delta`` [B, 1] or [axes, B, 1]; None: they are given."""
+        self.delta = delta
+
+    def take_in(self, index: Tensor, valid: Tensor | None, length: int, window: int | None) -> None:
+        """A prompt has been stored.
+
+        Args:
+            index: [B, M] its entries, as logical indices of the prompt.
+            valid: see `SlotLayer`.
+            length: logical length of the prompt.
+            window: the layer's sliding window.
+        """
+        self.window, earlier = window, self.seen - index.shape[-1]
+        self.seen = earlier
+        self.index, self.valid = self.joined(index + earlier, valid)
+        self.seen, self.gone = earlier + length, 0
+        self.prompt = self.seen
+
+    def joined(self, index: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Logical indices [B, M] of new entries, and which count, after those that are held."""
+        if self.index is None:
+            return index, valid
+        old = self.columns(0)
+        if self.valid is None and valid is None:
+            was = ok = None
+        else:
+            was = torch.ones_like(old, dtype=torch.bool)
+            if self.valid is not None:
+                was[..., : self.valid.shape[-1]] = self.valid
+            ok = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
+        if old.ndim == 3:
+            index = index[:, None].expand(-1, old.shape[1], -1)
+            ok = None if ok is None else ok[:, None].expand(-1, old.shape[1], -1)
+        both = None if was is None or ok is None else torch.cat([was, ok], -1)
+        return torch.cat([old, index], -1), both
+
+    def narrow(self, keys: Tensor, values: Tensor, index: Tensor, valid: Tensor | None) -> None:
+        """Hold these entries of the prompt from now on; shapes as in the class."""
+        self.keys, self.values, self.index, self.valid = keys, values, index, valid
+
     def crop(self, tokens_to_remove: int) -> None:
-        """Refused: a compressed layer cannot give entries back."""
-        raise NotImplementedError(
-            "a compressed cache cannot be cropped (assisted decoding): generate without an"
-            " assistant"
-        )
+        """Give back the last ``-tokens_to_remove`` tokens (assisted decoding).
+
+        Raises:
+            UnsupportedCall: where the heads or rows hold unequal shares of those tokens, or a
+                sliding window has moved on.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"crop takes a negative number of tokens to remove, not {tokens_to_remove}"
+            )
+        if tokens_to_remove == 0:
+            return
+        length = self.seen + tokens_to_remove
+        held = (self.columns(0) >= length).sum(-1)
+        drop = int(held.max())
+        if self.forgot or bool((held != drop).any()):
+            raise UnsupportedCall(
+                "this cache cannot give back the tokens an assistant proposed in vain"
+                + (
+                    " past a sliding window"
+                    if self.forgot
+                    else ": its heads or rows hold unequal shares of them"
+                )
+                + ": generate without an assistant"
+            )
+        assert self.index is not None
+        kept = self.stored()[0].shape[-2] - drop
+        self.keys, self.values = (x[..., :kept, :] for x in self.stored())
+        self.index = self.index[..., :kept]
+        self.valid = None if self.valid is None else self.valid[..., :kept]
+        self.seen, self.prompt = length, min(self.prompt, length)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Beam search: the slots' indices move with the entries."""
         super().reorder_cache(beam_idx)
-        self.index = None if self.index is None else self.index[beam_idx]
-        self.valid = None if self.valid is None else self.valid[beam_idx]
+        self._rows(lambda x: x[beam_idx.to(x.device)])
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Some rows of the batch."""
+        super().batch_select_indices(indices)
+        self._rows(lambda x: x[indices])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row of the batch several times."""
+        super().batch_repeat_interleave(repeats)
+        self._rows(lambda x: x.repeat_interleave(repeats, 0))
+
+    def _rows(self, chosen: Callable[[Tensor], Tensor]) -> None:
+        self.index = None if self.index is None else chosen(self.index)
+        self.valid = None if self.valid is None else chosen(self.valid)
+        if self.delta is not None:  # the batch is the axis before the last
+            self.delta = chosen(self.delta.transpose(0, -2)).transpose(0, -2)
 
     def stored(self) -> tuple[Tensor, Tensor]:
         """Keys and values [B, KV, S, d], which a layer has once it has seen a prompt."""
@@ -99,6 +219,7 @@ class SlotLayer(DynamicLayer):
         assert self.index is not None and self.window is not None
         old = int((self.columns(0) <= self.seen - self.window).sum(-1).min())
         if old > 0:
+            self.forgot = True
             self.keys, self.values = (x[..., old:, :] for x in self.stored())
             self.gone += max(0, old - self.index.shape[-1])
             self.index = self.index[..., old:]
@@ -109,16 +230,15 @@ class SlotLayer(DynamicLayer):
         return sum(x.numel() * x.element_size() for x in self.stored())
 
 
-def slotted(cache: Cache) -> None:
-    """Turn an empty dynamic cache into slot layers, in place.
+def fits(cache: Cache) -> bool:
+    """Whether a cache's layers may have different lengths (static and quantized ones may not)."""
+    return all(isinstance(layer, DynamicLayer) for layer in cache.layers) and type(
+        cache
+    ).__name__ not in ("StaticCache", "QuantizedCache", "EncoderDecoderCache")
 
-    Raises:
-        NotImplementedError: for caches whose layers must all have one length.
-    """
-    if type(cache).__name__ in ("StaticCache", "QuantizedCache", "EncoderDecoderCache"):
-        raise NotImplementedError(
-            f"{type(cache).__name__} cannot hold layers of different lengths: use a DynamicCache"
-        )
+
+def slotted(cache: Cache) -> None:
+    """Turn an empty dynamic cache into slot layers, in place."""
     cache.layers[:] = [SlotLayer() for _ in cache.layers]
     if cache.layer_class_to_replicate is not None:
         cache.layer_class_to_replicate = SlotLayer
@@ -177,77 +297,6 @@ def _stacked(layers: Sequence[SlotLayer]) -> SlotLayer:
         valid.append(fill(ok, (p, 0)))
     out.index, out.valid = torch.cat(index), None if equal else torch.cat(valid)
     return out
-
-
-def apply_entries(layer: SlotLayer, alive: list[Tensor], chosen: list[Entries]) -> None:
-    """Keep the chosen entries of every row.
-
-    Args:
-        layer: holds [B, KV, S, d] and index [B, S].
-        alive: per row, [M] slots that count (not padding), ascending.
-        chosen: per row, entries over those M.
-    """
-    keys, values = layer.stored()
-    if any(e.merged is not None for e in chosen):
-        keys, values = _merged(keys, values, alive, chosen)
-    counts = [int(e.keep.sum(1).max()) for e in chosen]
-    ragged = any(bool((e.keep.sum(1) != max(counts)).any()) for e in chosen)
-    shared = not ragged and all(bool((e.keep == e.keep[:1]).all()) for e in chosen)
-    slots, valid = _padded(alive, chosen, max(counts), keys.shape[1])
-    layer.keys = torch.take_along_dim(keys, slots[..., None], 2)
-    layer.values = torch.take_along_dim(values, slots[..., None], 2)
-    if (
-        ragged
-    ):  # what pads short heads is dropped: masked, and nothing that 0 times it could be NaN of
-        layer.keys, layer.values = (
-            x.masked_fill(~valid[..., None], 0) for x in (layer.keys, layer.values)
-        )
-    assert layer.index is not None
-    index = torch.take_along_dim(layer.index[:, None], slots, 2)
-    layer.index, layer.valid = (index[:, 0], None) if shared else (index, valid if ragged else None)
-
-
-def _padded(
-    alive: list[Tensor], chosen: list[Entries], width: int, heads: int
-) -> tuple[Tensor, Tensor]:
-    """Slots [B, KV, width], short rows padded on the left with their first slot, and which of them
-    count.
-    """
-    slots = alive[0].new_zeros(len(chosen), heads, width)
-    valid = torch.zeros(len(chosen), heads, width, dtype=torch.bool, device=slots.device)
-    for b, (where, entries) in enumerate(zip(alive, chosen, strict=True)):
-        keep = entries.keep.to(where.device)
-        counts = keep.sum(1)
-        order = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[
-            :, -width:
-        ]  # kept last, ascending
-        if order.shape[1] < width:  # a row with fewer tokens than another row keeps
-            order = torch.cat([order.new_zeros(heads, width - order.shape[1]), order], 1)
-        slots[b] = where[order]
-        valid[b] = torch.arange(width, device=slots.device) >= width - counts[:, None]
-    return slots, valid
-
-
-def _merged(
-    keys: Tensor, values: Tensor, alive: list[Tensor], chosen: list[Entries]
-) -> tuple[Tensor, Tensor]:
-    keys, values = keys.clone(), values.clone()
-    for b, (where, entries) in enumerate(zip(alive, chosen, strict=True)):
-        if (m := entries.merged) is None or m.target.numel() == 0:
-            continue
-        for x in (keys[b], values[b]) if m.keys else (values[b],):
-            _merge_rows(x, where, m)
-    return keys, values
-
-
-def _merge_rows(x: Tensor, where: Tensor, m: KVMerge) -> None:
-    """X [KV, S, d], in place: targets become weighted sums of the original sources, in float32."""
-    head, target, source = m.head, where[m.target], where[m.source]
-    rows = torch.zeros(x.shape, dtype=working_dtype(x), device=x.device)
-    rows.index_put_(
-        (head, target), working(m.weight[:, None]) * working(x[head, source]), accumulate=True
-    )
-    x[head, target] = rows[head, target].to(x.dtype)
 
 
 def bytes_held(cache: Cache) -> int:

@@ -5,22 +5,23 @@ They drive the same hooks as the context manager: a session must be open around 
 """
 
 import copy
-import inspect
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from effivlm.methods.base import IntraLLM
-from effivlm.runtime.attach import Session
-from effivlm.runtime.audit import Account, audit_prompt
+from effivlm.runtime.account import Account
 from effivlm.runtime.cache import CACHE, SlotLayer, fork, stack
-from effivlm.runtime.encoder import Encoded, call_of
-from effivlm.runtime.stages import plan_cuts
-from effivlm.runtime.state import State, side_rows
+from effivlm.runtime.geometry import side_rows
+from effivlm.runtime.in_llm import plan_cuts
+from effivlm.runtime.prefill import Prefill
+from effivlm.runtime.session import Session
 from effivlm.runtime.tokens import Prompt
+from effivlm.runtime.vision import Encoded
 from effivlm.setting import Part, Setting
 
 
@@ -39,19 +40,18 @@ class Prefilled:
     cache: Any
     position: Tensor
     real: Tensor
-    state: State
+    state: Prefill
     accounts: list[Account]
 
 
 @torch.inference_mode()
 def encode(session: Session, inputs: Mapping[str, Any]) -> Encoded | None:
     """Run the vision encoder under the session's encoder stage; None for a text-only prompt."""
-    call = call_of(inputs, session.base.get_image_features)
+    call = session.host.image_call(inputs)
     if call.get("pixel_values") is None:
         return None
-    session.base.get_image_features(**call, return_dict=True)
-    encoded, session.vision.encoded = session.vision.encoded, None
-    return encoded
+    session.host.base.get_image_features(**call, return_dict=True)
+    return session.turn.take_encoded()
 
 
 @torch.inference_mode()
@@ -63,34 +63,24 @@ def prefill(session: Session, inputs: Mapping[str, Any], encoded: Encoded | None
         inputs: what the processor gave, for one or several prompts (left-padded).
         encoded: from `encode`, or None for a prompt without images.
     """
-    model = session.model
-    given = dict(inputs)
-    session.vision.encoded = encoded
-    known = inspect.signature(model.forward).parameters
-    if encoded is not None and "mm_encoder_outputs" in known:
-        for name in call_of(inputs, session.base.get_image_features):
+    host, given = session.host, dict(inputs)
+    if encoded is not None and host.encodes_apart:  # transformers 5.18 and later
+        for name in host.image_call(inputs):
             if name == "pixel_values":
                 given.pop(name)
         given["mm_encoder_outputs"] = {"image": copy.copy(encoded.output)}
-    elif encoded is not None:  # transformers before 5.18
-        session.vision.preset = encoded
-    if not hasattr(
-        session.base, "get_rope_index"
-    ):  # generate() counts positions from the mask; forward() does not
-        mask = inputs["attention_mask"]
-        given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    try:
-        out = model(**given, use_cache=True, logits_to_keep=1)
-    finally:
-        session.vision.preset = None
-    state = session.current
-    return _prefilled(out.logits[:, -1], getattr(out, CACHE), state, session.accounts)
+    if not hasattr(host.base, "get_rope_index"):
+        # generate() counts positions from the mask; forward() does not
+        given["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    with session.turn.given(encoded):
+        out = host.model(**given, use_cache=True, logits_to_keep=1)
+    return _prefilled(out.logits[:, -1], getattr(out, CACHE), session.current)
 
 
-def _prefilled(logits: Tensor, cache: Any, state: State, accounts: list[Account]) -> Prefilled:
-    position = state.position if state.delta is None else state.position - state.delta
-    cache.delta = None  # explicit positions from here on
-    return Prefilled(logits, cache, position, state.prompt.real, state, accounts)
+def _prefilled(logits: Tensor, cache: Any, done: Prefill) -> Prefilled:
+    position = done.position if done.delta is None else done.position - done.delta
+    cache.layers[0].repack(None)  # explicit positions from here on
+    return Prefilled(logits, cache, position, done.prompt.real, done, done.accounts)
 
 
 @torch.inference_mode()
@@ -103,64 +93,41 @@ def resume(
     ``session`` is the open trunk session; ``setting`` may differ from its own in what happens
     inside the LLM and after.
     """
-    old = trunk.state.prompt
-    prompt = replace(old, index=old.kept[0][0], valid=old.kept[0][1], rel=None, kept={}, lengths={})
+    inside, prompt = setting.stage(IntraLLM), trunk.state.entered()
     kept = [_offsets(prompt, i) for i in range(len(prompt.images))]
-    promise = plan_cuts(prompt, kept, setting.stage(IntraLLM), session.layers)
+    promise = plan_cuts(prompt, kept, inside, session.layers)
     first = min(promise.cuts, default=0)
-    start = max(
-        (k for k in trunk.state.inputs if k <= first and trunk.state.inputs[k][0] is not None),
-        default=None,
-    )
-    if start is None:
+    recorded = [k for k, x in trunk.state.inputs.items() if k <= first and x.hidden is not None]
+    if not recorded:
         raise RuntimeError(
-            f"no decoder layer up to {first} was recorded: open the trunk session with"
-            f" record={{{first}}}"
+            f"no decoder layer up to {first} was recorded: open the trunk session with branches"
+            " that cut there"
         )
-    prompt.kept = {i: old.kept[i] for i in range(start)}
-    prompt.lengths = {i: old.lengths[i] for i in range(start)}
-    state = replace(
-        trunk.state,
-        prompt=prompt,
-        promise=promise,
-        scores={},
-        memo={},
-        inputs={},
-        notes=copy.deepcopy(trunk.state.notes),
+    recipe = dataclasses.replace(
+        session.recipe, inside=inside, live=None, watch=tuple(watch), branches=()
     )
-    cache = fork(trunk.cache)
-    mine = (session.live, session.watch, session.record, session.state)
-    session.live, session.watch, session.record, session.state = (
-        None,
-        tuple(watch),
-        frozenset(),
-        state,
-    )
-    try:
-        session.watch_layers()
-        for part in watch:
-            state.scores[part] = [*trunk.state.scores.get(part, [])[:start]]
-        hidden = _rerun(session, trunk, state, cache, start)
-        session.finish(state, cache)
-    finally:
-        session.live, session.watch, session.record, session.state = mine
-    logits = session.model.lm_head(session.text.norm(hidden[:, -1:]))[:, -1]
-    return _prefilled(logits, cache, state, session.accounts)
+    state, cache = trunk.state.again(recipe, promise, max(recorded)), fork(trunk.cache)
+    with session.running(state):
+        hidden = _rerun(session, trunk, state, cache, max(recorded))
+        state.finish(cache)
+    text = session.host.text
+    logits = session.host.model.lm_head(text.norm(hidden[:, -1:]))[:, -1]
+    return _prefilled(logits, cache, state)
 
 
-def _rerun(session: Session, trunk: Prefilled, state: State, cache: Any, start: int) -> Tensor:
-    inputs, side = trunk.state.inputs, state.prompt.side
-    hidden, _, call = inputs[start]
+def _rerun(session: Session, trunk: Prefilled, state: Prefill, cache: Any, start: int) -> Tensor:
+    inputs, side, text = trunk.state.inputs, state.prompt.side, session.host.text
+    hidden, call = inputs[start].hidden, inputs[start].call
     assert hidden is not None
     if call is not None:
-        session.tap.calls[("text", start - 1)] = [call]
+        session.tap.put(start - 1, call)
     embeds = side_rows(side, state.prompt.index) if side else {}
     for i in range(start, session.layers):
         cache.layers[i] = SlotLayer()
-        out = session.text.layers[i](hidden, **{**inputs[i][1], CACHE: cache})
+        out = text.layers[i](hidden, **{**inputs[i].kwargs, CACHE: cache})
         hidden = out[0] if isinstance(out, tuple) else out
         if i < len(embeds.get("deepstack_visual_embeds", ())):
-            hidden = session.text._deepstack_process(
+            hidden = text._deepstack_process(
                 hidden, embeds["visual_pos_masks"], embeds["deepstack_visual_embeds"][i]
             )
     return hidden
@@ -180,12 +147,8 @@ def compress(session: Session, done: Prefilled, part: Part | None) -> Prefilled:
     """
     cache = fork(done.cache)
     if part is None or part.full:
-        return replace(
-            done,
-            cache=cache,
-            accounts=audit_prompt(done.state.prompt, done.state.promise, session.layers, cache),
-        )
-    return replace(done, cache=cache, accounts=session.compress(done.state, cache, part))
+        return dataclasses.replace(done, cache=cache, accounts=done.state.account(cache))
+    return dataclasses.replace(done, cache=cache, accounts=done.state.compress(cache, part))
 
 
 @dataclass(frozen=True)
@@ -222,7 +185,7 @@ def decode(
             break
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        logits = session.model(
+        logits = session.host.model(
             input_ids=token,
             position_ids=position + step,
             attention_mask=mask,

@@ -14,10 +14,10 @@ from torch import nn
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, PreLLM
 from effivlm.methods.signals import Signal
 from effivlm.runtime import generate
-from effivlm.runtime.attach import Session
 from effivlm.runtime.audit import Account
-from effivlm.runtime.encoder import ENCODER_SIGNALS
 from effivlm.runtime.generate import Generated, Prefilled
+from effivlm.runtime.session import Session
+from effivlm.runtime.vision import ENCODER_SIGNALS
 from effivlm.setting import Part, Setting
 
 Leaf = tuple[Setting, Prefilled]

@@ -26,7 +26,7 @@ from effivlm.methods.signals import (
 from effivlm.ops import statistics
 from effivlm.ops.precision import working, working_dtype
 from effivlm.runtime.attention import AttentionCall
-from effivlm.runtime.tokens import take
+from effivlm.runtime.geometry import take, visible
 
 ATTENTION = (
     LastRow,
@@ -45,29 +45,23 @@ class LayerSource:
     """Computes signals for one row of the batch at one place.
 
     Args:
-        session: the open session. layer: the layer about to run (the layer that just ran, plus one,
-            for caches).
+        prefill: the prompt's prefill. layer: the layer about to run (the layer that just ran, plus
+            one, for caches).
         row: batch row. alive: [m] positions of its tokens among the M in play.
         place: ``number`` of the image, ``hidden``, ``visual``, ``text`` (IntraLLM) or ``image``
             (KVCache); the decoder layer as ``module`` and its ``kwargs``.
     """
 
-    def __init__(self, session: Any, layer: int, row: int, alive: Tensor, **place: Any) -> None:
-        self.session, self.layer, self.row, self.alive, self.place = (
-            session,
-            layer,
-            row,
-            alive,
-            place,
-        )
+    def __init__(self, prefill: Any, layer: int, row: int, alive: Tensor, **place: Any) -> None:
+        self.prefill, self.layer, self.row, self.alive = prefill, layer, row, alive
+        self.place = place
 
     def __call__(self, signal: Signal) -> Tensor:
         """The tensor of a signal; one prompt's values are shared by every method that asks at the
         same place.
         """
-        memo = self.session.current.memo.setdefault(
-            (self.layer, self.row, self.place.get("number")), {}
-        )
+        place = (self.layer, self.row, self.place.get("number"))
+        memo = self.prefill.memo.setdefault(place, {})
         if signal not in memo:
             memo[signal] = _COMPUTE[type(signal)](self, signal)
         return memo[signal]
@@ -76,10 +70,10 @@ class LayerSource:
     @property
     def call(self) -> AttentionCall:
         """The attention call of the layer before."""
-        calls = self.session.tap.calls.get(("text", self.layer - 1))
-        if not calls:
+        call = self.prefill.tap.last(self.layer - 1)
+        if call is None:
             raise RuntimeError(f"the attention of decoder layer {self.layer - 1} was not seen")
-        return calls[-1]
+        return call
 
     def query(self, call: AttentionCall | None = None) -> Tensor:
         """[H, m, d] post-RoPE queries of this row's tokens."""
@@ -93,16 +87,26 @@ class LayerSource:
         """Rows -> [R, m] bool, where the model's attention is not plainly causal (bidirectional
         images, windows).
         """
+        if not self.prefill.special:
+            return self.window(self.layer - 1)
         mask = self.call.mask
-        if not self.session.current.special_mask or not isinstance(mask, Tensor) or mask.ndim != 4:
+        if not isinstance(mask, Tensor) or mask.ndim != 4:
             return None
         table = mask[self.row, 0]
 
-        def visible(rows: Tensor) -> Tensor:
+        def shown(rows: Tensor) -> Tensor:
             part = table[self.alive[rows]][:, self.alive]
             return part if part.dtype == torch.bool else part == 0
 
-        return visible
+        return shown
+
+    def window(self, layer: int) -> Callable[[Tensor], Tensor] | None:
+        """Rows -> [R, m] bool, where the prompt is longer than the layer's sliding window."""
+        window, prompt = self.prefill.host.windows[layer], self.prefill.prompt
+        if window is None or prompt.length <= window:
+            return None
+        place = prompt.kept[self.layer - 1][0][self.row, self.alive]
+        return lambda rows: visible(place[rows], place, window)
 
     def rows(self, index: Tensor) -> Tensor:
         """[H, R, m] attention probabilities of chosen rows."""
@@ -121,10 +125,10 @@ def _last_row(s: LayerSource, signal: Any) -> Tensor:
     if signal.of == "previous":
         return s.rows(last)[:, 0]
     module, kwargs = s.place["module"], s.place["kwargs"]
-    hidden, rel = s.place["hidden"], s.session.current.prompt.rel
+    hidden, rel = s.place["hidden"], s.prefill.prompt.rel
     tables = kwargs["position_embeddings"]
     tables = tables if rel is None else tuple(take(x, rel, -2, -3) for x in tables)
-    call = s.session.tap.peek(
+    call = s.prefill.tap.peek(
         module.self_attn,
         ("text", s.layer),
         hidden_states=module.input_layernorm(hidden),
@@ -132,7 +136,7 @@ def _last_row(s: LayerSource, signal: Any) -> Tensor:
         attention_mask=None,
     )
     q, k = s.query(call), s.key(call)
-    return statistics.row_probabilities(q[:, last], k, last, call.scaling, None)[:, 0]
+    return statistics.row_probabilities(q[:, last], k, last, call.scaling, s.window(s.layer))[:, 0]
 
 
 def _text_rows(s: LayerSource, signal: Any) -> Tensor:
@@ -183,12 +187,12 @@ def _threshold(s: LayerSource, signal: Any) -> Tensor:
 
 
 def _input_embeds(s: LayerSource, signal: Any) -> Tensor:
-    prompt = s.session.current.prompt
+    prompt = s.prefill.prompt
     return prompt.embeds[s.row, prompt.index[s.row, s.alive]]
 
 
 def _normed(s: LayerSource, signal: Any) -> Tensor:
-    return s.session.text.norm(s.place["hidden"][s.row, s.alive])
+    return s.prefill.host.text.norm(s.place["hidden"][s.row, s.alive])
 
 
 def _keys(s: LayerSource, signal: Any) -> Tensor:
@@ -217,10 +221,8 @@ def _future_queries(s: LayerSource, signal: Any) -> Tensor:
     cos, sin = (
         _pick(x[s.row % len(x)][None], s.alive)[0] for x in s.place["kwargs"]["position_embeddings"]
     )
-    rotary: nn.Module = s.session.text.rotary_emb
-    kinds = getattr(
-        s.session.text.config, "layer_types", None
-    )  # Gemma 3 has one rotary table per kind of layer
+    rotary: nn.Module = s.prefill.host.text.rotary_emb
+    kinds = s.prefill.host.kinds  # Gemma 3 has one rotary table per kind of layer
     frequencies = getattr(rotary, "inv_freq", None)
     if frequencies is None and kinds:
         frequencies = getattr(rotary, f"{kinds[s.layer - 1]}_inv_freq", None)
@@ -229,7 +231,7 @@ def _future_queries(s: LayerSource, signal: Any) -> Tensor:
             f"{type(rotary).__name__} shows no frequencies: queries cannot be moved to coming"
             " positions"
         )
-    coming = s.session.current.position[..., s.row, 0]
+    coming = s.prefill.position[..., s.row, 0]
     start = (
         coming[-3:].max() if coming.ndim else coming
     )  # a fourth, first axis counts text: nothing rotates by it

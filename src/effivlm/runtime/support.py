@@ -8,9 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from effivlm.families.base import Family
-from effivlm.methods.base import EncoderReducer, IntraLLM, PreEncoder, PreLLM
+from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, PreLLM
+from effivlm.methods.signals import TextEmbeds
 from effivlm.runtime.cache import cache_of
-from effivlm.runtime.encoder import ENCODER_SIGNALS
+from effivlm.runtime.host import UnsupportedCall
+from effivlm.runtime.vision import ENCODER_SIGNALS
 from effivlm.setting import Part, Setting, SettingError
 
 MANY = (
@@ -69,6 +71,34 @@ def _check_feasible(part: Part, layers: int) -> None:
             n = method.image_budget(layers, n, budget)
         budget = replace(budget, share=None, tokens=budget.count(MANY))
     method.schedule(layers, n, budget)
+
+
+def check_call(setting: Setting, call: dict[str, Any]) -> None:
+    """Refuse a call of `generate` whose first step holds more than the prompt, where the setting
+    would read that as prompt.
+
+    Raises:
+        UnsupportedCall: for assisted and prompt-lookup decoding under methods that read the text or
+            compress the cache.
+    """
+    config = call.get("generation_config")
+    asked = {
+        name: call.get(name, getattr(config, name, None))
+        for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+    }
+    found = [name for name, value in asked.items() if value is not None]
+    readers = [p for p in setting.parts if not p.full and reads_prompt(p)]
+    if found and readers:
+        raise UnsupportedCall(
+            f"{found[0]}: the first step of assisted decoding holds proposed tokens beside the"
+            f" prompt, and {readers[0].method.name} would choose by them: leave it out"
+        )
+
+
+def reads_prompt(part: Part) -> bool:
+    """Whether a part's choice depends on the text or on what the LLM makes of the prompt."""
+    late = part.at(IntraLLM) or part.at(KVCache)
+    return late or TextEmbeds() in part.method.signals
 
 
 def whole_prompts(prefill: Callable[..., Any]) -> Callable[..., Any]:

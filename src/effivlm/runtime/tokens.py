@@ -1,72 +1,20 @@
-"""Which tokens exist, which are visual, where they came from; positions, masks and side inputs
-follow a keep list.
+"""Which tokens exist, which are visual, where they came from, and which are in play.
 
 Shapes: B batch, L prompt length, M tokens in play (short rows padded on the left), D width.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from effivlm.families.base import Family, Piece
-from effivlm.methods.base import Merge
+from effivlm.methods.base import Merge, Selection
 from effivlm.ops.precision import working, working_dtype
-
-Mask = Tensor | dict[str, Any] | None
-
-
-# ---------------------------------------------------------------------------------------- gathering
-def take(x: Tensor, index: Tensor, dim: int, batch: int) -> Tensor:
-    """Batched gather: ``out[..., b, ..., m, ...] = x[..., b, ..., index[b, m], ...]``; a batch axis
-    of 1 broadcasts.
-    """
-    dim, batch = dim % x.ndim, batch % x.ndim
-    shape = [1] * x.ndim
-    shape[batch], shape[dim] = index.shape
-    return torch.take_along_dim(x, index.view(shape).to(x.device), dim)
-
-
-def take_mask(mask: Mask, index: Tensor) -> Mask:
-    """Rows and columns of a prefill mask: None, one per layer type, 2-D padding mask, 4-D bool or
-    additive mask.
-    """
-    if mask is None:
-        return None
-    if isinstance(mask, dict):
-        return {k: take_mask(m, index) for k, m in mask.items()}
-    return (
-        take(mask, index, -1, 0) if mask.ndim == 2 else take(take(mask, index, -1, 0), index, -2, 0)
-    )
-
-
-def hide(mask: Any, valid: Tensor, diagonal: bool = True) -> Any:
-    """Hide invalid keys ([B, M] or [B, H, M]); padding rows keep themselves so that no softmax row
-    is empty.
-    """
-    if isinstance(mask, dict):
-        return {k: hide(m, valid, diagonal) for k, m in mask.items()}
-    if mask.ndim == 2:
-        return mask * valid.to(mask.dtype)
-    out = ~valid[:, None, None, :] if valid.ndim == 2 else ~valid[:, :, None, :]
-    if diagonal:
-        out = out & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
-    return (
-        mask & ~out
-        if mask.dtype == torch.bool
-        else mask.masked_fill(out, torch.finfo(mask.dtype).min)
-    )
-
-
-def to_index(keep: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Bool [B, N] -> index [B, M] ascending, short rows padded on the left with dropped tokens;
-    validity or None.
-    """
-    counts = keep.sum(1)
-    index = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[:, -int(counts.max()) :]
-    return index, None if bool((counts == counts.max()).all()) else keep.gather(1, index)
+from effivlm.runtime.geometry import to_index
 
 
 def merge_rows(x: Tensor, where: Tensor, merge: Merge) -> Tensor:
@@ -81,6 +29,25 @@ def merge_rows(x: Tensor, where: Tensor, merge: Merge) -> Tensor:
     return out
 
 
+class Decisions:
+    """What methods chose for a prompt, by place; a prompt that is fed again from its start (no
+    cache) takes the same choices.
+    """
+
+    def __init__(self, before: "Decisions | None" = None) -> None:
+        self._log: dict[Hashable, Selection] = {} if before is None else before._log
+
+    def of(self, place: Hashable, ask: Callable[[], Selection]) -> Selection:
+        """The choice made at a place, or a new one."""
+        if place not in self._log:
+            self._log[place] = ask()
+        return self._log[place]
+
+    def merges(self) -> dict[Hashable, Merge]:
+        """Every merge, by place."""
+        return {k: s.merged for k, s in self._log.items() if s.merged is not None}
+
+
 # --------------------------------------------------------------------------------------- the prompt
 @dataclass
 class Image:
@@ -93,7 +60,7 @@ class Image:
             column, NaN without.
         unit: [n] long, pruning unit (tile, base, mosaic). newline: [n] bool, extra tokens that show
             no part of the image.
-        pieces: what it was encoded as.
+        pieces: what it was encoded as. last: its last placeholder is the last token of the prompt.
         entered: method -> tokens its first stage was given (methods with several stages).
     """
 
@@ -106,6 +73,7 @@ class Image:
     newline: Tensor
     entered: dict[str, int] = field(default_factory=dict)
     pieces: tuple[Piece, ...] = ()
+    last: bool = False
 
 
 @dataclass
@@ -123,6 +91,10 @@ class Prompt:
         rel: [B, M] the same tokens as rows of the text model's input, or None: all of them.
         kept: layer -> (index, valid) of the tokens that entered it. lengths: layer -> tokens
             entering, read off tensors.
+        decisions: what methods chose.
+        padded: some token of the batch is padding. past: tokens of earlier turns.
+        written: merges inside the LLM: layer, row, logical indices [t] of the targets, their states
+            [t, D].
     """
 
     visual: Tensor
@@ -136,15 +108,27 @@ class Prompt:
     rel: Tensor | None = None
     kept: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
+    decisions: Decisions = field(default_factory=Decisions)
+    padded: bool = False
+    past: int = 0
+    written: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def counts(self) -> Tensor:
+        """[B, M] bool: tokens in play that are neither padding of one kind nor the other."""
+        ok = self.real.gather(1, self.index)
+        return ok if self.valid is None else ok & self.valid
+
+    @property
+    def length(self) -> int:
+        """L, tokens of the uncompressed prompt."""
+        return self.visual.shape[1]
 
     def alive(self, row: int) -> Tensor:
         """[m] long: positions among the M tokens in play of ``row`` that are neither padding of one
         kind nor the other.
         """
-        ok = self.real[row].gather(0, self.index[row])
-        if self.valid is not None:
-            ok = ok & self.valid[row]
-        return ok.nonzero()[:, 0]
+        return self.counts[row].nonzero()[:, 0]
 
     def narrow(self, keep: Tensor) -> Tensor:
         """Keep ``keep`` [B, M] bool of the tokens in play; returns the chosen positions among them,
@@ -162,11 +146,12 @@ class LayoutError(RuntimeError):
     """The prompt's placeholders do not match the images that were encoded."""
 
 
-def find_images(visual: Tensor, pieces: list[Piece], family: Family) -> list[Image]:
+def find_images(visual: Tensor, real: Tensor, pieces: list[Piece], family: Family) -> list[Image]:
     """Assign placeholders to images, in order.
 
     Args:
         visual: [B, L] bool, True at image placeholders.
+        real: [B, L] bool, False for the batch's padding.
         pieces: in placeholder order over the whole batch, once, or once per beam.
         family: says whether an image is one piece or one unbroken run of placeholders.
 
@@ -187,9 +172,30 @@ def find_images(visual: Tensor, pieces: list[Piece], family: Family) -> list[Ima
             queue = before
         before = list(queue)
         slots = visual[row].nonzero()[:, 0]
+        end = int(real[row].nonzero()[-1]) if len(slots) else -1
         for number, (count, group) in enumerate(_grouped(slots, queue, family.run_is_image)):
-            images.append(_image(row, number, slots[:count], group, family, device))
+            image = _image(row, number, slots[:count], group, family, device)
+            images.append(replace(image, last=int(image.slots[-1]) == end))
             slots = slots[count:]
+    return images
+
+
+def marked_images(visual: Tensor, real: Tensor) -> list[Image]:
+    """Images of which only the places are known: every unbroken run of ``visual`` [B, L]."""
+    images: list[Image] = []
+    for row in range(len(visual)):
+        slots = visual[row].nonzero()[:, 0]
+        end = int(real[row].nonzero()[-1]) if len(slots) else -1
+        starts = (torch.nn.functional.pad(slots.diff(), (1, 0), value=2) > 1).nonzero()[:, 0]
+        runs = slots.tensor_split(starts[1:].cpu()) if len(slots) else ()
+        for number, run in enumerate(runs):
+            place = torch.full((len(run), 2), torch.nan, device=run.device)
+            none = torch.zeros_like(run)
+            images.append(
+                Image(
+                    row, number, run, none - 1, place, none, none.bool(), last=int(run[-1]) == end
+                )
+            )
     return images
 
 
@@ -244,29 +250,14 @@ def _image(
     )
 
 
-def everything(shape: tuple[int, int], device: torch.device) -> Tensor:
-    """[B, L] long: every logical index of every row."""
-    return torch.arange(shape[1], device=device).expand(*shape)
-
-
-def find_visual(
-    config: Any, kwargs: Mapping[str, Any], embed: torch.nn.Module, prefilling: bool
-) -> Tensor:
-    """[B, L] bool: image placeholders, from ids, or from embeddings equal to the placeholder's.
-
-    ``prefilling``: the ids are a prompt; generated ids may hold any token.
-
-    Raises:
-        NotImplementedError: for video placeholders.
-    """
-    ids = kwargs.get("input_ids")
-    if ids is not None:
-        video = getattr(config, "video_token_id", None)
-        if prefilling and video is not None and bool((ids == video).any()):
-            raise NotImplementedError(
-                "video placeholders in the prompt: only images are supported; pass frames as images"
-            )
-        return ids == config.image_token_id
-    embeds = kwargs["inputs_embeds"]
-    mark = embed(torch.tensor(config.image_token_id, device=embeds.device))
-    return (embeds == mark).all(-1)
+def prompt_keys(ids: Tensor | None, embeds: Tensor, real: Tensor) -> list[int]:
+    """Per row, an integer that identifies the prompt whatever batch it is in."""
+    out = []
+    for row in range(len(real)):
+        if ids is not None:
+            content = ids[row][real[row].to(ids.device)]
+        else:
+            content = embeds[row][real[row]].float().sum(-1)
+        digest = hashlib.sha256(content.cpu().numpy().tobytes()).digest()
+        out.append(int.from_bytes(digest[:7], "little"))
+    return out

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from effivlm.families.loading import family_of
-from effivlm.runtime.encoder import call_of
+from effivlm.runtime.host import host_of
 from effivlm.zoo.build import make_model, make_processor
 from effivlm.zoo.charts import make_chart
 from effivlm.zoo.pages import make_page
@@ -57,7 +57,7 @@ class Reader:
         """Arguments of ``get_image_features`` for rendered prompts."""
         images = [[p.draw() for p in prompt] for prompt in prompts]
         given = self.processor.image_processor(images, return_tensors="pt")
-        return call_of(dict(given), self.model.base_model.get_image_features)
+        return host_of(self.model).image_call(given)
 
     def spots(self, prompt: Prompt) -> tuple[Spot, ...]:
         """Spots of every picture of a prompt; prompts with as many pictures are alike."""

@@ -7,23 +7,23 @@ stay transformers' business; `Encoded.kept` says which rows are real, and the LL
 others.
 """
 
-import copy
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from effivlm.families.base import Family, Piece
+from effivlm.families.base import Piece
 from effivlm.methods.base import PreEncoder
 from effivlm.methods.signals import ClsLogits, EncoderFeatures, EncoderKeys, Saliency, Signal
 from effivlm.ops.precision import working
 from effivlm.runtime.attention import AttentionCall, Tap, first_row, received, segments_of
+from effivlm.runtime.encoder_units import first_of_each
 from effivlm.runtime.hooks import Wrap, unwrapped
+from effivlm.runtime.host import Host
+from effivlm.runtime.in_encoder import BlockReduction
 from effivlm.runtime.patches import Patches
-from effivlm.runtime.reduce import BlockReduction
 from effivlm.setting import Part
 
 ENCODER_SIGNALS = (Saliency, EncoderKeys, ClsLogits, EncoderFeatures)
@@ -47,78 +47,49 @@ class Encoded:
 
 
 class VisionStage:
-    """Wraps `get_image_features` while a session is open."""
+    """Encodes images under a session's reductions, and remembers layout, signals and survivors.
+
+    Args:
+        host: the model. tap: sees its attention.
+        signals: what methods will read. resizing: the part before the encoder, or None.
+        reducing: the part inside it, or None. wrap: what every hook is wrapped in.
+    """
 
     def __init__(
         self,
-        model: nn.Module,
-        family: Family,
+        host: Host,
         tap: Tap,
-        signals: frozenset[Signal],
+        signals: Iterable[Signal],
         resizing: Part | None,
-        reduction: BlockReduction,
+        reducing: Part | None,
         wrap: Wrap = unwrapped,
     ) -> None:
-        self.model: Any = model
-        self.family, self.tap, self.reduction, self.resizing, self.wrap = (
-            family,
-            tap,
-            reduction,
-            resizing,
-            wrap,
-        )
-        self.base: Any = model.base_model
-        self.blocks = vision_blocks(model)
+        self.model, self.family, self.blocks = host.model, host.family, host.blocks
+        self.host, self.tap, self.resizing = host, tap, resizing
+        self.reduction = BlockReduction(host.family, tap, reducing, wrap)
         self.signals = sorted((s for s in signals if isinstance(s, ENCODER_SIGNALS)), key=repr)
-        self.encoded: Encoded | None = None
-        self.preset: Encoded | None = (
-            None  # images encoded before, to be returned instead of encoding again
-        )
         self.features: Tensor | None = None
-        self.handles: list[Any] = []
         self.patches = Patches()
 
-    # ----------------------------------------------------------------------------------- attachment
     def open(self) -> None:
-        """Install the wrapper and the hooks it needs."""
-        self.patches.wrap(self.base, "get_image_features", self._encoding)
+        """Install the hooks that encoding needs."""
         sites = {self.block_of(s.at) for s in self.signals if not isinstance(s, EncoderFeatures)}
-        self.tap.watched |= {("vision", i) for i in sites}
+        self.tap.watch("vision", sites)
         if EncoderFeatures() in self.signals:
-            block = self.blocks[self.block_of("feature")]
-            self.handles.append(block.register_forward_hook(self._keep_features))
-        self.reduction.open(self.model, self.blocks)
+            self.patches.after(self.blocks[self.block_of("feature")], self._keep_features)
+        self.reduction.open(self.host)
 
     def close(self) -> None:
         """Remove everything `open` installed."""
         self.patches.close()
         self.reduction.close()
-        for handle in self.handles:
-            handle.remove()
-        self.handles, self.encoded = [], None
 
-    def _encoding(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(inner)
-
-        def get_image_features(*args: Any, **kwargs: Any) -> Any:
-            call = dict(signature.bind(*args, **kwargs).arguments)
-            call |= call.pop("kwargs", {})
-            if self.preset is not None:
-                self.encoded = self.preset
-                return copy.copy(self.preset.output)
-            return self.wrap("method", self.encode)(self.wrap("model", inner), call)
-
-        get_image_features.__signature__ = signature  # type: ignore[attr-defined]  # generate() reads it (5.18+)
-        return get_image_features
-
-    def _keep_features(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _keep_features(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self.features = output[0] if isinstance(output, tuple) else output
 
     # ------------------------------------------------------------------------------------- encoding
-    def encode(self, inner: Callable[..., Any], call: dict[str, Any]) -> Any:
-        """Run the encoder under the session's reductions and remember layout, signals and
-        survivors.
-        """
+    def encode(self, inner: Callable[..., Any], call: dict[str, Any]) -> Encoded:
+        """Run ``inner``, the model's `get_image_features`, with the arguments ``call``."""
         pieces = self.family.layout(self.model, call)
         owners = kept = None
         if self.resizing is not None:
@@ -126,20 +97,18 @@ class VisionStage:
         self.reduction.start(pieces, self.model.config)
         try:
             output = inner(**call)
-            encoded = Encoded(output, pieces)
-            encoded.values = {s: self.reduction.expand(self._value(s)) for s in self.signals}
+            values: dict[Signal, Tensor] = {
+                s: self.reduction.expand(self._value(s)) for s in self.signals
+            }
             if owners is not None:
                 restore_rows(output, owners)
-                encoded.kept = kept
             elif self.reduction.part is not None:
-                encoded.kept = self.reduction.survivors(pieces)
+                kept = self.reduction.survivors(pieces)
         finally:
             self.reduction.stop()
             self.features = None
-            for site in [s for s in self.tap.calls if s[0] == "vision"]:
-                del self.tap.calls[site]
-        self.encoded = encoded
-        return output
+            self.tap.drop("vision")
+        return Encoded(output, pieces, values, kept)
 
     def _resized(
         self, call: dict[str, Any], pieces: list[Piece]
@@ -219,24 +188,6 @@ class VisionStage:
         return logits[:, prefix:].flatten(0, 1)
 
 
-def vision_blocks(model: nn.Module) -> nn.ModuleList:
-    """The encoder's blocks: the first ModuleList below the image encoder (true of every supported
-    family).
-    """
-    encoder: Any = model.get_encoder(modality="image")  # type: ignore[operator]
-    return next(m for m in encoder.modules() if isinstance(m, nn.ModuleList))
-
-
-def first_of_each(owner: Tensor) -> Tensor:
-    """[n] bool: True at the first position of every distinct value that is not negative."""
-    seen = torch.zeros_like(owner, dtype=torch.bool)
-    values, order = torch.sort(owner, stable=True)
-    first = torch.ones_like(values, dtype=torch.bool)
-    first[1:] = values[1:] != values[:-1]
-    seen[order[first & (values >= 0)]] = True
-    return seen
-
-
 def restore_rows(output: Any, owners: list[Tensor]) -> None:
     """Give every placeholder a feature row again, in place: row i of piece p is row
     ``owners[p][i]`` of what came out.
@@ -253,17 +204,3 @@ def restore_rows(output: Any, owners: list[Tensor]) -> None:
 def _spread(features: Any, owners: list[Tensor]) -> Any:
     rows = [f[o.to(f.device)] for f, o in zip(features, owners, strict=True)]
     return torch.stack(rows) if isinstance(features, Tensor) else type(features)(rows)
-
-
-def piece_lengths(output: Any) -> list[int]:
-    """Visual tokens of each piece, from the output of `get_image_features`."""
-    features = getattr(output, "pooler_output", output)
-    if isinstance(features, Tensor):
-        return [features.shape[-2]] * (features.shape[0] if features.ndim == 3 else 1)
-    return [len(f) for f in features]
-
-
-def call_of(inputs: Mapping[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
-    """The arguments of ``get_image_features`` among a model's inputs, as `generate` picks them."""
-    names = inspect.signature(function).parameters
-    return {k: v for k, v in inputs.items() if k in names and k != "kwargs"}

@@ -16,47 +16,23 @@ from torch import Tensor, nn
 
 from effivlm.budget import BudgetError
 from effivlm.families.base import Family, Piece
-from effivlm.methods.base import BlockTokens, Cut, EncoderReducer, Merge
-from effivlm.methods.signals import Signal
+from effivlm.methods.base import BlockTokens, Cut, EncoderReducer
 from effivlm.ops.precision import working
 from effivlm.runtime.attention import Tap, received, segments_of
 from effivlm.runtime.audit import check_selection
+from effivlm.runtime.encoder_units import (
+    Unit,
+    full_sequence,
+    full_tiles,
+    merged_groups,
+    places,
+    refuse,
+    survivors,
+)
 from effivlm.runtime.hooks import Wrap, unwrapped
+from effivlm.runtime.host import Host
+from effivlm.runtime.patches import Patches
 from effivlm.setting import Part
-
-
-class Unit:
-    """One tile or image in the encoder.
-
-    Attributes:
-        groups: [g] long, original groups in play. sizes: [g] float32. owner: [G] long, index into
-            ``groups`` of the group that stands for each original one.
-    """
-
-    def __init__(self, count: int, device: torch.device) -> None:
-        self.groups = torch.arange(count, device=device)
-        self.sizes = torch.ones(count, device=device)
-        self.owner = torch.arange(count, device=device)
-
-    def cut(self, keep: Tensor, merge: Merge | None, place: Tensor) -> None:
-        """Narrow to ``keep``; what was dropped is owned by its merge target, or by the nearest
-        group kept.
-        """
-        near = torch.cdist(place, place[keep]).argmin(1)
-        heir = near.clone()
-        new_sizes = self.sizes.clone()
-        if merge is not None:
-            rank = torch.full_like(self.groups, -1)
-            rank[keep] = torch.arange(len(keep), device=keep.device)
-            heir[merge.source] = rank[merge.target]
-            new_sizes = torch.zeros_like(self.sizes).index_add_(
-                0, merge.target, self.sizes[merge.source]
-            )
-            untouched = torch.ones_like(self.groups, dtype=torch.bool)
-            untouched[merge.target] = False
-            new_sizes = torch.where(untouched, self.sizes, new_sizes)
-        heir[keep] = torch.arange(len(keep), device=keep.device)
-        self.owner, self.groups, self.sizes = heir[self.owner], self.groups[keep], new_sizes[keep]
 
 
 class BlockReduction:
@@ -65,7 +41,7 @@ class BlockReduction:
     def __init__(self, family: Family, tap: Tap, part: Part | None, wrap: Wrap = unwrapped) -> None:
         self.family, self.tap, self.part = family, tap, part
         self.hook = functools.partial(wrap, "method")
-        self.handles: list[Any] = []
+        self.patches = Patches()
         self.units: list[Unit] = []
         self.history: dict[
             int, list[Tensor]
@@ -73,34 +49,30 @@ class BlockReduction:
         self.active = False
 
     # ----------------------------------------------------------------------------------- attachment
-    def open(self, model: nn.Module, blocks: nn.ModuleList) -> None:
+    def open(self, host: Host) -> None:
         """Hook the blocks and the places where full grids are needed."""
         if self.part is None:
             return
         self.n_blocks = (
-            self.family.feature_block(model.config, len(blocks)) + 1
+            self.family.feature_block(host.model.config, len(host.blocks)) + 1
         )  # what comes after is never used
         self.spare = frozenset(self.tap.watched)  # sites that signals read later
-        for i, block in enumerate(blocks):
-            self.handles.append(
-                block.register_forward_pre_hook(self.hook(self._enter(i)), with_kwargs=True)
-            )
-        encoder: Any = model.get_encoder(modality="image")  # type: ignore[operator]
+        for i, block in enumerate(host.blocks):
+            self.patches.before(block, self.hook(self._enter(i)))
         mergers = [
             m
-            for n, m in encoder.named_modules()
+            for n, m in host.encoder.named_modules()
             if n == "merger" or (n.startswith("deepstack_merger_list.") and n.count(".") == 1)
         ]
         if self.family.packed:
-            self.handles += [m.register_forward_pre_hook(self.hook(self._refill)) for m in mergers]
+            for merger in mergers:
+                self.patches.before(merger, self.hook(self._refill))
         else:
-            self.handles.append(encoder.register_forward_hook(self.hook(self._restore)))
+            self.patches.after(host.encoder, self.hook(self._restore))
 
     def close(self) -> None:
         """Remove the hooks."""
-        for handle in self.handles:
-            handle.remove()
-        self.handles = []
+        self.patches.close()
 
     def start(self, pieces: list[Piece], config: Any) -> None:
         """A new encoder call begins."""
@@ -143,32 +115,10 @@ class BlockReduction:
         return torch.cat(out)
 
     def survivors(self, pieces: list[Piece]) -> list[Tensor]:
-        """Per piece, [n] bool: the first slot of every group still in play, at most what the budget
-        allows.
-        """
-        from effivlm.runtime.encoder import first_of_each
-
-        assert self.part is not None
-        counts = [len(u.owner) for u in self.units]
-        offsets = [sum(counts[:i]) for i in range(len(counts))]
-        alive = torch.cat([u.groups.cpu() + o for u, o in zip(self.units, offsets, strict=True)])
-        sizes = torch.zeros(sum(counts)).index_put_(
-            (alive,), torch.cat([u.sizes.cpu() for u in self.units])
-        )
-        out = []
-        for piece in pieces:
-            source = torch.where(torch.isin(piece.source.cpu(), alive), piece.source.cpu(), -1)
-            keep = first_of_each(source)
-            assert isinstance(self.part.method, EncoderReducer)
-            limit = self.part.method.encoder_budget(len(source), self.part.budget)
-            slots = keep.nonzero()[:, 0]
-            if (
-                len(slots) > limit
-            ):  # padding was cut away: what is left exceeds the budget of what is left
-                order = torch.argsort(sizes[source[slots]], descending=True, stable=True)[limit:]
-                keep[slots[order]] = False
-            out.append(keep)
-        return out
+        """Per piece, [n] bool: see `encoder_units.survivors`."""
+        assert self.part is not None and isinstance(self.part.method, EncoderReducer)
+        method, budget = self.part.method, self.part.budget
+        return survivors(self.units, pieces, lambda n: method.encoder_budget(n, budget))
 
     # --------------------------------------------------------------------------------------- blocks
     def _enter(self, i: int) -> Any:
@@ -254,10 +204,11 @@ class BlockReduction:
             mean = working(rows.view(g, self.members, -1)).mean(1)
             span = slice(start, start + g)
             start += g
-            place = self._places(number)[unit.groups]
+            place = places(self.units, number, self.pieces if self.family.packed else None)
+            place = place[unit.groups]
             if k < g:
                 tokens = BlockTokens(
-                    _refuse,
+                    refuse,
                     frozenset(),
                     number,
                     self.notes[number],
@@ -270,7 +221,7 @@ class BlockReduction:
                 )
                 chosen = part.method.reduce_block(tokens, k)
                 check_selection(part.method, chosen.keep, chosen.merged, k, g)
-                merged = rows if chosen.merged is None else _merge(rows, chosen.merged)
+                merged = rows if chosen.merged is None else merged_groups(rows, chosen.merged)
                 rows = merged[chosen.keep]
                 unit.cut(chosen.keep, chosen.merged, place)
             out.append(rows.reshape(len(rows) * self.members, -1))
@@ -283,22 +234,6 @@ class BlockReduction:
             u.owner for u in self.units
         ]
         return joined
-
-    def _places(self, number: int) -> Tensor:
-        """[G, 2] place of every group of a unit, from its position in encoder order where the
-        layout has none.
-        """
-        unit = self.units[number]
-        device = unit.owner.device
-        if self.family.packed:
-            piece = self.pieces[number]
-            out = torch.zeros(len(unit.owner), 2, device=device)
-            first = sum(len(u.owner) for u in self.units[:number])
-            out[piece.source.to(device) - first] = piece.place.to(device)
-            return out
-        side = round(len(unit.owner) ** 0.5)
-        index = torch.arange(len(unit.owner), device=device)
-        return working(torch.stack([index // side, index % side], -1))
 
     def _attention(self, block: int) -> tuple[Tensor, Tensor]:
         """Keys [g in all, d] and attention received [g in all] at a block, per group in play."""
@@ -355,23 +290,15 @@ class BlockReduction:
         return [flat[a:b][None, None, None] for a, b in pairwise(ends)]
 
     # ----------------------------------------------------------------------------------- full grids
-    def _refill(self, module: nn.Module, args: Any) -> Any:
-        return (self._full(args[0]), *args[1:]) if self.active and self.history else None
-
-    def _full(self, hidden: Tensor) -> Tensor:
-        """Packed [S', C] -> [S, C]; a sequence that was never reduced comes back as it is."""
-        owners = self.history.get(len(hidden))
+    def _refill(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not (self.active and self.history):
+            return None
+        owners = self.history.get(len(args[0]))  # a sequence that was never reduced stays
         if owners is None:
-            return hidden
-        out, start = [], 0
-        for owner in owners:
-            size = int(owner.max()) + 1
-            rows = hidden[start : start + size * self.members].view(size, -1)
-            out.append(rows[owner].view(len(owner) * self.members, -1))
-            start += size * self.members
-        return torch.cat(out)
+            return None
+        return (full_sequence(args[0], owners, self.members), *args[1:]), kwargs
 
-    def _restore(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def _restore(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if not (self.active and self.history):
             return None
         output.last_hidden_state = self._tiles(output.last_hidden_state)
@@ -382,26 +309,7 @@ class BlockReduction:
         return output
 
     def _tiles(self, hidden: Tensor) -> Tensor:
-        """Tower [B', prefix + P', C] -> [B', prefix + P, C], patches back in raster order."""
         owners = self.history.get((hidden.shape[1] - self.prefix) * hidden.shape[0])
         if owners is None:
             return hidden
-        rows = []
-        for x, owner in zip(hidden[:, self.prefix :], owners, strict=True):
-            full = x.reshape(-1, self.members * x.shape[-1])[owner].reshape(
-                len(owner) * self.members, -1
-            )
-            if self.order is not None:
-                full = torch.empty_like(full).index_copy_(0, self.order.to(full.device), full)
-            rows.append(full)
-        return torch.cat([hidden[:, : self.prefix], torch.stack(rows)], 1)
-
-
-def _merge(rows: Tensor, merge: Merge) -> Tensor:
-    from effivlm.runtime.tokens import merge_rows
-
-    return merge_rows(rows, torch.arange(len(rows), device=rows.device), merge)
-
-
-def _refuse(signal: Signal) -> Tensor:
-    raise KeyError(f"{signal!r}: an encoder reducer reads the fields of BlockTokens, not signals")
+        return full_tiles(hidden, owners, self.prefix, self.members, self.order)

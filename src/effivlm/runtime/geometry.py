@@ -1,0 +1,242 @@
+"""Masks and positions: made for the logical prompt and gathered for what a layer holds. The only
+place where either is built or narrowed.
+
+*Logical* indices count the uncompressed prompt and what follows it. Whether a key is visible to a
+query is a question about their logical indices (causal, within the layer's window, not padding),
+whatever slots they are stored in.
+
+Shapes: B batch, L prompt length, M tokens in play (short rows padded on the left), S entries held.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effivlm.runtime.cache import SlotLayer
+from effivlm.runtime.host import UnsupportedCall
+
+
+# ---------------------------------------------------------------------------------------- gathering
+def take(x: Tensor, index: Tensor, dim: int, batch: int) -> Tensor:
+    """Batched gather: ``out[..., b, ..., m, ...] = x[..., b, ..., index[b, m], ...]``; a batch axis
+    of 1 broadcasts.
+    """
+    dim, batch = dim % x.ndim, batch % x.ndim
+    shape = [1] * x.ndim
+    shape[batch], shape[dim] = index.shape
+    return torch.take_along_dim(x, index.view(shape).to(x.device), dim)
+
+
+def to_index(keep: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Bool [B, N] -> index [B, M] ascending, short rows padded on the left with dropped tokens;
+    validity or None.
+    """
+    counts = keep.sum(1)
+    index = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[:, -int(counts.max()) :]
+    return index, None if bool((counts == counts.max()).all()) else keep.gather(1, index)
+
+
+def everything(shape: tuple[int, int], device: torch.device) -> Tensor:
+    """[B, L] long: every logical index of every row."""
+    return torch.arange(shape[1], device=device).expand(*shape)
+
+
+def side_rows(side: dict[str, Any], index: Tensor) -> dict[str, Any]:
+    """Deep-stack inputs of the tokens at ``index`` [B, M]: their visual mask, and the feature rows
+    that are left.
+    """
+    visual = side["visual_pos_masks"]
+    rank = (visual.flatten().long().cumsum(0) - 1).view_as(visual)
+    mask = visual.gather(1, index)
+    rows = rank.gather(1, index)[mask]
+    return {
+        "visual_pos_masks": mask,
+        "deepstack_visual_embeds": [f[rows] for f in side["deepstack_visual_embeds"]],
+    }
+
+
+def scattered(rows: Tensor, index: Tensor, valid: Tensor | None, length: int) -> Tensor:
+    """[B, L, D] with ``rows`` [B, M, D] at ``index`` [B, M] and zeros where a token was dropped."""
+    if valid is not None:
+        rows = rows.masked_fill(~valid[..., None], 0)
+    out = rows.new_zeros(rows.shape[0], length, rows.shape[-1])
+    return out.scatter_add_(1, index[..., None].expand_as(rows), rows)
+
+
+# ---------------------------------------------------------------------------------------- positions
+def repacked(position: Tensor, index: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions 0, 1, ... of the tokens in play, and what decode positions must be reduced by, per
+    axis.
+
+    Args:
+        position: [B, L] or [axes, B, L] positions of the uncompressed prompt.
+        index: [B, M] tokens in play.
+        counts: [B, M] bool, False for padding of either kind.
+
+    Returns:
+        Positions [B, M] or [axes, B, M]; delta [B, 1] or [axes, B, 1].
+    """
+    new = (counts.cumsum(-1) - 1).clamp(min=0)
+    delta = position[..., -1:] - new[:, -1:]
+    return (new.expand(position.shape[0], *new.shape) if position.ndim == 3 else new), delta
+
+
+def shifted(position: Tensor | None, delta: Tensor, past: int, new: int) -> Tensor:
+    """Decode positions under repacking; ``position`` as the model would use it, or None for its
+    default.
+    """
+    if position is None:
+        position = past + torch.arange(new, device=delta.device)[None]
+    return position - (
+        delta[-position.shape[0] :] if position.ndim == 3 and delta.ndim == 3 else delta
+    )
+
+
+# ----------------------------------------------------------------------------------- masks, prefill
+BLANK = (1, 1, 1, 1)  # a 4-D mask: text models pass it on to their layers instead of making one
+
+
+def visible(query: Tensor, key: Tensor, window: int | None) -> Tensor:
+    """[..., Q, S] bool: which keys, by logical index, a query may see; itself always."""
+    apart = query[..., :, None] - key[..., None, :]
+    return (apart >= 0) if window is None else (apart >= 0) & (apart < window)
+
+
+def prefill_mask(
+    attention: str,
+    query: Tensor,
+    key: Tensor,
+    real: Tensor,
+    valid: Tensor | None,
+    window: int | None,
+    plain: bool,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """The mask a decoder layer is given for the tokens in play.
+
+    Args:
+        attention: name of the attention back end.
+        query: [B, M] logical indices of the tokens in play.
+        key: [B, S] or [B, KV, S] of the keys.
+        real: [B, T] bool over logical indices, False for the batch's padding.
+        valid: as ``key``, False for padding from unequal budgets, or None.
+        window: the layer's sliding window, or None.
+        plain: keys are the queries and none is padding.
+        dtype: of the hidden states.
+
+    Returns:
+        None where causal attention by slots is right; [B, S] for flash; else [B, 1 or KV, M, S],
+        bool or (eager) added to the logits.
+
+    Raises:
+        UnsupportedCall: where flash attention would need more than a padding mask.
+    """
+    reached = window is not None and real.shape[1] > window
+    counts = real[:, None].expand(-1, key.shape[1], -1) if key.ndim == 3 else real
+    counts = counts.gather(-1, key)
+    counts = counts if valid is None else counts & valid
+    if "flash" in attention:
+        if reached or key.ndim == 3:
+            raise UnsupportedCall(
+                f"{attention} takes no mask of its own for "
+                + ("a sliding window over a cut prompt" if reached else "keys that differ per head")
+                + ": load the model with attn='sdpa'"
+            )
+        return None if plain else counts.long()
+    if plain and not reached and attention != "eager":
+        return None
+    heads = (query[:, None], key) if key.ndim == 3 else (query[:, None], key[:, None])
+    mask = visible(*heads, window)
+    itself = heads[0][..., :, None] == heads[1][..., None, :]  # no softmax row may be empty
+    mask = mask & ((counts if key.ndim == 3 else counts[:, None])[..., None, :] | itself)
+    return added(mask, dtype) if attention == "eager" else mask
+
+
+def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask in the form that is added to logits."""
+    floor = torch.finfo(dtype).min
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, floor)
+
+
+def narrowed(given: Tensor, rows: Tensor, key: Tensor, valid: Tensor | None) -> Tensor:
+    """Rows [B, M] and columns ``key`` [B, S] or [B, KV, S] of a mask [B or 1, 1, L, T] that the
+    model made for the whole prompt; padding sees itself only.
+    """
+    mask = take(given, rows, -2, 0)
+    if key.ndim == 3:
+        b, h = key.shape[:2]
+        wide = mask.expand(b, h, -1, -1).flatten(0, 1)
+        mask = take(wide, key.flatten(0, 1), -1, 0).unflatten(0, (b, h))
+    else:
+        mask = take(mask, key, -1, 0)
+    if valid is None:
+        return mask
+    itself = torch.eye(rows.shape[1], dtype=torch.bool)
+    spared = torch.nn.functional.pad(itself, (key.shape[-1] - rows.shape[1], 0))
+    return hidden(mask, valid, spared)
+
+
+def hidden(mask: Tensor, valid: Tensor, spared: Tensor | None = None) -> Tensor:
+    """Hide invalid keys ([B, S] or [B, KV, S]); ``spared`` [Q, S] bool stay visible."""
+    if mask.ndim == 2:
+        return mask * valid.to(mask.dtype)
+    out = ~valid[:, None, None, :] if valid.ndim == 2 else ~valid[:, :, None, :]
+    out = out if spared is None else out & ~spared.to(out.device)
+    if mask.dtype == torch.bool:
+        return mask & ~out
+    return mask.masked_fill(out, torch.finfo(mask.dtype).min)
+
+
+# ------------------------------------------------------------------------------------ masks, decode
+def decode_mask(layer: SlotLayer, mask: Any, new: int, heads: int, attention: str) -> Any:
+    """Columns of the logical decode mask that a layer physically holds.
+
+    Args:
+        layer: the cache layer; what its sliding window can no longer see is dropped first.
+        mask: None, [B, L'] (flash) or [B, 1, new, L'] in logical columns.
+        new: tokens in this step.
+        heads: query heads.
+        attention: name of the attention back end.
+
+    Raises:
+        UnsupportedCall: where flash attention would need a mask per head.
+    """
+    flash = "flash" in attention
+    if layer.window and new == 1:
+        layer.forget()
+    if mask is None and layer.valid is None and new == 1:
+        return None
+    columns = layer.columns(new)
+    if flash and columns.ndim == 3 and (mask is not None or layer.valid is not None):
+        raise UnsupportedCall(
+            "flash attention takes no mask per head: load the model with attn='sdpa' for caches"
+            " that differ per head"
+        )
+    if mask is None and layer.valid is None:
+        return None if flash else _causal(columns[:, None] if columns.ndim == 2 else columns, new)
+    mask = _gathered(mask, columns, new, flash)
+    if layer.valid is not None:
+        extra = columns.shape[-1] - layer.valid.shape[-1]
+        seen = torch.cat([layer.valid, layer.valid.new_ones(*layer.valid.shape[:-1], extra)], -1)
+        mask = hidden(mask, seen)
+    return mask.repeat_interleave(heads // columns.shape[1], 1) if columns.ndim == 3 else mask
+
+
+def _causal(columns: Tensor, new: int) -> Tensor:
+    """[B, 1 or KV, new, S] bool: the last ``new`` columns are the queries themselves."""
+    size = columns.shape[-1]
+    full = torch.ones(new, size, dtype=torch.bool, device=columns.device).tril(size - new)
+    return full.expand(*columns.shape[:2], -1, -1)
+
+
+def _gathered(mask: Any, columns: Tensor, new: int, flash: bool) -> Tensor:
+    if mask is None:
+        if flash:
+            return torch.ones_like(columns)
+        return _causal(columns[:, None] if columns.ndim == 2 else columns, new)
+    if columns.ndim == 2:
+        return take(mask, columns, -1, 0)
+    b, h = columns.shape[:2]  # entries differ per key/value head: the mask gets a head axis
+    wide = mask.expand(b, h, -1, -1).flatten(0, 1)
+    return take(wide, columns.flatten(0, 1), -1, 0).unflatten(0, (b, h))

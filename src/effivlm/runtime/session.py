@@ -1,0 +1,399 @@
+"""The context manager: hooks around an unchanged model, the state of a prompt from call to call,
+and back to what was there.
+"""
+
+import copy
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, Self
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from effivlm.methods.base import EncoderReducer, PreEncoder
+from effivlm.methods.signals import Signal
+from effivlm.runtime.account import Audit
+from effivlm.runtime.answers import scored
+from effivlm.runtime.attention import Tap
+from effivlm.runtime.cache import CACHE, Lease, SlotLayer, cache_of, fits, slotted
+from effivlm.runtime.geometry import decode_mask, everything, shifted
+from effivlm.runtime.hooks import Wrap, unwrapped
+from effivlm.runtime.host import UnsupportedCall, host_of, placeholders
+from effivlm.runtime.patches import Patches
+from effivlm.runtime.prefill import Prefill
+from effivlm.runtime.recipe import Recipe
+from effivlm.runtime.support import check_call, check_supported, whole_prompts
+from effivlm.runtime.tokens import Prompt, find_images, marked_images, prompt_keys
+from effivlm.runtime.turn import Call, Turn
+from effivlm.runtime.vision import Encoded, VisionStage
+from effivlm.setting import Part, Setting, parse_setting
+
+
+class Session:
+    """One model under one setting: ``with compress(model, setting) as session:
+    model.generate(**inputs)``.
+
+    Threads may share it: their calls take turns, and each has an audit of its own.
+
+    Args:
+        model: a transformers vision-language model of a supported family, wrapped or not.
+        setting: a `Setting` or its text form, such as ``visionzip@0.1 + snapkv@0.4``.
+        trunk: leave out what the setting does inside the LLM and to the cache (sharing).
+        watch: cache methods that are scored during prefill but not applied (sharing).
+        branches: settings that will resume from this prefill; the layers they need are recorded
+            (sharing).
+        signals: encoder signals to gather beside the setting's own (sharing).
+        wrap: what every hook is wrapped in (measuring).
+
+    Raises:
+        SettingError, BudgetError, UnknownName: for a setting that cannot be read. Others: see
+        `check_supported` and `host_of`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        setting: Setting | str,
+        trunk: bool = False,
+        watch: Sequence[Part] = (),
+        branches: Sequence[Setting] = (),
+        signals: Iterable[Signal] = (),
+        wrap: Wrap = unwrapped,
+    ) -> None:
+        self.setting = parse_setting(setting) if isinstance(setting, str) else setting
+        self.host = host_of(model)
+        check_supported(self.setting, self.host.family, len(self.host.layers))
+        self.recipe = Recipe.of(self.setting, trunk, tuple(watch), tuple(branches))
+        self.tap = Tap(self.host)
+        parts = [p for p in self.setting.parts if not p.full]
+        needed = frozenset(s for p in parts for s in p.method.signals) | frozenset(signals)
+        resizing, reducing = (
+            next(iter(self.setting.stage(s)), None) for s in (PreEncoder, EncoderReducer)
+        )
+        self.vision = VisionStage(self.host, self.tap, needed, resizing, reducing, wrap)
+        self.wrap, self.hook = wrap, functools.partial(wrap, "method")
+        self.patches, self.lease = Patches(), Lease()
+        self.turn, self.lock = Turn(), threading.RLock()
+
+    # ----------------------------------------------------------------------------------- attachment
+    def __enter__(self) -> Self:
+        """Install every hook; a failure on the way removes what was installed."""
+        if "_effivlm_session" in self.host.base.__dict__:
+            raise RuntimeError(
+                "this model is already under a compress() session: leave it before opening another"
+            )
+        try:
+            self._install()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Remove every hook, whatever happened inside."""
+        self.lease.end()
+        self.tap.close()
+        self.vision.close()
+        self.patches.close()
+        self.turn.close()
+
+    def _install(self) -> None:
+        host, patches, hook = self.host, self.patches, self.hook
+        self.lease = Lease()
+        patches.set(host.base, "_effivlm_session", self)
+        for module in host.compiled:  # compiled code does not see hooks that came later
+            if "_orig_mod" in module._modules:
+                patches.set(module, "forward", module._orig_mod)
+            else:
+                patches.set(module, "_compiled_call_impl", None)
+        for owner in {id(x): x for x in (host.model, host.base, host.text)}.values():
+            patches.wrap(owner, "set_attn_implementation", _refused_switch)
+        patches.wrap(host.model, "_prefill", whole_prompts)
+        patches.wrap(host.model, "generate", self._generating)
+        patches.wrap(host.model, "forward", self._scoring)
+        patches.wrap(host.base, "forward", self._calling)
+        patches.wrap(host.base, "get_image_features", self._encoding)
+        patches.wrap(host.text, "_deepstack_process", lambda f: functools.partial(self._stack, f))
+        patches.before(host.text, hook(self._enter_text))
+        for i, layer in enumerate(host.layers):
+            patches.before(layer, hook(functools.partial(self._enter_layer, i)))
+            patches.after(layer, hook(functools.partial(self._leave_layer, i)))
+        patches.after(host.text, hook(self._leave_text))
+        self.vision.open()
+        self.tap.open()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """A session, and so a model under one, can be neither copied nor pickled."""
+        raise TypeError(
+            "this model is under a compress() session, whose hooks would be copied with it: copy or"
+            " pickle it outside the with block"
+        )
+
+    # ------------------------------------------------------------------------------------- reading
+    @property
+    def accounts(self) -> list[Any]:
+        """What the prompts of the last call cost, one `Account` per prompt."""
+        return self.turn.accounts
+
+    @property
+    def audit(self) -> Audit:
+        """The accounts of the last call, in a form to print."""
+        return Audit(self.accounts)
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.host.layers)
+
+    @property
+    def current(self) -> Prefill:
+        """The last prefill."""
+        assert self.turn.prefill is not None
+        return self.turn.prefill
+
+    def mark_visual(self, visual: Tensor) -> None:
+        """Say which positions of the next prompt show images, where the model cannot be asked:
+        merged ``inputs_embeds``.
+
+        Args:
+            visual: [B, L] bool; each unbroken run is one image, all False a prompt without any.
+        """
+        self.turn.mark(visual)
+
+    # ----------------------------------------------------------------------- calls from outside
+    def _generating(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(inner)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            check_call(self.setting, kwargs)
+            with self.turn.collecting():
+                return inner(*args, **kwargs)
+
+        return generate
+
+    def _scoring(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            bound = inspect.signature(inner).bind(*args, **kwargs).arguments
+            call = {**bound, **bound.pop("kwargs", {})}
+            with self.lock, self.turn.reading(call.get("logits_to_keep", 0)):
+                if call.get("labels") is None or not self.setting.parts:
+                    return inner(*args, **kwargs)
+                return scored(inner, self.host, self.recipe, self.turn, call)
+
+        return forward
+
+    def _calling(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            bound = inspect.signature(inner).bind(*args, **kwargs).arguments
+            call = {**bound, **bound.pop("kwargs", {})}
+            with self.lock, self.turn.taking(self._call(call)):
+                return inner(*args, **kwargs)
+
+        return forward
+
+    def _call(self, call: dict[str, Any]) -> Call:
+        """What a call of the base model brings."""
+        cache = cache_of(call)
+        new = cache is None or not cache.get_seq_length()
+        mask = call.get("attention_mask")
+        real = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        encoded = (call.get("mm_encoder_outputs") or {}).get("image")
+        visual = self.turn.marked()
+        seen = visual is None
+        if visual is None:
+            visual = placeholders(self.host, call, new)
+        if seen and new and call.get("input_ids") is None and self.setting.parts:
+            if not bool(visual.any()):
+                raise UnsupportedCall(
+                    "inputs_embeds in which no image placeholder can be seen: if image features are"
+                    " merged into them already, say where with session.mark_visual(mask [B, L]"
+                    " bool) before the call (all False for a prompt without images)"
+                )
+        return Call(visual, real, call.get("input_ids"), encoded, not seen)
+
+    def _encoding(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(inner)
+
+        def get_image_features(*args: Any, **kwargs: Any) -> Any:
+            call = dict(signature.bind(*args, **kwargs).arguments)
+            call |= call.pop("kwargs", {})
+            with self.lock:
+                ready = self.turn.ready
+                if ready is None:
+                    ready = self.hook(self.vision.encode)(self.wrap("model", inner), call)
+                self.turn.see(ready)
+            return copy.copy(ready.output)
+
+        get_image_features.__signature__ = signature  # type: ignore[attr-defined]  # generate() reads it (5.18+)
+        return get_image_features
+
+    @contextmanager
+    def running(self, prefill: Prefill) -> Iterator[None]:
+        """Layers called inside belong to ``prefill``."""
+        with self.lock, self.turn.running(prefill):
+            prefill.watch()
+            yield
+
+    # ------------------------------------------------------------ the text model and its layers
+    def _enter_text(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        cache, call = cache_of(kwargs), self.turn.call
+        past = cache.get_seq_length() if cache is not None else 0
+        if past and not (kwargs["inputs_embeds"].shape[1] > 1 and bool(call.visual.any())):
+            self._continue(cache, past, kwargs)
+            return args, kwargs
+        if cache is None and self.host.caches(kwargs.get("use_cache")):
+            cache = kwargs[CACHE] = DynamicCache(config=self.host.text.config)
+        self._check_cache(cache, past)
+        prefill = self._begin(kwargs, past, cache is None)
+        self.turn.begin(prefill)
+        prefill.enter(kwargs)
+        return args, kwargs
+
+    def _check_cache(self, cache: Any, past: int) -> None:
+        """Slot layers in an empty cache; a clear error for what cannot be followed."""
+        live, inside = self.recipe.live, [p for p in self.recipe.inside if not p.full]
+        if cache is None:
+            if live is not None and not live.full:
+                raise UnsupportedCall(
+                    f"{live} compresses the cache, and this call keeps none: leave out"
+                    " use_cache=False"
+                )
+        elif past:
+            if (live is not None and not live.full) or inside or self.recipe.repack:
+                raise UnsupportedCall(
+                    f"images in a later turn under {self.setting}: only what happens before the LLM"
+                    " can follow a cached conversation; send it in one prompt"
+                )
+        elif fits(cache):
+            slotted(cache)
+        elif any(not p.full for p in self.setting.parts):
+            raise UnsupportedCall(
+                f"{type(cache).__name__} cannot hold layers of different lengths, which"
+                f" {self.setting} needs: leave out cache_implementation and past_key_values (a"
+                f" DynamicCache)"
+            )
+
+    def _begin(self, kwargs: dict[str, Any], past: int, cacheless: bool) -> Prefill:
+        """A new prompt: its images, keys and positions."""
+        call, embeds = self.turn.call, kwargs["inputs_embeds"]
+        shape, device = (embeds.shape[0], embeds.shape[1]), embeds.device
+        visual = call.visual.to(device)
+        ones = torch.ones(shape[0], past + shape[1], dtype=torch.bool, device=device)
+        real = ones if call.real is None or call.real.shape != ones.shape else call.real.to(device)
+        here = real[:, past:]
+        encoded = self.turn.claim()
+        side = ("visual_pos_masks", "deepstack_visual_embeds")
+        prompt = Prompt(
+            visual,
+            here,
+            self._images(visual, here, encoded),
+            prompt_keys(call.ids, embeds, here),
+            embeds,
+            {k: kwargs[k] for k in side if kwargs.get(k) is not None},
+            everything(shape, device),
+            padded=not bool(here.all()),
+            past=past,
+            decisions=self.turn.decisions(call.ids, cacheless),
+        )
+        position, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
+        position = everything(shape, device) + past if position is None else position
+        special = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim == 4)
+        following = position[..., -1:] + 1
+        return Prefill(
+            self.host, self.recipe, self.tap, self.lease, prompt, encoded, following, real, special
+        )
+
+    def _images(self, visual: Tensor, real: Tensor, encoded: Encoded | None) -> list[Any]:
+        if not bool(visual.any()):
+            return []
+        if self.turn.call.marked:
+            return marked_images(visual, real)
+        if encoded is None:
+            raise UnsupportedCall(
+                "the prompt holds images that were encoded outside this session: pass pixel_values"
+                " inside the with block"
+            )
+        return find_images(visual, real, encoded.pieces, self.host.family)
+
+    def _continue(self, cache: Any, past: int, kwargs: dict[str, Any]) -> None:
+        """Tokens after a prompt: nothing is cut, and compressed layers are followed."""
+        self.turn.end()
+        layers = [x for x in cache.layers if isinstance(x, SlotLayer)]
+        for layer in layers:
+            layer.follow(self.lease)
+        delta, new = layers[0].delta if layers else None, kwargs["inputs_embeds"].shape[1]
+        if delta is not None:
+            kwargs["position_ids"] = shifted(kwargs.get("position_ids"), delta, past, new)
+
+    def _enter_layer(self, i: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        prefill, cache = self.turn.running_prefill, cache_of(kwargs)
+        layer = cache.layers[i] if cache is not None and i < len(cache.layers) else None
+        layer = layer if isinstance(layer, SlotLayer) else None
+        if prefill is not None:
+            hidden = prefill.before_layer(i, module, args[0], kwargs, layer)
+            return (hidden, *args[1:]), kwargs
+        if layer is not None and not (layer.whole and not layer.window):
+            kwargs["attention_mask"] = decode_mask(
+                layer,
+                kwargs.get("attention_mask"),
+                args[0].shape[1],
+                self.host.heads,
+                self.host.attention,
+            )
+        return args, kwargs
+
+    def _leave_layer(
+        self, i: int, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
+    ) -> None:
+        prefill, cache = self.turn.running_prefill, cache_of(kwargs)
+        if prefill is not None and cache is not None and isinstance(cache.layers[i], SlotLayer):
+            prefill.after_layer(i, module, kwargs, cache.layers[i])
+
+    def _leave_text(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        prefill = self.turn.running_prefill
+        if prefill is None:
+            return None
+        prefill.finish(cache_of(kwargs))
+        self.turn.finish(prefill)
+        if self.turn.last_row_only:
+            return None
+        if isinstance(output, tuple):
+            return (prefill.full(output[0]), *output[1:])
+        output.last_hidden_state = prefill.full(output.last_hidden_state)
+        return output
+
+    def _stack(self, inner: Any, hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
+        """Qwen3-VL adds features after its first layers."""
+        if self.turn.running_prefill is not None:
+            visual, features = self.turn.running_prefill.deep_stack(visual, features)
+        return inner(hidden, visual, features)
+
+
+def _refused_switch(inner: Any) -> Callable[..., NoReturn]:
+    def set_attn_implementation(*args: Any, **kwargs: Any) -> NoReturn:
+        raise UnsupportedCall(
+            "the attention back end cannot change inside a compress() session: leave the with block"
+            " first"
+        )
+
+    return set_attn_implementation
+
+
+def compress(model: nn.Module, setting: Setting | str) -> Session:
+    """A context manager under which ``model`` answers with a setting's compression.
+
+    Args:
+        model: a transformers vision-language model of a supported family; wrappers (PEFT,
+            `torch.compile`, accelerate) may be around it.
+        setting: a `Setting` or its text form, such as ``visionzip@0.1 + snapkv@0.4``.
+
+    Raises:
+        SettingError, BudgetError, UnknownName: for a setting that cannot be read or carried out.
+        UnsupportedCall: for a model that cannot be followed.
+    """
+    return Session(model, setting)
