@@ -8,10 +8,10 @@ import twin
 from tiny import FAMILIES, batch, build, generate, prompt
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from effivlm.methods.base import PreLLM
+from effivlm.methods.base import PreLLM, Selection
 from effivlm.methods.signals import ColumnSums
 from effivlm.ops import statistics
-from effivlm.runtime import attach, signals, stages
+from effivlm.runtime import in_cache, prefill, signals
 from effivlm.runtime.audit import AuditError
 from effivlm.runtime.cache import CACHE
 from effivlm.runtime.session import Session
@@ -51,7 +51,7 @@ def test_everything_is_restored_after_an_exception():
     generate(model, inputs, 1)
     before = hooks(model)
     with pytest.raises(RuntimeError, match="planted"), Session(model, "divprune@0.5") as session:
-        session.text.layers[2].register_forward_pre_hook(
+        session.host.layers[2].register_forward_pre_hook(
             lambda *a: (_ for _ in ()).throw(RuntimeError("planted"))
         )
         generate(model, inputs, 2)
@@ -91,18 +91,18 @@ def test_statistics_equal_the_dense_matrices(family):
     model, inputs, seen = build(family), prompt(family), {}
     with torch.no_grad():
         maps = build(family, "eager")(**inputs, output_attentions=True).attentions
-    original = stages.score_layer
+    original = prefill.score_layer
 
     def spy(part, caches):
         seen[caches[0].layer] = caches[0][ColumnSums()]
         return original(part, caches)
 
-    attach.score_layer = spy
+    prefill.score_layer = spy
     try:
         with Session(model, "h2o@0.5"), torch.no_grad():
             model(**inputs, use_cache=True)
     finally:
-        attach.score_layer = original
+        prefill.score_layer = original
     for i, full in enumerate(maps):
         assert (seen[i] - full[0].sum(1)).abs().max() < 2e-4, i
 
@@ -112,21 +112,21 @@ def test_nan_in_dropped_tokens_never_reaches_the_output():
     model, inputs = build("llava"), prompt("llava")
     with Session(model, "divprune@0.4"):
         want = generate(model, inputs, 4)[1]
-    original = Session._cut_before
+    original = prefill.Prefill._cut_before
 
-    def poison(self, state, kept, kwargs, cache):
-        gone = state.prompt.visual.clone()
-        for image, offsets in zip(state.prompt.images, kept, strict=True):
+    def poison(self, kept, kwargs):
+        gone = self.prompt.visual.clone()
+        for image, offsets in zip(self.prompt.images, kept, strict=True):
             gone[image.row, image.slots[offsets]] = False
-        state.prompt.embeds = state.prompt.embeds.masked_fill(gone[..., None], torch.nan)
-        original(self, state, kept, kwargs, cache)
+        self.prompt.embeds = self.prompt.embeds.masked_fill(gone[..., None], torch.nan)
+        original(self, kept, kwargs)
 
-    Session._cut_before = poison
+    prefill.Prefill._cut_before = poison
     try:
         with Session(model, "divprune@0.4"):
             assert torch.equal(generate(model, inputs, 4)[1], want)
     finally:
-        Session._cut_before = original
+        prefill.Prefill._cut_before = original
 
 
 def test_nan_in_tokens_dropped_inside_the_llm_never_reaches_the_output(monkeypatch):
@@ -136,12 +136,14 @@ def test_nan_in_tokens_dropped_inside_the_llm_never_reaches_the_output(monkeypat
         want = generate(model, inputs, 4)[1]
     poisoned = []
 
-    def poison(prompt, *args):
-        hidden, keep = stages.at_layer(prompt, *args)
+    original = prefill.cut_layer
+
+    def poison(*args):
+        hidden, keep = original(*args)
         poisoned.append(int((~keep).sum()))
         return hidden.masked_fill(~keep[..., None], torch.nan), keep
 
-    monkeypatch.setattr(attach, "at_layer", poison)
+    monkeypatch.setattr(prefill, "cut_layer", poison)
     with Session(model, "fastv@0.4"):
         assert torch.equal(generate(model, inputs, 4)[1], want)
     assert poisoned == [20]
@@ -153,7 +155,7 @@ def test_nan_in_dropped_cache_entries_never_reaches_the_output(setting, monkeypa
     model, inputs = build("qwen2_5_vl"), prompt("qwen2_5_vl")
     with Session(model, setting):
         want = generate(model, inputs, 4)[1]
-    original = stages.apply_entries
+    original = in_cache.apply_entries
 
     def poison(layer, alive, chosen):
         gone = torch.ones_like(layer.keys[..., 0], dtype=torch.bool)
@@ -164,7 +166,7 @@ def test_nan_in_dropped_cache_entries_never_reaches_the_output(setting, monkeypa
         )
         original(layer, alive, chosen)
 
-    monkeypatch.setattr(stages, "apply_entries", poison)
+    monkeypatch.setattr(in_cache, "apply_entries", poison)
     with Session(model, setting):
         assert torch.equal(generate(model, inputs, 4)[1], want)
 
@@ -200,17 +202,17 @@ def broken(select):
 @pytest.mark.parametrize(
     ("select", "message"),
     [
-        (lambda t, k: stages.Selection(torch.arange(k).flip(0)), "not strictly ascending"),
+        (lambda t, k: Selection(torch.arange(k).flip(0)), "not strictly ascending"),
         (
-            lambda t, k: stages.Selection(torch.arange(k + 1)),
+            lambda t, k: Selection(torch.arange(k + 1)),
             "asked to keep 8 of 16 tokens and kept 9",
         ),
         (
-            lambda t, k: stages.Selection(torch.arange(k - 1)),
+            lambda t, k: Selection(torch.arange(k - 1)),
             "asked to keep 8 of 16 tokens and kept 7",
         ),
-        (lambda t, k: stages.Selection(torch.arange(k) + 100), "was given 16 tokens"),
-        (lambda t, k: stages.Selection(torch.zeros(k, dtype=torch.long)), "not strictly ascending"),
+        (lambda t, k: Selection(torch.arange(k) + 100), "was given 16 tokens"),
+        (lambda t, k: Selection(torch.zeros(k, dtype=torch.long)), "not strictly ascending"),
     ],
 )
 def test_broken_selections_are_errors(select, message):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from effivlm.runtime.cache import CACHE
+from effivlm.runtime.prefill import Prefill
 from effivlm.runtime.session import Session
 
 STEPS = 6
@@ -59,13 +60,18 @@ class Watched(Session):
     def __exit__(self, *exc: object) -> None:
         """Remember, and close."""
         if not exc or exc[0] is None:
-            self.seen = self.current
-            self.entries: list[Any] = self.seen.held
+            self.kept = self.current
+            self.entries: list[Any] = self.kept.held
             self.writes: dict[Any, Any] = {}
-            for layer, _, index, rows in self.seen.prompt.written:
+            for layer, _, index, rows in self.kept.prompt.written:
                 at = self.writes.setdefault(layer, {})
                 at.update(zip(index.tolist(), rows, strict=True))
         super().__exit__(*exc)
+
+    @property
+    def seen(self) -> Prefill:
+        """The last prefill, also when the session has closed."""
+        return self.kept if self.turn.prefill is None else self.current
 
 
 def positions(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:

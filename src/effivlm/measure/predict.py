@@ -84,7 +84,8 @@ def expected(setting: Setting, layers: int, text: int, images: Sequence[int]) ->
     kept = [_before(setting, layers, n, entered[i]) for i, n in enumerate(images)]
     fake: Any = SimpleNamespace(
         images=[
-            SimpleNamespace(slots=range(n), entered=e) for n, e in zip(images, entered, strict=True)
+            SimpleNamespace(slots=range(n), entered=e, last=False)
+            for n, e in zip(images, entered, strict=True)
         ]
     )
     promise = plan_cuts(fake, [range(k) for k in kept], setting.stage(IntraLLM), layers)  # type: ignore[misc]

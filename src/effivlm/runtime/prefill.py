@@ -171,8 +171,7 @@ class Prefill:
         if prompt.rel is not None:
             rotary = kwargs["position_embeddings"]
             kwargs["position_embeddings"] = tuple(take(x, prompt.rel, -2, -3) for x in rotary)
-        cut = prompt.index.shape[1] < prompt.length
-        if cut or (layer is not None and not layer.whole):
+        if prompt.cut or (layer is not None and not layer.whole):
             given = kwargs.get("attention_mask")
             kwargs["attention_mask"] = self._mask(i, hidden, given, layer)
         # layers use it only to guess packed sequences, which gaps would mimic
@@ -228,9 +227,8 @@ class Prefill:
         """The layer has stored its entries: score them, and compress what can be compressed now."""
         prompt = self.prompt
         index, valid = prompt.kept[i]
-        earlier = layer.seen - index.shape[1]
         stored = layer.stored()[0].shape[-2]
-        if earlier == 0 and stored != index.shape[1]:
+        if layer.index is None and stored != index.shape[1]:
             raise AuditError(
                 f"decoder layer {i} stored {stored} cache entries for {index.shape[1]} tokens"
             )
@@ -292,7 +290,7 @@ class Prefill:
     def full(self, hidden: Tensor) -> Tensor:
         """[B, L, D] of the last layer's output [B, M, D]: zeros for tokens that were dropped."""
         prompt = self.prompt
-        if hidden.shape[1] == prompt.length:
+        if not prompt.cut:
             return hidden
         return scattered(hidden, prompt.index, prompt.valid, prompt.length)
 
@@ -326,5 +324,7 @@ class Prefill:
     def entered(self) -> Prompt:
         """The prompt as it entered the first decoder layer."""
         index, valid = self.prompt.kept[0]
-        blank: dict[str, Any] = {"kept": {}, "lengths": {}, "written": [], "decisions": Decisions()}
+        cut = valid is not None or index.shape[1] < self.prompt.length
+        blank: dict[str, Any] = {"kept": {}, "lengths": {}, "written": [], "cut": cut}
+        blank |= {"decisions": Decisions()}
         return replace(self.prompt, index=index, valid=valid, rel=None, **blank)

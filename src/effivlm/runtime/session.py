@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, Self
 
-import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
@@ -19,17 +18,17 @@ from effivlm.methods.signals import Signal
 from effivlm.runtime.account import Audit
 from effivlm.runtime.answers import scored
 from effivlm.runtime.attention import Tap
-from effivlm.runtime.cache import CACHE, Lease, SlotLayer, cache_of, fits, slotted
-from effivlm.runtime.geometry import decode_mask, everything, shifted
+from effivlm.runtime.cache import CACHE, Lease, SlotLayer, cache_of
+from effivlm.runtime.entry import check_cache, entered, following, real_of, taken
+from effivlm.runtime.geometry import decode_mask, shifted
 from effivlm.runtime.hooks import Wrap, unwrapped
-from effivlm.runtime.host import UnsupportedCall, host_of, placeholders
+from effivlm.runtime.host import UnsupportedCall, host_of
 from effivlm.runtime.patches import Patches
 from effivlm.runtime.prefill import Prefill
 from effivlm.runtime.recipe import Recipe
 from effivlm.runtime.support import check_call, check_supported, whole_prompts
-from effivlm.runtime.tokens import Prompt, find_images, marked_images, prompt_keys
-from effivlm.runtime.turn import Call, Turn
-from effivlm.runtime.vision import Encoded, VisionStage
+from effivlm.runtime.turn import Turn
+from effivlm.runtime.vision import VisionStage
 from effivlm.setting import Part, Setting, parse_setting
 
 
@@ -191,30 +190,10 @@ class Session:
         def forward(*args: Any, **kwargs: Any) -> Any:
             bound = inspect.signature(inner).bind(*args, **kwargs).arguments
             call = {**bound, **bound.pop("kwargs", {})}
-            with self.lock, self.turn.taking(self._call(call)):
+            with self.lock, self.turn.taking(taken(self.host, self.setting, self.turn, call)):
                 return inner(*args, **kwargs)
 
         return forward
-
-    def _call(self, call: dict[str, Any]) -> Call:
-        """What a call of the base model brings."""
-        cache = cache_of(call)
-        new = cache is None or not cache.get_seq_length()
-        mask = call.get("attention_mask")
-        real = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        encoded = (call.get("mm_encoder_outputs") or {}).get("image")
-        visual = self.turn.marked()
-        seen = visual is None
-        if visual is None:
-            visual = placeholders(self.host, call, new)
-        if seen and new and call.get("input_ids") is None and self.setting.parts:
-            if not bool(visual.any()):
-                raise UnsupportedCall(
-                    "inputs_embeds in which no image placeholder can be seen: if image features are"
-                    " merged into them already, say where with session.mark_visual(mask [B, L]"
-                    " bool) before the call (all False for a prompt without images)"
-                )
-        return Call(visual, real, call.get("input_ids"), encoded, not seen)
 
     def _encoding(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(inner)
@@ -248,77 +227,24 @@ class Session:
             return args, kwargs
         if cache is None and self.host.caches(kwargs.get("use_cache")):
             cache = kwargs[CACHE] = DynamicCache(config=self.host.text.config)
-        self._check_cache(cache, past)
-        prefill = self._begin(kwargs, past, cache is None)
+        check_cache(self.setting, self.recipe, cache, past)
+        prompt, encoded = entered(self.host, self.turn, kwargs, past, cache is None)
+        mask = kwargs.get("attention_mask")
+        special = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim == 4)
+        prefill = Prefill(
+            self.host,
+            self.recipe,
+            self.tap,
+            self.lease,
+            prompt,
+            encoded,
+            following(kwargs, past),
+            real_of(call, (len(prompt.visual), prompt.length), past, prompt.visual.device),
+            special,
+        )
         self.turn.begin(prefill)
         prefill.enter(kwargs)
         return args, kwargs
-
-    def _check_cache(self, cache: Any, past: int) -> None:
-        """Slot layers in an empty cache; a clear error for what cannot be followed."""
-        live, inside = self.recipe.live, [p for p in self.recipe.inside if not p.full]
-        if cache is None:
-            if live is not None and not live.full:
-                raise UnsupportedCall(
-                    f"{live} compresses the cache, and this call keeps none: leave out"
-                    " use_cache=False"
-                )
-        elif past:
-            if (live is not None and not live.full) or inside or self.recipe.repack:
-                raise UnsupportedCall(
-                    f"images in a later turn under {self.setting}: only what happens before the LLM"
-                    " can follow a cached conversation; send it in one prompt"
-                )
-        elif fits(cache):
-            slotted(cache)
-        elif any(not p.full for p in self.setting.parts):
-            raise UnsupportedCall(
-                f"{type(cache).__name__} cannot hold layers of different lengths, which"
-                f" {self.setting} needs: leave out cache_implementation and past_key_values (a"
-                f" DynamicCache)"
-            )
-
-    def _begin(self, kwargs: dict[str, Any], past: int, cacheless: bool) -> Prefill:
-        """A new prompt: its images, keys and positions."""
-        call, embeds = self.turn.call, kwargs["inputs_embeds"]
-        shape, device = (embeds.shape[0], embeds.shape[1]), embeds.device
-        visual = call.visual.to(device)
-        ones = torch.ones(shape[0], past + shape[1], dtype=torch.bool, device=device)
-        real = ones if call.real is None or call.real.shape != ones.shape else call.real.to(device)
-        here = real[:, past:]
-        encoded = self.turn.claim()
-        side = ("visual_pos_masks", "deepstack_visual_embeds")
-        prompt = Prompt(
-            visual,
-            here,
-            self._images(visual, here, encoded),
-            prompt_keys(call.ids, embeds, here),
-            embeds,
-            {k: kwargs[k] for k in side if kwargs.get(k) is not None},
-            everything(shape, device),
-            padded=not bool(here.all()),
-            past=past,
-            decisions=self.turn.decisions(call.ids, cacheless),
-        )
-        position, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
-        position = everything(shape, device) + past if position is None else position
-        special = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim == 4)
-        following = position[..., -1:] + 1
-        return Prefill(
-            self.host, self.recipe, self.tap, self.lease, prompt, encoded, following, real, special
-        )
-
-    def _images(self, visual: Tensor, real: Tensor, encoded: Encoded | None) -> list[Any]:
-        if not bool(visual.any()):
-            return []
-        if self.turn.call.marked:
-            return marked_images(visual, real)
-        if encoded is None:
-            raise UnsupportedCall(
-                "the prompt holds images that were encoded outside this session: pass pixel_values"
-                " inside the with block"
-            )
-        return find_images(visual, real, encoded.pieces, self.host.family)
 
     def _continue(self, cache: Any, past: int, kwargs: dict[str, Any]) -> None:
         """Tokens after a prompt: nothing is cut, and compressed layers are followed."""

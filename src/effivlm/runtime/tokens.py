@@ -92,7 +92,8 @@ class Prompt:
         kept: layer -> (index, valid) of the tokens that entered it. lengths: layer -> tokens
             entering, read off tensors.
         decisions: what methods chose.
-        padded: some token of the batch is padding. past: tokens of earlier turns.
+        cut: some token was dropped. padded: some token of the batch is padding.
+        past: tokens of earlier turns.
         written: merges inside the LLM: layer, row, logical indices [t] of the targets, their states
             [t, D].
     """
@@ -109,6 +110,7 @@ class Prompt:
     kept: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
     decisions: Decisions = field(default_factory=Decisions)
+    cut: bool = False
     padded: bool = False
     past: int = 0
     written: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
@@ -135,6 +137,7 @@ class Prompt:
         [B, M'].
         """
         sub, valid = to_index(keep)
+        self.cut = True
         self.index = self.index.gather(1, sub)
         if self.valid is not None:
             valid = self.valid.gather(1, sub) & (True if valid is None else valid)

@@ -1,0 +1,122 @@
+"""What a call brings to a prefill: which tokens are visual, which are padding, what images were
+encoded as, a cache that can hold what is left. What cannot be followed is refused here.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effivlm.runtime.cache import cache_of, fits, slotted
+from effivlm.runtime.geometry import everything
+from effivlm.runtime.host import Host, UnsupportedCall, placeholders
+from effivlm.runtime.recipe import Recipe
+from effivlm.runtime.tokens import Image, Prompt, find_images, marked_images, prompt_keys
+from effivlm.runtime.turn import Call, Turn
+from effivlm.runtime.vision import Encoded
+from effivlm.setting import Setting
+
+SIDE = ("visual_pos_masks", "deepstack_visual_embeds")
+
+
+def taken(host: Host, setting: Setting, turn: Turn, call: dict[str, Any]) -> Call:
+    """What a call of the base model brings.
+
+    Raises:
+        UnsupportedCall: for embeddings in which images cannot be seen, and for videos.
+    """
+    cache, marks = cache_of(call), turn.marked()
+    new = cache is None or not cache.get_seq_length()
+    mask = call.get("attention_mask")
+    real = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    encoded = (call.get("mm_encoder_outputs") or {}).get("image")
+    visual = placeholders(host, call, new) if marks is None else marks
+    unseen = marks is None and new and call.get("input_ids") is None and not bool(visual.any())
+    if unseen and setting.parts:
+        raise UnsupportedCall(
+            "inputs_embeds in which no image placeholder can be seen: if image features are merged"
+            " into them already, say where with session.mark_visual(mask), [B, L] bool, before the"
+            " call (all False for a prompt without images)"
+        )
+    return Call(visual, real, call.get("input_ids"), encoded, marks is not None)
+
+
+def check_cache(setting: Setting, recipe: Recipe, cache: Any, past: int) -> None:
+    """Slot layers in an empty cache.
+
+    Raises:
+        UnsupportedCall: for a cache method without a cache, a cache whose layers have one length,
+            and stages that cannot follow images in a later turn.
+    """
+    live, inside = recipe.live, [p for p in recipe.inside if not p.full]
+    live = None if live is None or live.full else live
+    if cache is None:
+        if live is not None:
+            raise UnsupportedCall(
+                f"{live} compresses the cache, and this call keeps none: leave out use_cache=False"
+            )
+    elif past:
+        if live is not None or inside or recipe.repack:
+            raise UnsupportedCall(
+                f"images in a later turn under {setting}: only what happens before the LLM can"
+                " follow a cached conversation; send it in one prompt"
+            )
+    elif fits(cache):
+        slotted(cache)
+    elif any(not p.full for p in setting.parts):
+        raise UnsupportedCall(
+            f"{type(cache).__name__} cannot hold layers of different lengths, which {setting}"
+            " needs: leave out cache_implementation and past_key_values (a DynamicCache)"
+        )
+
+
+def entered(
+    host: Host, turn: Turn, kwargs: dict[str, Any], past: int, cacheless: bool
+) -> tuple[Prompt, Encoded | None]:
+    """The prompt in the text model's arguments, after ``past`` tokens, and its images."""
+    call, embeds = turn.call, kwargs["inputs_embeds"]
+    shape, device = (embeds.shape[0], embeds.shape[1]), embeds.device
+    visual, real = call.visual.to(device), real_of(call, shape, past, device)[:, past:]
+    encoded = turn.claim()
+    prompt = Prompt(
+        visual,
+        real,
+        _images(host, call, visual, real, encoded),
+        prompt_keys(call.ids, embeds, real),
+        embeds,
+        {k: kwargs[k] for k in SIDE if kwargs.get(k) is not None},
+        everything(shape, device),
+        padded=not bool(real.all()),
+        past=past,
+        decisions=turn.decisions(call.ids, cacheless),
+    )
+    return prompt, encoded
+
+
+def real_of(call: Call, shape: tuple[int, int], past: int, device: torch.device) -> Tensor:
+    """[B, past + L] bool: tokens that are not the batch's padding."""
+    ones = torch.ones(shape[0], past + shape[1], dtype=torch.bool, device=device)
+    return ones if call.real is None or call.real.shape != ones.shape else call.real.to(device)
+
+
+def following(kwargs: dict[str, Any], past: int) -> Tensor:
+    """[B, 1] or [axes, B, 1]: position of the first token after the prompt."""
+    position, embeds = kwargs.get("position_ids"), kwargs["inputs_embeds"]
+    if position is None:
+        position = everything((embeds.shape[0], embeds.shape[1]), embeds.device) + past
+    return position[..., -1:] + 1
+
+
+def _images(
+    host: Host, call: Call, visual: Tensor, real: Tensor, encoded: Encoded | None
+) -> list[Image]:
+    if not bool(visual.any()):
+        return []
+    if call.marked:
+        return marked_images(visual, real)
+    if encoded is None:
+        raise UnsupportedCall(
+            "the prompt holds images that were encoded outside this session: pass pixel_values"
+            " inside the with block"
+        )
+    return find_images(visual, real, encoded.pieces, host.family)
