@@ -43,6 +43,10 @@ class Lease:
         """The session has closed."""
         self.open = False
 
+    def __deepcopy__(self, memo: Any) -> "Lease":
+        """Copies of a cache are followed by the same session."""
+        return self
+
 
 class SlotLayer(DynamicLayer):
     """A dynamic layer whose reported length is independent of how many entries it stores.

@@ -22,7 +22,7 @@ from effivlm.runtime.geometry import (
     side_rows,
     take,
 )
-from effivlm.runtime.host import Host, UnsupportedCall
+from effivlm.runtime.host import Host
 from effivlm.runtime.in_cache import (
     Scored,
     allocate,
@@ -119,7 +119,6 @@ class Prefill:
         kwargs["inputs_embeds"] = take(prompt.embeds, index, 1, 0)
         kwargs["position_ids"] = take(position, index, -1, -2)
         if self.recipe.repack:
-            self._refuse_repacked_windows()
             kwargs["position_ids"], self.delta = repacked(position, index, prompt.counts)
         if kwargs.get("cache_position") is not None:  # transformers before 5.4
             kwargs["cache_position"] = kwargs["cache_position"][: index.shape[1]]
@@ -127,15 +126,6 @@ class Prefill:
             kwargs["attention_mask"] = torch.ones(BLANK, dtype=torch.bool, device=index.device)
         if prompt.side:
             kwargs |= side_rows(prompt.side, prompt.index)
-
-    def _refuse_repacked_windows(self) -> None:
-        length = self.prompt.length
-        if any(w is not None and w < length for w in self.host.windows):
-            raise UnsupportedCall(
-                f"positions=repack renumbers tokens, and {self.host.family.name} has sliding"
-                f" windows shorter than this prompt of {length} tokens, which count them: leave"
-                f" it out"
-            )
 
     def watch(self) -> None:
         """Tell the tap which decoder layers' queries and keys will be read."""
