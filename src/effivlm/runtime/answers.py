@@ -52,7 +52,7 @@ def scored(
         output = forward(**plain)
     labels = labels.clone()
     if turn.prefill is not None:
-        dropped = turn.prefill.dropped().to(labels.device)
+        dropped = turn.prefill.prompt.dropped().to(labels.device)
         labels[:, 1 : dropped.shape[1] + 1][dropped[:, : labels.shape[1] - 1]] = IGNORED
     if isinstance(mask := call.get("attention_mask"), Tensor) and mask.shape == labels.shape:
         labels = labels.masked_fill(mask.to(labels.device) == 0, IGNORED)

@@ -128,6 +128,14 @@ class Tap:
         """Keep the calls of these sites of a kind, and of no others of it."""
         self.watched = {s for s in self.watched if s[0] != kind} | {(kind, i) for i in layers}
 
+    def weigh(self, site: Site, bias: list[Tensor]) -> None:
+        """Add ``bias`` to the logits of a site's coming calls."""
+        self.bias[site] = bias
+
+    def weigh_nothing(self) -> None:
+        """Drop every bias."""
+        self.bias.clear()
+
     def last(self, layer: int) -> AttentionCall | None:
         """The last call seen at a decoder layer."""
         calls = self.calls.get(("text", layer))

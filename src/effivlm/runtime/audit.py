@@ -9,7 +9,7 @@ from torch import Tensor
 
 from effivlm.methods.base import Entries, Merge, Method
 from effivlm.runtime.account import Account
-from effivlm.runtime.cache import SlotLayer
+from effivlm.runtime.slots import SlotLayer
 from effivlm.runtime.tokens import Prompt
 
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from effivlm.runtime.cache import CACHE, SlotLayer, stack
+from effivlm.runtime.cache import CACHE, stack
 from effivlm.runtime.generate import Generated, Prefilled, finished
+from effivlm.runtime.slots import SlotLayer
 
 WARM = 3  # steps before the capture, on a side stream, as CUDA graphs ask
 

@@ -3,14 +3,17 @@ back.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from effivlm.budget import BudgetError
 from effivlm.families.base import Piece
-from effivlm.methods.base import Merge
+from effivlm.methods.base import Cut, EncoderReducer, Merge
 from effivlm.methods.signals import Signal
 from effivlm.runtime.tokens import merge_rows
+from effivlm.setting import Part
 
 
 class Unit:
@@ -45,6 +48,43 @@ class Unit:
             new_sizes = torch.where(untouched, self.sizes, new_sizes)
         heir[keep] = torch.arange(len(keep), device=keep.device)
         self.owner, self.groups, self.sizes = heir[self.owner], self.groups[keep], new_sizes[keep]
+
+
+def planned_cuts(part: Part, blocks: int, counts: list[int], images: int) -> dict[int, list[Cut]]:
+    """Block -> the cut of every unit before it.
+
+    Args:
+        part: an encoder reducer with its budget.
+        blocks: encoder blocks that matter.
+        counts: groups of every unit.
+        images: how many images the units are.
+
+    Raises:
+        BudgetError: for budgets in tokens where units are tiles, and cuts that do not fit.
+    """
+    method, budget = part.method, part.budget
+    assert isinstance(method, EncoderReducer)
+    if budget is not None and budget.tokens is not None and len(counts) != images:
+        raise BudgetError(
+            f"{method.name}@{budget.text} counts tokens per image, but this family encodes tiles:"
+            " give a share"
+        )
+    out: dict[int, list[Cut]] = {}
+    for n in counts:
+        for cut in method.encoder_schedule(blocks, n, budget):
+            if not 1 <= cut.layer < blocks or not 1 <= cut.keep <= n:
+                raise BudgetError(
+                    f"{method.name}: cut {cut} does not fit an encoder of {blocks} blocks and {n}"
+                    " groups"
+                )
+            out.setdefault(cut.layer, []).append(cut)
+    bad = [b for b, cuts in out.items() if len(cuts) != len(counts)]
+    if bad:
+        raise BudgetError(
+            f"{method.name}: images of one call need cuts at the same blocks, not only some at"
+            f" {bad}"
+        )
+    return out
 
 
 def places(units: list[Unit], number: int, pieces: list[Piece] | None) -> Tensor:
@@ -125,3 +165,14 @@ def merged_groups(rows: Tensor, merge: Merge) -> Tensor:
 def refuse(signal: Signal) -> Tensor:
     """The source of a context without signals."""
     raise KeyError(f"{signal!r}: an encoder reducer reads the fields of BlockTokens, not signals")
+
+
+def size_bias(units: list[Unit], members: int, prefix: int, bounds: Tensor | None) -> list[Tensor]:
+    """log(size) of every key, one tensor [B, 1, 1, P] per attention call of a block (packed: one
+    between each two of ``bounds``).
+    """
+    logs = [u.sizes.log().repeat_interleave(members) for u in units]
+    if bounds is None:
+        return [torch.nn.functional.pad(torch.stack(logs), (prefix, 0))[:, None, None]]
+    flat = torch.cat(logs)
+    return [flat[a:b][None, None, None] for a, b in pairwise(bounds.tolist())]

@@ -2,21 +2,34 @@
 encoded as, a cache that can hold what is left. What cannot be followed is refused here.
 """
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from effivlm.runtime.attention import Tap
 from effivlm.runtime.cache import cache_of, fits, slotted
-from effivlm.runtime.geometry import everything
+from effivlm.runtime.geometry import everything, shifted
 from effivlm.runtime.host import Host, UnsupportedCall, placeholders
+from effivlm.runtime.prefill import Prefill
 from effivlm.runtime.recipe import Recipe
+from effivlm.runtime.slots import Lease, SlotLayer
 from effivlm.runtime.tokens import Image, Prompt, find_images, marked_images, prompt_keys
 from effivlm.runtime.turn import Call, Turn
 from effivlm.runtime.vision import Encoded
 from effivlm.setting import Setting
 
 SIDE = ("visual_pos_masks", "deepstack_visual_embeds")
+
+
+def arguments(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """A call's arguments by name."""
+    bound = dict(inspect.signature(function).bind(*args, **kwargs).arguments)
+    return {**bound, **bound.pop("kwargs", {})}
 
 
 def taken(host: Host, setting: Setting, turn: Turn, call: dict[str, Any]) -> Call:
@@ -70,13 +83,20 @@ def check_cache(setting: Setting, recipe: Recipe, cache: Any, past: int) -> None
         )
 
 
-def entered(
-    host: Host, turn: Turn, kwargs: dict[str, Any], past: int, cacheless: bool
-) -> tuple[Prompt, Encoded | None]:
-    """The prompt in the text model's arguments, after ``past`` tokens, and its images."""
+def begun(
+    host: Host,
+    recipe: Recipe,
+    tap: Tap,
+    lease: Lease,
+    turn: Turn,
+    kwargs: dict[str, Any],
+    past: int,
+) -> Prefill:
+    """The prefill of the prompt in the text model's arguments, after ``past`` tokens."""
     call, embeds = turn.call, kwargs["inputs_embeds"]
     shape, device = (embeds.shape[0], embeds.shape[1]), embeds.device
-    visual, real = call.visual.to(device), real_of(call, shape, past, device)[:, past:]
+    visual, everyone = call.visual.to(device), real_of(call, shape, past, device)
+    real = everyone[:, past:]
     encoded = turn.claim()
     prompt = Prompt(
         visual,
@@ -88,9 +108,22 @@ def entered(
         everything(shape, device),
         padded=not bool(real.all()),
         past=past,
-        decisions=turn.decisions(call.ids, cacheless),
+        decisions=turn.decisions(call.ids, cache_of(kwargs) is None),
     )
-    return prompt, encoded
+    mask = kwargs.get("attention_mask")
+    special = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim == 4)
+    after = following(kwargs, past)
+    return Prefill(host, recipe, tap, lease, prompt, encoded, after, everyone, special)
+
+
+def followed(cache: Any, lease: Lease, past: int, kwargs: dict[str, Any]) -> None:
+    """Tokens after a prompt: nothing is cut; compressed layers are under ``lease`` from now on."""
+    layers = [x for x in cache.layers if isinstance(x, SlotLayer)]
+    for layer in layers:
+        layer.follow(lease)
+    delta, new = layers[0].delta if layers else None, kwargs["inputs_embeds"].shape[1]
+    if delta is not None:
+        kwargs["position_ids"] = shifted(kwargs.get("position_ids"), delta, past, new)
 
 
 def real_of(call: Call, shape: tuple[int, int], past: int, device: torch.device) -> Tensor:

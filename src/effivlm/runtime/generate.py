@@ -15,11 +15,12 @@ from torch import Tensor
 
 from effivlm.methods.base import IntraLLM
 from effivlm.runtime.account import Account
-from effivlm.runtime.cache import CACHE, SlotLayer, fork, stack
+from effivlm.runtime.cache import CACHE, fork, stack
 from effivlm.runtime.geometry import side_rows
 from effivlm.runtime.in_llm import plan_cuts
 from effivlm.runtime.prefill import Prefill
 from effivlm.runtime.session import Session
+from effivlm.runtime.slots import SlotLayer
 from effivlm.runtime.tokens import Prompt
 from effivlm.runtime.vision import Encoded
 from effivlm.setting import Part, Setting

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effivlm.runtime.cache import SlotLayer
 from effivlm.runtime.host import UnsupportedCall
+from effivlm.runtime.slots import SlotLayer
 
 
 # ---------------------------------------------------------------------------------------- gathering

@@ -10,7 +10,7 @@ from effivlm.methods.base import Entries, KVCache, KVMerge, LayerCache
 from effivlm.ops.precision import working, working_dtype
 from effivlm.runtime.audit import check_entries
 from effivlm.runtime.before_llm import Notes
-from effivlm.runtime.cache import SlotLayer
+from effivlm.runtime.slots import SlotLayer
 from effivlm.runtime.tokens import Prompt
 from effivlm.setting import Part
 

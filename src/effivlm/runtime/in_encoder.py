@@ -8,15 +8,13 @@ that represents it.
 
 import functools
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from effivlm.budget import BudgetError
 from effivlm.families.base import Family, Piece
-from effivlm.methods.base import BlockTokens, Cut, EncoderReducer
+from effivlm.methods.base import BlockTokens, EncoderReducer
 from effivlm.ops.precision import working
 from effivlm.runtime.attention import Tap, received, segments_of
 from effivlm.runtime.audit import check_selection
@@ -26,7 +24,9 @@ from effivlm.runtime.encoder_units import (
     full_tiles,
     merged_groups,
     places,
+    planned_cuts,
     refuse,
+    size_bias,
     survivors,
 )
 from effivlm.runtime.hooks import Wrap, unwrapped
@@ -87,9 +87,9 @@ class BlockReduction:
     def stop(self) -> None:
         """The call is over."""
         if self.active and self.units:
-            self.tap.watched -= {("vision", i - 1) for i in self.cuts} - self.spare
+            self.tap.watch("vision", {i for _, i in self.spare})
         self.active = False
-        self.tap.bias.clear()
+        self.tap.weigh_nothing()
 
     # --------------------------------------------------------------------------------------- groups
     def grouped(self, values: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class BlockReduction:
             if i in self.cuts:
                 hidden = self._reduce(i, hidden)
             if ("vision", i - 1) not in self.spare:
-                self.tap.calls.pop(("vision", i - 1), None)
+                self.tap.drop("vision", i - 1)
             if self.history:
                 kwargs = self._follow(i, kwargs, hidden.device)
             return (
@@ -151,32 +151,9 @@ class BlockReduction:
         else:
             counts = [(hidden.shape[1] - self.prefix) // self.members] * hidden.shape[0]
         self.units = [Unit(n, hidden.device) for n in counts]
-        if (
-            part.budget is not None
-            and part.budget.tokens is not None
-            and len(counts) != len(self.pieces)
-        ):
-            raise BudgetError(
-                f"{part.method.name}@{part.budget.text} counts tokens per image, "
-                f"but {self.family.name} encodes tiles: give a share"
-            )
         self.notes: list[dict[str, Any]] = [{} for _ in counts]
-        self.cuts: dict[int, list[Cut]] = {}
-        for n in counts:
-            for cut in part.method.encoder_schedule(self.n_blocks, n, part.budget):
-                if not 1 <= cut.layer < self.n_blocks or not 1 <= cut.keep <= n:
-                    raise BudgetError(
-                        f"{part.method.name}: cut {cut} does not fit an encoder of {self.n_blocks}"
-                        f" blocks and {n} groups"
-                    )
-                self.cuts.setdefault(cut.layer, []).append(cut)
-        bad = [b for b, cuts in self.cuts.items() if len(cuts) != len(counts)]
-        if bad:
-            raise BudgetError(
-                f"{part.method.name}: images of one call need cuts at the same blocks, not only"
-                f" some at {bad}"
-            )
-        self.tap.watched |= {("vision", i - 1) for i in self.cuts}
+        self.cuts = planned_cuts(part, self.n_blocks, counts, len(self.pieces))
+        self.tap.watch("vision", {i for _, i in self.spare} | {i - 1 for i in self.cuts})
         self.boundaries = (
             torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], device=hidden.device)
             * self.members
@@ -276,18 +253,8 @@ class BlockReduction:
                 f" {tuple(mask.shape)})"
             )
         if self.part is not None and getattr(self.part.method, "proportional_attention", False):
-            self.tap.bias[("vision", i)] = self._bias(bounds)
+            self.tap.weigh(("vision", i), size_bias(self.units, self.members, self.prefix, bounds))
         return kwargs
-
-    def _bias(self, bounds: Tensor | None) -> list[Tensor]:
-        """log(size) of every key, one tensor [B, 1, 1, P] per attention call of the block."""
-        logs = [u.sizes.log().repeat_interleave(self.members) for u in self.units]
-        if bounds is None:
-            table = torch.stack(logs)
-            return [torch.nn.functional.pad(table, (self.prefix, 0))[:, None, None]]
-        ends = bounds.tolist()
-        flat = torch.cat(logs)
-        return [flat[a:b][None, None, None] for a, b in pairwise(ends)]
 
     # ----------------------------------------------------------------------------------- full grids
     def _refill(self, module: nn.Module, args: Any, kwargs: Any) -> Any:

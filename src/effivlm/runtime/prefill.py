@@ -8,17 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from effivlm.runtime.account import Account
-from effivlm.runtime.attention import AttentionCall, Tap
+from effivlm.runtime.attention import Tap
 from effivlm.runtime.audit import AuditError, Promise, audit_prompt
 from effivlm.runtime.before_llm import Notes, before_llm
-from effivlm.runtime.cache import Lease, SlotLayer, slot_layers
+from effivlm.runtime.cache import slot_layers
 from effivlm.runtime.geometry import (
     BLANK,
     everything,
     narrowed,
     prefill_mask,
     repacked,
-    scattered,
     side_rows,
     take,
 )
@@ -32,22 +31,12 @@ from effivlm.runtime.in_cache import (
     score_layer,
 )
 from effivlm.runtime.in_llm import Place, cut_layer, first_cuts, plan_cuts
-from effivlm.runtime.recipe import Recipe
+from effivlm.runtime.recipe import Recipe, Recorded
 from effivlm.runtime.signals import ATTENTION, LayerSource
+from effivlm.runtime.slots import Lease, SlotLayer
 from effivlm.runtime.tokens import Decisions, Prompt
 from effivlm.runtime.vision import Encoded
 from effivlm.setting import Part
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What resuming at a layer needs: its input (at the first cut of some branch), the keyword
-    arguments it was called with, the attention call of the layer before.
-    """
-
-    hidden: Tensor | None
-    kwargs: dict[str, Any]
-    call: AttentionCall | None
 
 
 @dataclass
@@ -276,18 +265,6 @@ class Prefill:
         self.held = [(layer.index, layer.valid) for layer in slots]
         if slots and self.delta is not None:
             slots[0].repack(self.delta)
-
-    def full(self, hidden: Tensor) -> Tensor:
-        """[B, L, D] of the last layer's output [B, M, D]: zeros for tokens that were dropped."""
-        prompt = self.prompt
-        if not prompt.cut:
-            return hidden
-        return scattered(hidden, prompt.index, prompt.valid, prompt.length)
-
-    def dropped(self) -> Tensor:
-        """[B, L] bool: tokens without an output."""
-        gone = torch.ones_like(self.prompt.visual)
-        return gone.scatter_(1, self.prompt.index, ~self.prompt.counts) & self.prompt.real
 
     # -------------------------------------------------------- Qwen3-VL: features added after layers
     def deep_stack(self, visual: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,12 @@
-"""What is asked of a prefill."""
+"""What is asked of a prefill, and what it records for those that resume from it."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from effivlm.methods.base import IntraLLM, KVCache, PreLLM
+from effivlm.runtime.attention import AttentionCall
 from effivlm.setting import Part, Setting
 
 
@@ -42,3 +46,14 @@ class Recipe:
     def observers(self) -> tuple[Part, ...]:
         """Cache methods that score the prefill."""
         return tuple(dict.fromkeys([*self.watch, *([self.live] if self.live else [])]))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What resuming at a layer needs: its input (at the first cut of some branch), the keyword
+    arguments it was called with, the attention call of the layer before.
+    """
+
+    hidden: Tensor | None
+    kwargs: dict[str, Any]
+    call: AttentionCall | None

@@ -18,15 +18,21 @@ from effivlm.methods.signals import Signal
 from effivlm.runtime.account import Audit
 from effivlm.runtime.answers import scored
 from effivlm.runtime.attention import Tap
-from effivlm.runtime.cache import CACHE, Lease, SlotLayer, cache_of
-from effivlm.runtime.entry import check_cache, entered, following, real_of, taken
-from effivlm.runtime.geometry import decode_mask, shifted
+from effivlm.runtime.cache import CACHE, cache_of
+from effivlm.runtime.entry import arguments, begun, check_cache, followed, taken
+from effivlm.runtime.geometry import decode_mask
 from effivlm.runtime.hooks import Wrap, unwrapped
-from effivlm.runtime.host import UnsupportedCall, host_of
+from effivlm.runtime.host import host_of
 from effivlm.runtime.patches import Patches
 from effivlm.runtime.prefill import Prefill
 from effivlm.runtime.recipe import Recipe
-from effivlm.runtime.support import check_call, check_supported, whole_prompts
+from effivlm.runtime.slots import Lease, SlotLayer
+from effivlm.runtime.support import (
+    check_call,
+    check_supported,
+    refused_switch,
+    whole_prompts,
+)
 from effivlm.runtime.turn import Turn
 from effivlm.runtime.vision import VisionStage
 from effivlm.setting import Part, Setting, parse_setting
@@ -110,7 +116,7 @@ class Session:
             else:
                 patches.set(module, "_compiled_call_impl", None)
         for owner in {id(x): x for x in (host.model, host.base, host.text)}.values():
-            patches.wrap(owner, "set_attn_implementation", _refused_switch)
+            patches.wrap(owner, "set_attn_implementation", refused_switch)
         patches.wrap(host.model, "_prefill", whole_prompts)
         patches.wrap(host.model, "generate", self._generating)
         patches.wrap(host.model, "forward", self._scoring)
@@ -176,8 +182,7 @@ class Session:
     def _scoring(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(inner)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            bound = inspect.signature(inner).bind(*args, **kwargs).arguments
-            call = {**bound, **bound.pop("kwargs", {})}
+            call = arguments(inner, args, kwargs)
             with self.lock, self.turn.reading(call.get("logits_to_keep", 0)):
                 if call.get("labels") is None or not self.setting.parts:
                     return inner(*args, **kwargs)
@@ -188,19 +193,15 @@ class Session:
     def _calling(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(inner)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            bound = inspect.signature(inner).bind(*args, **kwargs).arguments
-            call = {**bound, **bound.pop("kwargs", {})}
+            call = arguments(inner, args, kwargs)
             with self.lock, self.turn.taking(taken(self.host, self.setting, self.turn, call)):
                 return inner(*args, **kwargs)
 
         return forward
 
     def _encoding(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(inner)
-
         def get_image_features(*args: Any, **kwargs: Any) -> Any:
-            call = dict(signature.bind(*args, **kwargs).arguments)
-            call |= call.pop("kwargs", {})
+            call = arguments(inner, args, kwargs)
             with self.lock:
                 ready = self.turn.ready
                 if ready is None:
@@ -208,7 +209,7 @@ class Session:
                 self.turn.see(ready)
             return copy.copy(ready.output)
 
-        get_image_features.__signature__ = signature  # type: ignore[attr-defined]  # generate() reads it (5.18+)
+        get_image_features.__signature__ = inspect.signature(inner)  # type: ignore[attr-defined]  # generate() reads it (5.18+)
         return get_image_features
 
     @contextmanager
@@ -223,38 +224,16 @@ class Session:
         cache, call = cache_of(kwargs), self.turn.call
         past = cache.get_seq_length() if cache is not None else 0
         if past and not (kwargs["inputs_embeds"].shape[1] > 1 and bool(call.visual.any())):
-            self._continue(cache, past, kwargs)
+            self.turn.end()
+            followed(cache, self.lease, past, kwargs)
             return args, kwargs
         if cache is None and self.host.caches(kwargs.get("use_cache")):
             cache = kwargs[CACHE] = DynamicCache(config=self.host.text.config)
         check_cache(self.setting, self.recipe, cache, past)
-        prompt, encoded = entered(self.host, self.turn, kwargs, past, cache is None)
-        mask = kwargs.get("attention_mask")
-        special = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim == 4)
-        prefill = Prefill(
-            self.host,
-            self.recipe,
-            self.tap,
-            self.lease,
-            prompt,
-            encoded,
-            following(kwargs, past),
-            real_of(call, (len(prompt.visual), prompt.length), past, prompt.visual.device),
-            special,
-        )
+        prefill = begun(self.host, self.recipe, self.tap, self.lease, self.turn, kwargs, past)
         self.turn.begin(prefill)
         prefill.enter(kwargs)
         return args, kwargs
-
-    def _continue(self, cache: Any, past: int, kwargs: dict[str, Any]) -> None:
-        """Tokens after a prompt: nothing is cut, and compressed layers are followed."""
-        self.turn.end()
-        layers = [x for x in cache.layers if isinstance(x, SlotLayer)]
-        for layer in layers:
-            layer.follow(self.lease)
-        delta, new = layers[0].delta if layers else None, kwargs["inputs_embeds"].shape[1]
-        if delta is not None:
-            kwargs["position_ids"] = shifted(kwargs.get("position_ids"), delta, past, new)
 
     def _enter_layer(self, i: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         prefill, cache = self.turn.running_prefill, cache_of(kwargs)
@@ -289,8 +268,8 @@ class Session:
         if self.turn.last_row_only:
             return None
         if isinstance(output, tuple):
-            return (prefill.full(output[0]), *output[1:])
-        output.last_hidden_state = prefill.full(output.last_hidden_state)
+            return (prefill.prompt.full(output[0]), *output[1:])
+        output.last_hidden_state = prefill.prompt.full(output.last_hidden_state)
         return output
 
     def _stack(self, inner: Any, hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
@@ -298,16 +277,6 @@ class Session:
         if self.turn.running_prefill is not None:
             visual, features = self.turn.running_prefill.deep_stack(visual, features)
         return inner(hidden, visual, features)
-
-
-def _refused_switch(inner: Any) -> Callable[..., NoReturn]:
-    def set_attn_implementation(*args: Any, **kwargs: Any) -> NoReturn:
-        raise UnsupportedCall(
-            "the attention back end cannot change inside a compress() session: leave the with block"
-            " first"
-        )
-
-    return set_attn_implementation
 
 
 def compress(model: nn.Module, setting: Setting | str) -> Session:

@@ -5,7 +5,7 @@ refused before anything runs.
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from effivlm.families.base import Family
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, PreLLM
@@ -99,6 +99,18 @@ def reads_prompt(part: Part) -> bool:
     """Whether a part's choice depends on the text or on what the LLM makes of the prompt."""
     late = part.at(IntraLLM) or part.at(KVCache)
     return late or TextEmbeds() in part.method.signals
+
+
+def refused_switch(inner: Any) -> Callable[..., NoReturn]:
+    """A model's `set_attn_implementation` inside a session."""
+
+    def set_attn_implementation(*args: Any, **kwargs: Any) -> NoReturn:
+        raise UnsupportedCall(
+            "the attention back end cannot change inside a compress() session: leave the with block"
+            " first"
+        )
+
+    return set_attn_implementation
 
 
 def whole_prompts(prefill: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from effivlm.families.base import Family, Piece
 from effivlm.methods.base import Merge, Selection
 from effivlm.ops.precision import working, working_dtype
-from effivlm.runtime.geometry import to_index
+from effivlm.runtime.geometry import scattered, to_index
 
 
 def merge_rows(x: Tensor, where: Tensor, merge: Merge) -> Tensor:
@@ -131,6 +131,15 @@ class Prompt:
         kind nor the other.
         """
         return self.counts[row].nonzero()[:, 0]
+
+    def full(self, rows: Tensor) -> Tensor:
+        """[B, L, D] of the last layer's output [B, M, D]: zeros for tokens that were dropped."""
+        return scattered(rows, self.index, self.valid, self.length) if self.cut else rows
+
+    def dropped(self) -> Tensor:
+        """[B, L] bool: tokens without an output."""
+        gone = torch.ones_like(self.visual)
+        return gone.scatter_(1, self.index, ~self.counts) & self.real
 
     def narrow(self, keep: Tensor) -> Tensor:
         """Keep ``keep`` [B, M] bool of the tokens in play; returns the chosen positions among them,
