@@ -113,6 +113,18 @@ class Experiment(Spec):
             raise ValueError("tasks: Field required (or a section 'measure' with a fixed workload)")
         return self
 
+    @model_validator(mode="after")
+    def _leaves_out_something(self) -> "Experiment":
+        used = {p.method.name for text in self.settings for p in parse_setting(text).parts}
+        for model in self.models:
+            for name in model.without:
+                if name not in used:
+                    raise ValueError(
+                        f"without: {name} is in no setting of this experiment, so leaving it out of"
+                        f" {model.name} does nothing; methods used: {', '.join(sorted(used))}"
+                    )
+        return self
+
     def settings_for(self, model: ModelSpec) -> list[Setting]:
         """The settings of one of the models: all but those of its ``without``."""
         read = [parse_setting(text) for text in self.settings]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from effivlm import __version__, zoo
+from effivlm import __version__
 from effivlm.config import ConfigError, Experiment, ModelSpec, TaskSpec, dump_experiment
 from effivlm.families.loading import Loaded, load
 from effivlm.measure.roofline import TextShape
@@ -40,9 +40,10 @@ def run(
     experiment: Experiment,
     root: Path = Path("runs"),
     progress: Progress = lambda what, done, total: None,
+    retry_failed: bool = False,
 ) -> Summary:
     """Answer every document of every task under every setting; what a folder already holds is not
-    done again.
+    done again, failures only with ``retry_failed``.
 
     Raises:
         StoreError, LoadError, TaskError, Unsupported: before anything runs, where it can be known.
@@ -65,7 +66,8 @@ def run(
         for spec in experiment.models:
             loaded = load_model(spec)
             store.note_environment(environment(str(loaded.model.device), "pil"))
-            runner = Runner(store, spec, loaded, experiment.settings_for(spec), experiment.width)
+            settings = experiment.settings_for(spec)
+            runner = Runner(store, spec, loaded, settings, experiment.width, retry_failed)
             work = [(task, d) for t, task in tasks for d in sample(task, t, experiment.seed)]
             for done, (task, document) in enumerate(work):
                 progress(loaded.name, done, len(work))
@@ -77,13 +79,8 @@ def run(
 
 def load_model(spec: ModelSpec) -> Loaded:
     """The model of a specification; ``zoo:NAME`` is a checkpoint that ships with the package."""
-    name = (
-        str(zoo.checkpoint(spec.name.removeprefix("zoo:")))
-        if spec.name.startswith("zoo:")
-        else spec.name
-    )
     dtype = "float32" if spec.dtype == "auto" and spec.device == "cpu" else spec.dtype
-    return load(name, dtype, spec.attn, spec.device, spec.random_weights)
+    return load(spec.name, dtype, spec.attn, spec.device, spec.random_weights)
 
 
 def sample(task: Task, spec: TaskSpec, seed: int) -> list[Document]:
@@ -99,8 +96,15 @@ class Runner:
     """Answers documents for one model; keeps one plan per set of settings still to do."""
 
     def __init__(
-        self, store: RunStore, spec: ModelSpec, loaded: Loaded, settings: list[Setting], width: int
+        self,
+        store: RunStore,
+        spec: ModelSpec,
+        loaded: Loaded,
+        settings: list[Setting],
+        width: int,
+        retry_failed: bool = False,
     ) -> None:
+        self.retry_failed = retry_failed
         self.store, self.loaded, self.width, self.settings = store, loaded, width, settings
         self.spec, self.shape = spec, TextShape.of(loaded.model.get_decoder().config)
         self.plans: dict[tuple[Setting, ...], Plan] = {}
@@ -148,7 +152,7 @@ class Runner:
 
     def _before(self, path: Path) -> dict[str, bool]:
         if path not in self.done:
-            self.done[path] = self.store.done(path)
+            self.done[path] = self.store.done(path, self.retry_failed)
         return self.done[path]
 
     def _outcomes(

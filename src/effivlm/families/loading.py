@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from effivlm import registry
+from effivlm import registry, zoo
 from effivlm.families.base import Family, Shape
 
 
@@ -76,7 +76,8 @@ def load(
     ``random_weights=True``.
 
     Args:
-        name: hub id, folder, or the name of a published shape such as ``qwen2-vl-7b``.
+        name: hub id, folder, ``zoo:NAME`` for a checkpoint that ships with the package, or the name
+            of a published shape such as ``qwen2-vl-7b``.
         dtype: ``auto`` (the checkpoint's; bfloat16 for random weights), ``float32``, ``bfloat16``
             or ``float16``.
         attn: ``sdpa``, ``eager`` or ``flash_attention_2``.
@@ -93,6 +94,7 @@ def load(
         raise LoadError(f"unknown dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
     if random_weights:
         return _random(str(name), dtype, attn, device)
+    name = zoo.located(name)
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     _check_folder(str(name))
@@ -134,6 +136,7 @@ def load_processor(name: str | Path) -> Any:
     from transformers import AutoConfig, AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+    name = zoo.located(name)
     try:
         if importlib.util.find_spec("torchvision"):
             processor = AutoProcessor.from_pretrained(name)

@@ -11,7 +11,7 @@ from effivlm.budget import split
 from effivlm.methods.base import EncoderReducer, ImageTokens, PreLLM, Selection
 from effivlm.methods.signals import TextEmbeds
 from effivlm.runtime.audit import check_selection
-from effivlm.runtime.tokens import Image, Prompt, merge_rows
+from effivlm.runtime.tokens import Image, Prompt
 from effivlm.runtime.vision import Encoded
 from effivlm.setting import Part
 
@@ -137,11 +137,4 @@ def _merge_before_llm(prompt: Prompt, image: Image, where: Tensor, selection: Se
     if selection.merged is None or not len(selection.merged.target):
         return
     row, slots = image.row, image.slots[where]
-    embeds = prompt.embeds.clone()
-    embeds[row] = merge_rows(prompt.embeds[row], slots, selection.merged)
-    prompt.embeds = embeds
-    if (levels := prompt.side.get("deepstack_visual_embeds")) is not None:
-        rank = (prompt.visual.flatten().long().cumsum(0) - 1).view_as(prompt.visual)[row, slots]
-        prompt.side["deepstack_visual_embeds"] = [
-            merge_rows(f, rank, selection.merged) for f in levels
-        ]
+    prompt.merge(row, slots, selection.merged)

@@ -78,8 +78,8 @@ def _stacked(layers: Sequence[SlotLayer]) -> SlotLayer:
     pad = [width - k.shape[-2] for k in keys]
     equal = not any(pad) and all(x.valid is None for x in layers)
     fill = torch.nn.functional.pad
-    out.keys = torch.cat([fill(k, (0, 0, p, 0)) for k, p in zip(keys, pad, strict=True)])
-    out.values = torch.cat([fill(v, (0, 0, p, 0)) for v, p in zip(values, pad, strict=True)])
+    both_keys = torch.cat([fill(k, (0, 0, p, 0)) for k, p in zip(keys, pad, strict=True)])
+    both_values = torch.cat([fill(v, (0, 0, p, 0)) for v, p in zip(values, pad, strict=True)])
     index, valid = [], []
     for x, p in zip(layers, pad, strict=True):
         assert x.index is not None
@@ -91,7 +91,8 @@ def _stacked(layers: Sequence[SlotLayer]) -> SlotLayer:
             rows, ok = (t[:, None].expand(-1, heads, -1) for t in (rows, ok))
         index.append(fill(rows, (p, 0)))
         valid.append(fill(ok, (p, 0)))
-    out.index, out.valid = torch.cat(index), None if equal else torch.cat(valid)
+    both_valid = None if equal else torch.cat(valid)
+    out.narrow(both_keys, both_values, torch.cat(index), both_valid)
     return out
 
 

@@ -33,6 +33,17 @@ class FixedLayer(SlotLayer):
     keys: Tensor
     values: Tensor
 
+    def __init__(self, layer: SlotLayer, step: Tensor, limit: int) -> None:
+        super().__init__()
+        self.seen, self.prompt, self.step, self.is_initialized = (
+            layer.seen,
+            layer.prompt,
+            step,
+            True,
+        )
+        pad = (0, 0, limit, 0)
+        self.keys, self.values = (nn.functional.pad(x, pad) for x in layer.stored())
+
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -88,16 +99,7 @@ class FixedDecoder:
                 "a cache that was decoded from before cannot move to fixed slots: give a fork of"
                 " the prefill"
             )
-        assert layer.keys is not None and layer.values is not None
-        new = FixedLayer()
-        new.seen, new.prompt, new.step, new.is_initialized = (
-            layer.seen,
-            layer.prompt,
-            self.step,
-            True,
-        )
-        pad = (0, 0, self.limit, 0)
-        new.keys, new.values = (nn.functional.pad(x, pad) for x in (layer.keys, layer.values))
+        new = FixedLayer(layer, self.step, self.limit)
         index = layer.index if layer.index.ndim == 3 else layer.index[:, None]
         counts = real[:, None].expand(-1, index.shape[1], -1).gather(-1, index)
         if layer.valid is not None:

@@ -171,8 +171,7 @@ class Prefill:
         hidden, keep = cut_layer(place, self.promise.cuts[i], hidden)
         if keep is None:
             return hidden
-        sub = prompt.narrow(keep)
-        prompt.rel = sub if prompt.rel is None else prompt.rel.gather(1, sub)
+        sub = prompt.narrow_inside(keep)
         self.masks.clear()
         return take(hidden, sub, 1, 0)
 

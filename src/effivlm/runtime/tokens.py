@@ -141,6 +141,23 @@ class Prompt:
         gone = torch.ones_like(self.visual)
         return gone.scatter_(1, self.index, ~self.counts) & self.real
 
+    def merge(self, row: int, slots: Tensor, merge: Merge) -> None:
+        """Write a merge of the tokens at ``slots`` [n] into what will enter the LLM, deep-stack
+        features included.
+        """
+        embeds = self.embeds.clone()
+        embeds[row] = merge_rows(self.embeds[row], slots, merge)
+        self.embeds = embeds
+        if (levels := self.side.get("deepstack_visual_embeds")) is not None:
+            rank = (self.visual.flatten().long().cumsum(0) - 1).view_as(self.visual)[row, slots]
+            self.side["deepstack_visual_embeds"] = [merge_rows(f, rank, merge) for f in levels]
+
+    def narrow_inside(self, keep: Tensor) -> Tensor:
+        """`narrow` behind the text model's entry: ``rel`` follows."""
+        sub = self.narrow(keep)
+        self.rel = sub if self.rel is None else self.rel.gather(1, sub)
+        return sub
+
     def narrow(self, keep: Tensor) -> Tensor:
         """Keep ``keep`` [B, M] bool of the tokens in play; returns the chosen positions among them,
         [B, M'].

@@ -12,6 +12,16 @@ def names() -> list[str]:
     return sorted(p.parent.name for p in HOME.glob("*/config.json"))
 
 
+def located(name: str | Path) -> str | Path:
+    """The folder of ``zoo:NAME``; any other name as it is.
+
+    Raises:
+        UnknownName: with near names.
+    """
+    text = str(name)
+    return checkpoint(text.removeprefix("zoo:")) if text.startswith("zoo:") else name
+
+
 def checkpoint(name: str) -> Path:
     """The folder of a checkpoint.
 
