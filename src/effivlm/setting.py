@@ -72,6 +72,11 @@ class Setting:
             return text
         return text + ("," if ":" in str(self.parts[-1]) else ":") + f"positions={self.positions}"
 
+    @property
+    def acting(self) -> tuple[Part, ...]:
+        """The parts that change something."""
+        return tuple(p for p in self.parts if not p.full and any(map(p.at, STAGES.values())))
+
     def stage(self, stage: type[Method]) -> tuple[Part, ...]:
         """The parts that act at a stage and change something, in order."""
         return tuple(p for p in self.parts if p.at(stage) and not p.full)

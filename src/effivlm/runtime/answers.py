@@ -40,7 +40,7 @@ def scored(
     rows = plain.pop("logits_to_keep", 0)
     start = _answer(host, call, labels)
     if start is not None:
-        output = _prompt_then_answer(forward, host, plain, start)
+        output = _prompt_then_answer(forward, host, turn, plain, start)
     elif _reads_the_prompt(recipe):
         raise UnsupportedCall(
             "labels must begin after the last image, at one position in all rows, to score an"
@@ -68,7 +68,7 @@ def scored(
 
 def _reads_the_prompt(recipe: Recipe) -> bool:
     parts = (*recipe.before, *recipe.inside, *recipe.observers)
-    return any(not p.full and reads_prompt(p) for p in parts)
+    return any(reads_prompt(p) for p in parts)
 
 
 def _answer(host: Host, call: dict[str, Any], labels: Tensor) -> int | None:
@@ -86,7 +86,7 @@ def _answer(host: Host, call: dict[str, Any], labels: Tensor) -> int | None:
 
 
 def _prompt_then_answer(
-    forward: Callable[..., Any], host: Host, call: dict[str, Any], start: int
+    forward: Callable[..., Any], host: Host, turn: Turn, call: dict[str, Any], start: int
 ) -> Any:
     sequence = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
     size, images = sequence.shape[:2], set(host.image_call(call))
@@ -97,11 +97,18 @@ def _prompt_then_answer(
             continue
         if value.shape[:2] == size:
             prompt[name], answer[name] = value[:, :start], value[:, start:]
+            if "token_type_ids" in name:  # they place images, which the answer has none of
+                answer.pop(name)
         elif name == "position_ids":  # [axes, B, L]
             prompt[name], answer[name] = value[..., :start], value[..., start:]
     if isinstance(mask := call.get("attention_mask"), Tensor):
         answer["attention_mask"] = mask
     first = forward(**{**prompt, "use_cache": True})
+    if call.get("position_ids") is None and hasattr(host.base, "get_rope_index"):
+        assert turn.prefill is not None  # with a mask, such a model would count the prompt's again
+        answer["position_ids"] = turn.prefill.position + torch.arange(
+            size[1] - start, device=sequence.device
+        )
     output = forward(**{**answer, "use_cache": True, CACHE: getattr(first, CACHE)})
     output.logits = torch.cat([first.logits, output.logits], 1)
     return output

@@ -35,7 +35,10 @@ def fits(cache: Cache) -> bool:
 
 def slotted(cache: Cache) -> None:
     """Turn an empty dynamic cache into slot layers, in place."""
+    recording = any(getattr(layer, "record_past", False) for layer in cache.layers)
     cache.layers[:] = [SlotLayer() for _ in cache.layers]
+    for layer in slot_layers(cache) if recording else ():
+        layer.activate_past_recording()
     if cache.layer_class_to_replicate is not None:
         cache.layer_class_to_replicate = SlotLayer
 

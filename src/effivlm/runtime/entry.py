@@ -43,9 +43,10 @@ def taken(host: Host, setting: Setting, turn: Turn, call: dict[str, Any]) -> Cal
     mask = call.get("attention_mask")
     real = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
     encoded = (call.get("mm_encoder_outputs") or {}).get("image")
-    visual = placeholders(host, call, new) if marks is None else marks
+    again = turn.extends(call.get("input_ids"))  # what was generated may hold any token
+    visual = placeholders(host, call, new and not again) if marks is None else marks
     unseen = marks is None and new and call.get("input_ids") is None and not bool(visual.any())
-    if unseen and setting.parts:
+    if unseen and setting.acting:
         raise UnsupportedCall(
             "inputs_embeds in which no image placeholder can be seen: if image features are merged"
             " into them already, say where with session.mark_visual(mask), [B, L] bool, before the"
@@ -61,22 +62,21 @@ def check_cache(setting: Setting, recipe: Recipe, cache: Any, past: int) -> None
         UnsupportedCall: for a cache method without a cache, a cache whose layers have one length,
             and stages that cannot follow images in a later turn.
     """
-    live, inside = recipe.live, [p for p in recipe.inside if not p.full]
-    live = None if live is None or live.full else live
+    live = recipe.live
     if cache is None:
         if live is not None:
             raise UnsupportedCall(
                 f"{live} compresses the cache, and this call keeps none: leave out use_cache=False"
             )
     elif past:
-        if live is not None or inside or recipe.repack:
+        if live is not None or recipe.inside or recipe.repack:
             raise UnsupportedCall(
                 f"images in a later turn under {setting}: only what happens before the LLM can"
                 " follow a cached conversation; send it in one prompt"
             )
     elif fits(cache):
         slotted(cache)
-    elif any(not p.full for p in setting.parts):
+    elif setting.acting:
         raise UnsupportedCall(
             f"{type(cache).__name__} cannot hold layers of different lengths, which {setting}"
             " needs: leave out cache_implementation and past_key_values (a DynamicCache)"

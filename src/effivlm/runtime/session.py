@@ -8,7 +8,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
@@ -30,6 +30,7 @@ from effivlm.runtime.slots import Lease, SlotLayer
 from effivlm.runtime.support import (
     check_call,
     check_supported,
+    refused_copy,
     refused_switch,
     whole_prompts,
 )
@@ -117,6 +118,7 @@ class Session:
                 patches.set(module, "_compiled_call_impl", None)
         for owner in {id(x): x for x in (host.model, host.base, host.text)}.values():
             patches.wrap(owner, "set_attn_implementation", refused_switch)
+            patches.wrap(owner, "__reduce_ex__", refused_copy)
         patches.wrap(host.model, "_prefill", whole_prompts)
         patches.wrap(host.model, "generate", self._generating)
         patches.wrap(host.model, "forward", self._scoring)
@@ -130,13 +132,6 @@ class Session:
         patches.after(host.text, hook(self._leave_text))
         self.vision.open()
         self.tap.open()
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """A session, and so a model under one, can be neither copied nor pickled."""
-        raise TypeError(
-            "this model is under a compress() session, whose hooks would be copied with it: copy or"
-            " pickle it outside the with block"
-        )
 
     # ------------------------------------------------------------------------------------- reading
     @property
@@ -184,7 +179,7 @@ class Session:
         def forward(*args: Any, **kwargs: Any) -> Any:
             call = arguments(inner, args, kwargs)
             with self.lock, self.turn.reading(call.get("logits_to_keep", 0)):
-                if call.get("labels") is None or not self.setting.parts:
+                if call.get("labels") is None or not self.setting.acting:
                     return inner(*args, **kwargs)
                 return scored(inner, self.host, self.recipe, self.turn, call)
 
@@ -223,7 +218,7 @@ class Session:
     def _enter_text(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         cache, call = cache_of(kwargs), self.turn.call
         past = cache.get_seq_length() if cache is not None else 0
-        if past and not (kwargs["inputs_embeds"].shape[1] > 1 and bool(call.visual.any())):
+        if past and not (self.turn.brings_images and bool(call.visual.any())):
             self.turn.end()
             followed(cache, self.lease, past, kwargs)
             return args, kwargs

@@ -53,6 +53,7 @@ class SlotLayer(DynamicLayer):
     forgot: bool = False
     lease: Lease | None = None
     delta: Tensor | None = None
+    record_past: bool = False
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -98,6 +99,10 @@ class SlotLayer(DynamicLayer):
     def repack(self, delta: Tensor | None) -> None:
         """Reduce decode positions by ``delta`` [B, 1] or [axes, B, 1]; None: they are given."""
         self.delta = delta
+
+    def activate_past_recording(self) -> None:
+        """Forget nothing from now on (assisted decoding gives tokens back)."""
+        self.record_past = True
 
     def take_in(self, index: Tensor, valid: Tensor | None, length: int, window: int | None) -> None:
         """A prompt has been stored.
@@ -204,6 +209,8 @@ class SlotLayer(DynamicLayer):
     def forget(self) -> None:
         """Drop what a sliding window can no longer see (entries ascend, so it is a slice)."""
         assert self.index is not None and self.window is not None
+        if self.record_past:
+            return
         old = int((self.columns(0) <= self.seen - self.window).sum(-1).min())
         if old > 0:
             self.forgot = True

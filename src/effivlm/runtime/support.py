@@ -87,7 +87,7 @@ def check_call(setting: Setting, call: dict[str, Any]) -> None:
         for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
     }
     found = [name for name, value in asked.items() if value is not None]
-    readers = [p for p in setting.parts if not p.full and reads_prompt(p)]
+    readers = [p for p in setting.acting if reads_prompt(p)]
     if found and readers:
         raise UnsupportedCall(
             f"{found[0]}: the first step of assisted decoding holds proposed tokens beside the"
@@ -111,6 +111,18 @@ def refused_switch(inner: Any) -> Callable[..., NoReturn]:
         )
 
     return set_attn_implementation
+
+
+def refused_copy(inner: Any) -> Callable[..., NoReturn]:
+    """How a model inside a session is copied or pickled."""
+
+    def reduce(*args: Any) -> NoReturn:
+        raise TypeError(
+            "this model is under a compress() session, whose hooks would be copied with it: copy or"
+            " pickle it outside the with block"
+        )
+
+    return reduce
 
 
 def whole_prompts(prefill: Callable[..., Any]) -> Callable[..., Any]:

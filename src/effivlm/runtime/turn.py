@@ -118,6 +118,11 @@ class Turn(threading.local):
         else:
             self._waiting.append(encoded)
 
+    @property
+    def brings_images(self) -> bool:
+        """Whether images were encoded for the call on its way, or marked."""
+        return self._seen is not None or self.call.marked
+
     def claim(self) -> Encoded | None:
         """The images of the call on its way."""
         seen, self._seen = self._seen, None
@@ -152,12 +157,16 @@ class Turn(threading.local):
         """
         found, before = Decisions(), self._last
         if cacheless and ids is not None:
-            if before is not None and _extends(ids, before[0]):
+            if before is not None and self.extends(ids):
                 found = Decisions(before[1])
             self._last = (ids, found)
         else:
             self._last = None
         return found
+
+    def extends(self, ids: Tensor | None) -> bool:
+        """Whether ids are the last prompt, fed without a cache, and one token more."""
+        return ids is not None and self._last is not None and _extends(ids, self._last[0])
 
     def begin(self, prefill: Prefill) -> None:
         """A prompt enters the LLM."""

@@ -241,6 +241,7 @@ class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
         keep = torch.ones(cache.length, dtype=torch.bool, device=cache.keys.device)
         for image, final in cache.notes.get("final", {}).items():
             keep &= (cache.image != image) | torch.isin(cache.position, final.to(keep.device))
+        keep[-1] = True  # the row that predicts, where a prompt ends in an image
         return Entries(keep.expand(len(scores), -1).contiguous())
 
 
