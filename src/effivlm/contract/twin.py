@@ -121,8 +121,8 @@ class _Hiding:
         drop = ~keep[:, :, None, :]
         if first:
             drop = drop & ~torch.eye(mask.shape[-1], dtype=torch.bool)
-        # eager attention takes its softmax in float32, where the lowest float64 is -inf and a row of
-        # nothing else NaN
+        # eager attention takes its softmax in float32, where the lowest float64 is -inf and a row
+        # of nothing else NaN
         floor = torch.finfo(torch.float32).min
         kwargs["attention_mask"] = mask.clamp(min=floor).masked_fill(drop, floor)
         if first and self.writes and i in self.writes:
