@@ -6,20 +6,62 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 __version__ = version("effivlm")
-__all__ = ["Experiment", "__version__", "compress", "load", "report", "run"]
+__all__ = [
+    "Audit",
+    "AuditError",
+    "Budget",
+    "BudgetError",
+    "EffivlmError",
+    "Experiment",
+    "LoadError",
+    "Method",
+    "Setting",
+    "SettingError",
+    "UnknownName",
+    "Unsupported",
+    "UnsupportedCall",
+    "__version__",
+    "compress",
+    "load",
+    "parse_setting",
+    "run",
+    "write_report",
+]
 
 if TYPE_CHECKING:
+    from effivlm.budget import Budget, BudgetError
     from effivlm.config import Experiment
+    from effivlm.errors import EffivlmError
     from effivlm.experiment import run
-    from effivlm.families.loading import load
-    from effivlm.report.write import write as report
+    from effivlm.families.loading import LoadError, load
+    from effivlm.methods.base import Method
+    from effivlm.registry import UnknownName
+    from effivlm.report.write import write as write_report
+    from effivlm.runtime.account import Audit
+    from effivlm.runtime.audit import AuditError
+    from effivlm.runtime.host import UnsupportedCall
     from effivlm.runtime.session import compress
+    from effivlm.runtime.support import Unsupported
+    from effivlm.setting import Setting, SettingError, parse_setting
 
 _HOMES = {
+    "Audit": ("effivlm.runtime.account", "Audit"),
+    "AuditError": ("effivlm.runtime.audit", "AuditError"),
+    "Budget": ("effivlm.budget", "Budget"),
+    "BudgetError": ("effivlm.budget", "BudgetError"),
+    "EffivlmError": ("effivlm.errors", "EffivlmError"),
     "Experiment": ("effivlm.config", "Experiment"),
+    "LoadError": ("effivlm.families.loading", "LoadError"),
+    "Method": ("effivlm.methods.base", "Method"),
+    "Setting": ("effivlm.setting", "Setting"),
+    "SettingError": ("effivlm.setting", "SettingError"),
+    "UnknownName": ("effivlm.registry", "UnknownName"),
+    "Unsupported": ("effivlm.runtime.support", "Unsupported"),
+    "UnsupportedCall": ("effivlm.runtime.host", "UnsupportedCall"),
     "compress": ("effivlm.runtime.session", "compress"),
     "load": ("effivlm.families.loading", "load"),
-    "report": ("effivlm.report.write", "write"),
+    "parse_setting": ("effivlm.setting", "parse_setting"),
+    "write_report": ("effivlm.report.write", "write"),
     "run": ("effivlm.experiment", "run"),
 }
 
@@ -32,3 +74,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'effivlm' has no attribute {name!r}")
     module, attribute = _HOMES[name]
     return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    """The public names, whether imported yet or not."""
+    return sorted({*globals(), *__all__})

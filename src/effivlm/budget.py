@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from effivlm.errors import EffivlmError
+
 UNITS = ("visual", "visual_mean", "prompt_kv")
 
 
-class BudgetError(ValueError):
+class BudgetError(EffivlmError, ValueError):
     """A budget that is malformed, ambiguous or cannot be met."""
 
 

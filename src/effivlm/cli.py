@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from effivlm.errors import EffivlmError
+
 QUESTION = (
     "Which training-free acceleration should I use on this vision-language model, what does it"
     " cost, what does it save?"
@@ -255,9 +257,9 @@ def list_(
 
 
 def _list(what: str) -> None:
-    from effivlm import catalogue, registry
+    from effivlm import lists, registry
 
-    for line in registry.lookup("list", what, catalogue.LISTS)():
+    for line in registry.lookup("list", what, lists.LISTS)():
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -278,27 +280,7 @@ def _show(name: str) -> None:
 
 def _guard(verb: Callable[[], None]) -> None:
     """Errors that a user can mend are one message, not a traceback."""
-    from effivlm.budget import BudgetError
-    from effivlm.config import ConfigError
-    from effivlm.families.loading import LoadError
-    from effivlm.metrics.performance import MetricError
-    from effivlm.records import StoreError
-    from effivlm.registry import UnknownName
-    from effivlm.setting import SettingError
-    from effivlm.tasks.builtin import TaskError
-
-    known = (
-        BudgetError,
-        ConfigError,
-        LoadError,
-        MetricError,
-        StoreError,
-        UnknownName,
-        SettingError,
-        TaskError,
-        ImportError,
-        NotImplementedError,
-    )
+    known = (EffivlmError, ImportError, NotImplementedError)
     try:
         verb()
     except known as error:

@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from effivlm import registry
 from effivlm.budget import BudgetError
+from effivlm.errors import EffivlmError
 from effivlm.registry import UnknownName
 from effivlm.setting import Setting, SettingError, parse_setting
 
 
-class ConfigError(ValueError):
+class ConfigError(EffivlmError, ValueError):
     """An experiment that cannot be read; lists every mistake by key."""
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
+from effivlm.errors import EffivlmError
 
-class StoreError(RuntimeError):
+
+class StoreError(EffivlmError, RuntimeError):
     """A run folder that cannot be used; the message says why and what is intact."""
 
 

@@ -11,12 +11,14 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from effivlm.errors import EffivlmError
+
 if TYPE_CHECKING:
     from effivlm.families.base import Family
     from effivlm.methods.base import Method
 
 
-class UnknownName(KeyError):
+class UnknownName(EffivlmError, KeyError):
     """A name that is not registered; the message lists near names."""
 
     def __str__(self) -> str:
@@ -24,7 +26,7 @@ class UnknownName(KeyError):
         return str(self.args[0])
 
 
-class NameClash(RuntimeError):
+class NameClash(EffivlmError, RuntimeError):
     """Two things claim the same name."""
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from effivlm import registry
 from effivlm.budget import Budget, BudgetError, parse_budget
+from effivlm.errors import EffivlmError
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, Method, PreEncoder, PreLLM
 
 POSITIONS = ("original", "repack")
@@ -27,7 +28,7 @@ STAGES: dict[str, type[Method]] = {
 }
 
 
-class SettingError(ValueError):
+class SettingError(EffivlmError, ValueError):
     """A setting that cannot be read or whose parts do not fit together."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from effivlm.errors import EffivlmError
 from effivlm.runtime.cache import CACHE
 from effivlm.runtime.prefill import Prefill
 from effivlm.runtime.session import Session
@@ -16,7 +17,7 @@ from effivlm.runtime.session import Session
 STEPS = 6
 
 
-class ContractError(AssertionError):
+class ContractError(EffivlmError, AssertionError):
     """A method, or the runtime under it, that breaks the contract; the message says how."""
 
 

@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from torch import nn
 
 from effivlm import registry, zoo
+from effivlm.errors import EffivlmError
 from effivlm.families.base import Family, Shape
 
 
-class LoadError(RuntimeError):
+class LoadError(EffivlmError, RuntimeError):
     """A model that cannot be loaded; the message says what was expected and what to do."""
 
 

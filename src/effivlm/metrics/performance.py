@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from effivlm.errors import EffivlmError
 from effivlm.records import DocumentRecord
 from effivlm.tasks.scoring import normalise
 
@@ -23,7 +24,7 @@ Failures = Literal["zero", "exclude"]
 Pair = tuple[DocumentRecord, DocumentRecord]
 
 
-class MetricError(ValueError):
+class MetricError(EffivlmError, ValueError):
     """Numbers that cannot be computed from these records."""
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from effivlm.errors import EffivlmError
 from effivlm.methods.base import Entries, Merge, Method
 from effivlm.runtime.account import Account
 from effivlm.runtime.slots import SlotLayer
 from effivlm.runtime.tokens import Prompt
 
 
-class AuditError(RuntimeError):
+class AuditError(EffivlmError, RuntimeError):
     """The tensors do not hold what the setting promises, or a method broke its contract."""
 
 

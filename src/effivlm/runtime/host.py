@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from effivlm.errors import EffivlmError
 from effivlm.families.base import Family
 from effivlm.families.loading import family_of
 
 
-class UnsupportedCall(NotImplementedError):
+class UnsupportedCall(EffivlmError, NotImplementedError):
     """A model, an attention back end or a call that compression cannot follow; the message says
     why.
     """

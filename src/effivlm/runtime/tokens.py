@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from effivlm.errors import EffivlmError
 from effivlm.families.base import Family, Piece
 from effivlm.methods.base import Merge, Selection
 from effivlm.ops.precision import working, working_dtype
@@ -171,7 +172,7 @@ class Prompt:
         return sub
 
 
-class LayoutError(RuntimeError):
+class LayoutError(EffivlmError, RuntimeError):
     """The prompt's placeholders do not match the images that were encoded."""
 
 

@@ -24,6 +24,7 @@ import yaml
 from PIL import Image
 
 from effivlm import registry
+from effivlm.errors import EffivlmError
 from effivlm.tasks.scoring import SCORERS, Scorer
 
 HOME = Path(__file__).parent / "builtin"
@@ -31,11 +32,11 @@ SUITES = Path(__file__).parent / "suites"
 Opener = Callable[[], Image.Image]
 
 
-class TaskError(ValueError):
+class TaskError(EffivlmError, ValueError):
     """A task that cannot be read; the message names folder and key."""
 
 
-class MediaError(RuntimeError):
+class MediaError(EffivlmError, RuntimeError):
     """An image of one document that cannot be opened."""
 
 
