@@ -8,7 +8,7 @@ from effivlm.ops.select import top_k
 
 @dataclass(frozen=True)
 class Edges(PreLLM):
-    """Scores a token by how near it lies to the border; ``power`` below 1 flattens the score."""
+    """Scores a token by how far it lies from the middle; ``power`` weighs far against near."""
 
     name = "edges"
     paper = Paper("Edges (an example, not a paper)", "0000.00000", "")
@@ -23,4 +23,5 @@ class Edges(PreLLM):
         """The ``k`` tokens farthest from the middle."""
         place = tokens.place
         middle = (place.amin(0) + place.amax(0)) / 2
-        return Selection(top_k((place - middle).abs().amax(1) ** self.power, k))
+        away = (place - middle).abs() ** self.power
+        return Selection(top_k(away.sum(1), k))

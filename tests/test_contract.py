@@ -1,7 +1,5 @@
 """Every registered method on every family: the contract of docs/design.md section 11, on tiny random models."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import twin
@@ -11,8 +9,8 @@ from typer.testing import CliRunner
 
 from effivlm import cli, registry
 from effivlm.budget import parse_budget
-from effivlm.contract import rules
-from effivlm.methods.base import EncoderReducer, IntraLLM, PreEncoder, PreLLM, Selection
+from effivlm.contract import families, gate, rules
+from effivlm.methods.base import EncoderReducer, IntraLLM, PreLLM, Selection
 from effivlm.methods.baselines import RandomPre, Uniform
 from effivlm.runtime.session import Session
 from effivlm.runtime.support import Unsupported, check_supported
@@ -31,24 +29,27 @@ def keeps(rule, name, family):
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize(("name", "family"), PAIRS)
-def test_counts_indices_and_masking(name, family):
-    keeps(rules.counts_indices_and_masking, name, family)
+# sharing is tested below with all settings in one pass, which is stronger
+CASES = [
+    pytest.param(rule, name, family, id=f"{rule.check.__name__}-{name}-{family}")
+    for name in METHODS
+    for family in FAMILIES
+    for rule in gate.RULES
+    if rule.covers(family) and rule.check is not rules.shared_is_separate
+]
 
 
-@pytest.mark.parametrize(("name", "family"), PAIRS)
-def test_keep_all_is_bit_identical(name, family):
-    keeps(rules.keep_all_is_bit_identical, name, family)
+@pytest.mark.parametrize(("rule", "name", "family"), CASES)
+def test_methods(rule, name, family):
+    """Every rule of the gate, every method, every family."""
+    keeps(rule.check, name, family)
 
 
-@pytest.mark.parametrize(("name", "family"), PAIRS)
-def test_batch_of_two_is_two_singles(name, family):
-    keeps(rules.batch_of_two_is_two_singles, name, family)
-
-
-@pytest.mark.parametrize(("name", "family"), PAIRS)
-def test_eager_is_sdpa(name, family):
-    keeps(rules.eager_is_sdpa, name, family)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rule", families.RULES, ids=lambda r: r.__name__)
+def test_families(rule, family):
+    """Every rule of the gate for families."""
+    rule(family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,36 +70,6 @@ def test_shared_is_separate(family):
         settings.append(setting)
     assert len(settings) > len(METHODS)
     rules.check_shared(settings, family)
-
-
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_image_last_text_only_and_one_token(name, family):
-    keeps(rules.image_last_text_only_and_one_token, name, family)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_seed_and_global_random_state(name):
-    keeps(rules.seed_and_global_random_state, name, "llava")
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_text_form_and_paper(name):
-    rules.text_form_and_paper(name, "llava")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        m
-        for m in METHODS
-        if issubclass(registry.methods()[m], PreLLM | EncoderReducer | PreEncoder)
-        and not issubclass(registry.methods()[m], IntraLLM)
-    ],
-)
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "internvl"])
-def test_repack_is_a_shorter_prompt(name, family):
-    keeps(rules.repack_is_a_shorter_prompt, name, family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -187,7 +158,7 @@ class Restless(RandomPre):
 
 
 def check(monkeypatch, method, families):
-    monkeypatch.setattr(rules, "FAMILIES", families)
+    monkeypatch.setattr(gate, "FAMILIES", families)
     known = {**registry.methods(), method.name: method}
     monkeypatch.setattr(registry, "methods", lambda: known)
     result = CliRunner().invoke(cli.app, ["check", method.name])
@@ -198,14 +169,14 @@ def check(monkeypatch, method, families):
 def test_check_passes_a_sound_method_and_names_what_is_unsupported(monkeypatch, method):
     code, text = check(monkeypatch, method, ["idefics2", "llava"])
     assert code == 0, text
-    assert "llava: keeps all 9 rules" in text
+    assert "llava: keeps all 13 rules" in text
     assert ("idefics2: unsupported" in text) == (method is not Uniform)
 
 
 @pytest.mark.parametrize(
     ("method", "broken"),
     [
-        (Repeats, "counts indices and masking: AuditError: repeats returned indices"),
+        (Repeats, "counts are those promised: AuditError: repeats returned indices"),
         (Restless, "seed and global random state"),
     ],
 )
@@ -214,7 +185,23 @@ def test_check_names_the_rule_a_method_breaks(monkeypatch, method, broken):
     assert code == cli.BROKEN_CONTRACT and f"llava: breaks {broken}" in text, text
 
 
-def test_every_rule_is_run_by_a_test_above():
-    source = Path(__file__).read_text()
-    for rule in rules.RULES:
-        assert f"rules.{rule.check.__name__}" in source or rule.check is rules.shared_is_separate
+def test_check_takes_a_family(monkeypatch):
+    """Its own rules, then every method's on it; a layout that is wrong is named."""
+    import dataclasses
+
+    known = {**registry.families()}
+    mine = {n: registry.methods()[n] for n in ("none", "uniform", "snapkv")}
+    monkeypatch.setattr(registry, "methods", lambda: mine)
+    result = CliRunner().invoke(cli.app, ["check", "llava"])
+    assert result.exit_code == 0, result.output
+    assert "llava: keeps all 9 rules" in result.output and "snapkv: keeps all" in result.output
+    plain = known["llava"].layout
+
+    def swapped(model, call):
+        return [dataclasses.replace(p, source=p.source.flip(0)) for p in plain(model, call)]
+
+    known["llava"] = dataclasses.replace(known["llava"], layout=swapped)
+    monkeypatch.setattr(registry, "families", lambda: known)
+    result = CliRunner().invoke(cli.app, ["check", "llava"])
+    assert result.exit_code == cli.BROKEN_CONTRACT
+    assert "llava: breaks sources are the groups tokens are made of" in result.output

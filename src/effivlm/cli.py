@@ -207,16 +207,18 @@ def _calibrate(
 
 @app.command()
 def check(
-    name: Annotated[str, typer.Argument(help="A method, of this package or found by entry point.")],
+    name: Annotated[
+        str, typer.Argument(help="A method or family, of this package or found by entry point.")
+    ],
 ) -> None:
-    """Put a method through the contract on a tiny random model of every family: counts, masks,
-    batches, back ends, seeds.
+    """Put a method through the contract on a tiny random model of every family, or a family through
+    its own rules and those of every method.
     """
     _guard(lambda: _check(name))
 
 
 def _check(name: str) -> None:
-    from effivlm.contract.rules import check as verdicts
+    from effivlm.contract.gate import check as verdicts
 
     broken = 0
     for verdict in verdicts(name):

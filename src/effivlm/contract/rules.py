@@ -2,8 +2,10 @@
 rule is broken.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,12 +14,20 @@ from torch import Tensor
 from effivlm import registry
 from effivlm.budget import BudgetError
 from effivlm.contract import twin
-from effivlm.contract.twin import STEPS, Watched, close, generate, kept_masks, require
-from effivlm.families.tiny import FAMILIES, batch, double, exact
+from effivlm.contract.twin import (
+    STEPS,
+    Watched,
+    close,
+    generate,
+    kept_masks,
+    require,
+    same_tokens,
+)
+from effivlm.families.tiny import batch, double, exact
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, Method, PreEncoder, PreLLM
 from effivlm.runtime.plan import Plan
 from effivlm.runtime.session import Session
-from effivlm.runtime.support import Unsupported, check_supported
+from effivlm.runtime.support import check_supported
 from effivlm.setting import Setting, parse_setting
 
 SHARE = 0.4
@@ -42,29 +52,55 @@ def setting_for(name: str, family: str, share: float = SHARE) -> Setting:
 
 
 # ------------------------------------------------------------------------------- counts and masking
-def counts_indices_and_masking(name: str, family: str) -> None:
-    """Promised counts are the lengths; kept indices are sound; dropping equals masking through six
-    decode steps.
-    """
-    setting, model, inputs = setting_for(name, family), exact(family), double(family)
-    with Watched(model, setting) as session:
-        tokens, logits, cache = generate(model, inputs, STEPS)
-    seen = session.seen.prompt
+@functools.lru_cache(maxsize=1)
+def _watched(name: str, family: str) -> tuple[Setting, Watched, Tensor, Tensor, Any]:
+    """One run that several rules look at: setting, closed session, tokens, logits, cache."""
+    setting = setting_for(name, family)
+    with Watched(exact(family), setting) as session:
+        return setting, session, *generate(exact(family), double(family), STEPS)
+
+
+def counts_are_those_promised(name: str, family: str) -> None:
+    """Budgets are met, accounts say what the cache's tensors hold."""
+    setting, session, _, _, cache = _watched(name, family)
     _check_counts(setting, session, cache)
-    _check_indices(seen)
+
+
+def kept_indices_are_sound_and_text_stays(name: str, family: str) -> None:
+    """Ascending, unique, in range, with every text token, at every layer."""
+    seen = _watched(name, family)[1].seen.prompt
+    text = set((~seen.visual[0]).nonzero()[:, 0].tolist())
+    for layer, (index, _) in seen.kept.items():
+        sound = bool((index[0].diff() > 0).all()) and int(index.max()) < seen.visual.shape[1]
+        require(sound, f"layer {layer}: kept indices are not ascending, unique and in range")
+        lost = sorted(text - set(index[0].tolist()))
+        require(not lost, f"layer {layer}: text token {lost[:1]} was dropped")
+
+
+def dropping_equals_masking(name: str, family: str) -> None:
+    """Through six decode steps, against the uncompressed model that hides the same tokens."""
+    setting, session, tokens, logits, _ = _watched(name, family)
     if any(getattr(p.method, "merges_cache", False) for p in setting.parts):
         return  # merged keys have no masked twin; the method's own tests cover them
-    prefill, decode = kept_masks(session, model.get_decoder().config.num_attention_heads)
+    seen, inputs = session.seen.prompt, double(family)
+    prefill, decode = kept_masks(session, session.host.heads)
     eager, writes = exact(family, "eager"), dict(session.writes)
     if "deepstack_visual_embeds" in seen.side:
         writes["deepstack"] = seen.side["deepstack_visual_embeds"]
-    want = twin.run(eager, inputs, tokens, prefill, decode, seen.embeds, writes)
-    close(logits, want)
-    if any(p.at(s) for p in setting.parts for s in (PreEncoder, EncoderReducer, PreLLM, IntraLLM)):
-        changed = (logits[:, :1] - generate(model, inputs, 1)[1]).abs().max()
+    close(logits, twin.run(eager, inputs, tokens, prefill, decode, seen.embeds, writes))
+
+
+def dropping_changes_something(name: str, family: str) -> None:
+    """So that an equality above cannot be that of doing nothing."""
+    setting, session, tokens, logits, _ = _watched(name, family)
+    inputs = double(family)
+    early = (PreEncoder, EncoderReducer, PreLLM, IntraLLM)
+    if any(p.at(s) for p in setting.parts for s in early):
+        changed = (logits[:, :1] - generate(exact(family), inputs, 1)[1]).abs().max()
     else:
         every = {i: torch.ones_like(inputs["input_ids"]).bool() for i in range(session.layers)}
-        changed = (want[:, 1] - twin.run(eager, inputs, tokens, every, every)[:, 1]).abs().max()
+        plain = twin.run(exact(family, "eager"), inputs, tokens, every, every)
+        changed = (logits[:, 1] - plain[:, 1]).abs().max()
     require(float(changed) > 1e-4, "dropping tokens changed nothing")
 
 
@@ -104,14 +140,6 @@ def _check_counts(setting: Setting, session: Watched, cache: Any) -> None:
         require(got == want, f"{got} cache entries are held over all layers, the budget is {want}")
 
 
-def _check_indices(seen: Any) -> None:
-    text = set((~seen.visual[0]).nonzero()[:, 0].tolist())
-    for index, _ in seen.kept.values():
-        sound = bool((index[0].diff() > 0).all()) and int(index.max()) < seen.visual.shape[1]
-        require(sound, "kept indices are not ascending, unique and in range")
-        require(text <= set(index[0].tolist()), "text was dropped")
-
-
 # ------------------------------------------------------------------------------------- equivalences
 def keep_all_is_bit_identical(name: str, family: str) -> None:
     """A share of 1.0 gives the same bits, and leaving the session restores the model."""
@@ -139,14 +167,15 @@ def batch_of_two_is_two_singles(name: str, family: str) -> None:
         return  # tiles of one call must have one size
     single = []
     for x in (one, other):
-        with Session(model, setting) as session:
-            single.append((generate(model, x, 4)[1], session.accounts[0]))
-    with Session(model, setting) as session:
+        with Watched(model, setting) as alone:
+            single.append((alone, generate(model, x, 4)[1], alone.accounts[0]))
+    with Watched(model, setting) as session:
         both = generate(model, batch(family, one, other), 4)[1]
-    for i, (logits, account) in enumerate(single):
+    for i, (alone, logits, account) in enumerate(single):
+        same_tokens(session.seen.prompt, alone.seen.prompt, (i, 0))
         same = dataclasses.astuple(session.accounts[i]) == dataclasses.astuple(account)
         require(same, f"row {i} of a batch costs {session.accounts[i]}, alone {account}")
-        close(both[i : i + 1], logits, 2e-4)
+        close(both[i : i + 1], logits, 2e-4, f"row {i} of a batch")
 
 
 def eager_is_sdpa(name: str, family: str) -> None:
@@ -154,10 +183,11 @@ def eager_is_sdpa(name: str, family: str) -> None:
     setting, inputs, results = setting_for(name, family), double(family, 2), []
     for attention in ("sdpa", "eager"):
         model = exact(family, attention)
-        with Session(model, setting) as session:
-            results.append((generate(model, inputs, 2)[1], session.accounts))
-    require(results[0][1] == results[1][1], f"sdpa costs {results[0][1]}, eager {results[1][1]}")
-    close(results[0][0], results[1][0], 2e-4)
+        with Watched(model, setting) as session:
+            results.append((session, generate(model, inputs, 2)[1], session.accounts))
+    same_tokens(results[0][0].seen.prompt, results[1][0].seen.prompt)
+    require(results[0][2] == results[1][2], f"sdpa costs {results[0][2]}, eager {results[1][2]}")
+    close(results[0][1], results[1][1], 2e-4)
 
 
 def shared_is_separate(name: str, family: str) -> None:
@@ -269,69 +299,55 @@ def text_form_and_paper(name: str, family: str) -> None:
     require(frozen, "the class is not a frozen dataclass")
 
 
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """A rule and the families it is checked on."""
-
-    check: Callable[[str, str], None]
-    families: tuple[str, ...] = tuple(FAMILIES)
-
-    @property
-    def title(self) -> str:
-        """The rule in words."""
-        return self.check.__name__.replace("_", " ")
-
-
-RULES = (
-    Rule(text_form_and_paper, ("llava",)),
-    Rule(counts_indices_and_masking),
-    Rule(keep_all_is_bit_identical),
-    Rule(batch_of_two_is_two_singles),
-    Rule(eager_is_sdpa),
-    Rule(shared_is_separate),
-    Rule(repack_is_a_shorter_prompt, ("llava", "qwen2_vl", "internvl")),
-    Rule(image_last_text_only_and_one_token, ("llava", "qwen2_5_vl")),
-    Rule(seed_and_global_random_state, ("llava",)),
-)
+def every_option_is_read_or_refused(name: str, family: str) -> None:
+    """No field that nothing reads, whatever the budget and the other fields: it is refused then."""
+    fields = dataclasses.fields(registry.methods()[name])
+    setting_for(name, family)
+    read = _fields_read(parse_setting(text_of(name)), family)
+    for field in (f for f in fields if f.name not in read):
+        mine = list(_other_values(text_of(name), field))
+        if not mine:
+            continue  # every other value is refused
+        elsewhere = [parse_setting(text_of(name, 0.2)), *mine]
+        elsewhere += [s for f in fields for s in _other_values(text_of(name), f)]
+        require(
+            any(field.name in _fields_read(s, family) for s in elsewhere),
+            f"{mine[0]}: nothing reads {field.name}, so it must be refused",
+        )
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What came of a method on a family: rules kept, rules broken with what was wrong, or why it is
-    unsupported.
-    """
+def _fields_read(setting: Setting, family: str) -> set[str]:
+    """Names of a method's fields that are read while a prompt is answered."""
+    read: set[str] = set()
+    (part,) = setting.parts
+    names = {f.name for f in dataclasses.fields(part.method)}  # type: ignore[arg-type]
 
-    family: str
-    kept: int
-    broken: tuple[str, ...]
-    unsupported: str = ""
+    def spy(self: Any, key: str) -> Any:
+        if key in names:
+            read.add(key)
+        return object.__getattribute__(self, key)
 
-    def lines(self) -> Iterator[str]:
-        """The verdict in words."""
-        if self.unsupported:
-            yield f"{self.family}: unsupported: {self.unsupported.split(': ', 1)[-1]}"
-        elif not self.broken:
-            yield f"{self.family}: keeps all {self.kept} rules"
-        yield from (f"{self.family}: breaks {what}" for what in self.broken)
+    cls: Any = type(part.method)
+    plain = {"__hash__": object.__hash__, "__eq__": object.__eq__, "__getattribute__": spy}
+    spied = type(cls.__name__, (cls,), plain)
+    values = {n: getattr(part.method, n) for n in names}
+    watched = dataclasses.replace(part, method=spied(**values))
+    read.clear()
+    with Session(exact(family), Setting((watched,))):
+        generate(exact(family), double(family), 2)
+    return read
 
 
-def check(name: str) -> Iterator[Verdict]:
-    """Put a method through every rule on every family.
-
-    Raises:
-        UnknownName: with near names.
-    """
-    registry.lookup("method", name, registry.methods())
-    for family in FAMILIES:
-        rules, broken = [r for r in RULES if family in r.families], []
-        try:
-            for rule in rules:
-                try:
-                    rule.check(name, family)
-                except Unsupported:
-                    raise
-                except Exception as error:  # a method may fail in any way; that is what is reported
-                    broken.append(f"{rule.title}: {type(error).__name__}: {error}")
-            yield Verdict(family, len(rules) - len(broken), tuple(broken))
-        except Unsupported as error:
-            yield Verdict(family, 0, tuple(broken), str(error))
+def _other_values(text: str, field: "dataclasses.Field[Any]") -> Iterator[Setting]:
+    """Settings in which only a field differs; those that are refused are left out."""
+    value = field.default
+    options: tuple[Any, ...] = ()
+    if isinstance(value, bool):
+        options = ("false" if value else "true",)
+    elif isinstance(value, int):
+        options = (value + 1, max(1, value // 2), 2)
+    elif isinstance(value, float):
+        options = (value * 0.5, value * 2, 0.99)
+    for option in options:
+        with contextlib.suppress(ValueError):
+            yield parse_setting(f"{text}:{field.name}={option}")

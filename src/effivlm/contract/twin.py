@@ -13,6 +13,7 @@ from effivlm.errors import EffivlmError
 from effivlm.runtime.cache import CACHE
 from effivlm.runtime.prefill import Prefill
 from effivlm.runtime.session import Session
+from effivlm.runtime.tokens import Prompt
 
 STEPS = 6
 
@@ -27,10 +28,44 @@ def require(kept: bool, message: str) -> None:
         raise ContractError(message)
 
 
-def close(a: Tensor, b: Tensor, tol: float = 1e-4) -> None:
-    """Require logits to agree."""
-    error = (a.double() - b.double()).abs().max().item()
-    require(error < tol, f"logits differ by {error:.2g}")
+def close(a: Tensor, b: Tensor, tol: float = 1e-4, what: str = "") -> None:
+    """Require logits [B, steps, V], or any tensors of one shape, to agree; says where they first
+    do not.
+    """
+    apart = (a.double() - b.double()).abs().nan_to_num(nan=torch.inf)
+    error = float(apart.max())
+    if error < tol:
+        return
+    where = [int(i) for i in (apart >= tol).nonzero()[0]]
+    named = f"row {where[0]}, step {where[1]}" if len(where) == 3 else f"index {where}"
+    raise ContractError(
+        f"{what + ': ' if what else ''}logits differ by {error:.2g}, first at {named}"
+    )
+
+
+def same_tokens(one: Prompt, other: Prompt, rows: tuple[int, int] = (0, 0)) -> None:
+    """Require two prefills to have kept the same tokens at every layer, counted from the prompt's
+    first real token; names layer and first difference.
+    """
+    for layer in one.kept:
+        a, b = (_kept(p, layer, row) for p, row in zip((one, other), rows, strict=True))
+        if a == b:
+            continue
+        at = next(
+            (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+        )
+        pair = [x[at] if at < len(x) else "nothing" for x in (a, b)]
+        raise ContractError(
+            f"layer {layer} keeps {len(a)} and {len(b)} tokens; number {at} is token {pair[0]} and"
+            f" {pair[1]}"
+        )
+
+
+def _kept(prompt: Prompt, layer: int, row: int) -> list[int]:
+    index, valid = prompt.kept[layer]
+    counts = prompt.real[row, index[row]]
+    counts = counts if valid is None else counts & valid[row]
+    return (index[row][counts] - int(prompt.real[row].int().argmax())).tolist()
 
 
 def generate(
