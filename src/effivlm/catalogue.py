@@ -108,13 +108,13 @@ def _tasks() -> Iterator[str]:
 
 
 def _support() -> Iterator[str]:
-    """docs/support.md: which method works with which family, and why not."""
+    """A page: which method works with which family, and why not."""
     families, reasons = list(registry.families()), {}
     yield "# Methods and families"
     yield ""
     yield (
-        "Generated from the registry: `effivlm list support > docs/support.md`. Every `+` is a pair"
-        " that the contract tests run"
+        "Generated from the registry (`effivlm list support`). Every `+` is a pair that the"
+        " contract tests run"
     )
     yield (
         "(`tests/test_contract.py`); every number is a pair that is refused before anything runs,"

@@ -56,8 +56,10 @@ class Session:
         wrap: what every hook is wrapped in (measuring).
 
     Raises:
-        SettingError, BudgetError, UnknownName: for a setting that cannot be read. Others: see
-        `check_supported` and `host_of`.
+        SettingError: for a setting that cannot be read or carried out on the family.
+        BudgetError: for a budget that no image could meet.
+        UnknownName: for a method that is not there.
+        UnsupportedCall: for a model that cannot be followed.
     """
 
     def __init__(
@@ -283,7 +285,9 @@ def compress(model: nn.Module, setting: Setting | str) -> Session:
         setting: a `Setting` or its text form, such as ``visionzip@0.1 + snapkv@0.4``.
 
     Raises:
-        SettingError, BudgetError, UnknownName: for a setting that cannot be read or carried out.
+        SettingError: for a setting that cannot be read or carried out.
+        BudgetError: for a budget that no image could meet.
+        UnknownName: for a method that is not there.
         UnsupportedCall: for a model that cannot be followed.
     """
     return Session(model, setting)
