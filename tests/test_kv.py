@@ -8,7 +8,7 @@ from kv_contexts import kept, layer_cache, spans
 
 from effivlm.methods.base import KVCache
 from effivlm.methods.baselines import RandomKV
-from effivlm.methods.kv_cache import allocators, scorers
+from effivlm.methods.kv_cache import allocators, scorers, scoring
 from effivlm.methods.kv_cache.adakv import AdaKV
 from effivlm.methods.kv_cache.criticalkv import CriticalKV
 from effivlm.methods.kv_cache.expected_attention import ExpectedAttention
@@ -318,6 +318,40 @@ def test_pyramid_falls_and_density_follows():
         == [100 + 1800] + [100 + 720] * 5
     )
     assert allocators.Density(0.1)([1000] * 6, 0.4, [1.0, 0.1, 0.1, 0.1, 0.1, 0.1])[0] == 1000
+
+
+def lengths_behind_cuts(seed):
+    """A random profile of layer lengths that never rises, as cuts inside the LLM leave it."""
+    g = torch.Generator().manual_seed(seed)
+    layers, cuts = int(torch.randint(2, 40, (), generator=g)), 1 + seed % 3
+    places = torch.randint(1, layers, (cuts,), generator=g).tolist()
+    held = sorted(torch.randint(1, 900, (cuts + 1,), generator=g).tolist(), reverse=True)
+    return [held[sum(p <= layer for p in places)] for layer in range(layers)]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.4, 0.7, 0.97])
+@pytest.mark.parametrize("beta", [1, 20])
+def test_pyramid_falls_behind_any_cut(share, beta):
+    """Counts never rise and spend the whole budget, whatever the layers hold."""
+    for lengths in ([640] * 14 + [64] * 14, *map(lengths_behind_cuts, range(60))):
+        counts = allocators.Pyramid(beta, 0.1)(lengths, share, None)
+        assert counts == sorted(counts, reverse=True), lengths
+        assert sum(counts) == sum(allocators.uniform_counts(lengths, share)), lengths
+        assert all(1 <= c <= n for c, n in zip(counts, lengths, strict=True)), lengths
+        windows = [scoring.recent(c, 0.1) for c in allocators.uniform_counts(lengths, share)]
+        assert all(w <= c for w, c in zip(windows, counts, strict=True)), lengths
+        # lengths that rise: only a layer that keeps all it holds may keep less than a later one
+        lengths = lengths[::-1]
+        counts = allocators.Pyramid(beta, 0.1)(lengths, share, None)
+        assert sum(counts) == sum(allocators.uniform_counts(lengths, share)), lengths
+        open_ = [c for c, n in zip(counts, lengths, strict=True) if c < n]
+        assert open_ == sorted(open_, reverse=True), lengths
+
+
+def test_pyramid_behind_a_cut_is_as_steep_as_without():
+    """`vtw@0.5 + pyramidkv@0.4` on 28 layers: the whole front half falls, and so does the back."""
+    counts = allocators.Pyramid(20, 0.1)([640] * 14 + [64] * 14, 0.4, None)
+    assert counts[0] > 1.7 * counts[13] > 1.7 * 64 and counts[14] == 64 > counts[-1]
 
 
 def test_hybrid_mixes_any_adaptive_allocator():

@@ -25,6 +25,10 @@ class Pyramid:
     """Less and less from the first layer to the last (PyramidKV); every layer has the window of the
     mean budget.
 
+    Behind a cut inside the LLM layers hold unequal lengths. The line is laid through the mean of
+    all layers; a layer that holds less than its part keeps all it holds, and the others take the
+    rest in proportion: no layer gets more than one before it, unless that one keeps everything.
+
     Attributes:
         beta: mean over last-layer budget. window: share of the mean budget that is the recent
             window.
@@ -42,18 +46,17 @@ class Pyramid:
     ) -> list[int]:
         """Entries per KV head and layer."""
         assert share is not None
-        caps = uniform_counts(lengths, share)
-        windows = [recent(c, self.window) for c in caps]
+        caps, layers = uniform_counts(lengths, share), len(lengths)
         if self.variant == "effivlm":
             plans = [
-                pyramid_floor(c, w, n, len(lengths), self.beta)
-                for c, w, n in zip(caps, windows, lengths, strict=True)
+                pyramid_floor(c, recent(c, self.window), n, layers, self.beta)
+                for c, n in zip(caps, lengths, strict=True)
             ]
             return [plan[i] for i, plan in enumerate(plans)]
-        room = [n - w for n, w in zip(lengths, windows, strict=True)]
-        heavy = sum(caps) - sum(windows)
-        wish = pyramid(heavy / len(lengths), len(lengths), min(room), self.beta)
-        return [h + w for h, w in zip(split(heavy, wish, room), windows, strict=True)]
+        mean = sum(caps) / layers
+        window = recent(int(mean), self.window)
+        line = pyramid(mean - window, layers, max(lengths) - window, self.beta)
+        return split(sum(caps), [window + x for x in line], lengths)
 
 
 @dataclass(frozen=True)
