@@ -8,7 +8,7 @@ otherwise.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from effivlm.budget import Budget, split
+from effivlm.budget import Budget, BudgetError, split
 from effivlm.methods.base import Allocator
 from effivlm.methods.kv_cache.scoring import recent
 from effivlm.ops.allocate import bounded, density_shares, pyramid, pyramid_floor
@@ -129,10 +129,19 @@ class Hybrid:
     def __call__(
         self, lengths: list[int], share: float | None, statistics: list[float] | None
     ) -> list[int]:
-        """Entries per KV head and layer; without a budget what the inner one keeps."""
+        """Entries per KV head and layer; without a budget what the inner one keeps.
+
+        Raises:
+            BudgetError: for ``uniform`` without a budget, which it would be a part of.
+        """
         own = self.inner(lengths, share, statistics)
-        if share is None or self.uniform == 0:
+        if self.uniform == 0:
             return own
+        if share is None:
+            raise BudgetError(
+                f"uniform={self.uniform} spreads a budget, and none was given: write for example"
+                f" plphp@0.2:uniform={self.uniform}, or leave uniform out"
+            )
         even = uniform_counts(lengths, share)
         wish = [self.uniform * e + (1 - self.uniform) * o for e, o in zip(even, own, strict=True)]
         return split(sum(own), wish, lengths)

@@ -52,8 +52,17 @@ class LookM(WindowedKV):
             "cosine 0 for zero keys, merges in float32",
         ),
     )
+    amounts: ClassVar[bool] = False  # text is set apart by an offset
     merge: Literal["none", "averaged", "pivotal", "weighted"] = "pivotal"
     modality: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        super().__post_init__()
+        if self.modality and self.merge == "none":
+            raise ValueError(
+                "look_m: modality=true has no effect with merge=none: leave one of them out"
+            )
 
     @property
     def merges_cache(self) -> bool:
