@@ -13,10 +13,12 @@ from kv_source import Layer
 from effivlm.budget import Budget
 from effivlm.methods.base import KVCache
 from effivlm.methods.kv_cache.adakv import AdaKV
+from effivlm.methods.kv_cache.h2o import H2O
 from effivlm.methods.kv_cache.layer_adaptive import LayerAdaptive
 from effivlm.methods.kv_cache.pyramidkv import PyramidKV
 from effivlm.methods.kv_cache.vl_cache import VLCache
 from effivlm.registry import methods
+from effivlm.setting import Part
 
 SHARES = ("1%", "5%", "10%", "20%", "40%")
 LENGTHS = (40, 75, 640, 2000, 8000)
@@ -58,8 +60,8 @@ def main() -> int:
         if issubclass(cls, KVCache) and cls.units[0] == "prompt_kv"
     ]
     every += [
-        AdaKV(base="h2o"),
-        LayerAdaptive(base="h2o", uniform=0.4),
+        AdaKV(H2O()),
+        LayerAdaptive(H2O(), uniform=0.4),
         VLCache(uniform=0.4),
         VLCache(uniform=0.8),
     ]
@@ -76,10 +78,8 @@ def main() -> int:
             ]
             missed += sum(x != 0 for x in off)
             cells.append(" ".join(map(str, off)))
-        fields = {k: getattr(method, k) for k in ("base", "uniform") if getattr(method, k, 0)}
         print(
-            f"{method.name + ' ' + ' '.join(map(str, fields.values())):34}"
-            + "".join(f"{c:>22}" for c in cells),
+            f"{Part(method, None)!s:34}" + "".join(f"{c:>22}" for c in cells),
             flush=True,
         )
     print("\nrealised over asked of variants that reproduce published miscounting, L = 2000")

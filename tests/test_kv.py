@@ -1,14 +1,17 @@
 """Cache methods against naive loops over dense attention, allocators' totals, mergers, and properties of every scorer."""
 
+import dataclasses
 import math
+import typing
 
 import pytest
 import torch
 from kv_contexts import kept, layer_cache, spans
 
+from effivlm.budget import BudgetError
 from effivlm.methods.base import KVCache
 from effivlm.methods.baselines import RandomKV
-from effivlm.methods.kv_cache import allocators, scorers
+from effivlm.methods.kv_cache import allocators, scoring
 from effivlm.methods.kv_cache.adakv import AdaKV
 from effivlm.methods.kv_cache.criticalkv import CriticalKV
 from effivlm.methods.kv_cache.expected_attention import ExpectedAttention
@@ -31,7 +34,24 @@ torch.set_num_threads(1)
 EVERY = [
     cls for cls in methods().values() if issubclass(cls, KVCache) and cls.units[0] == "prompt_kv"
 ]
-WRAPPED = [w(base=b) for w in (AdaKV, CriticalKV, LayerAdaptive) for b in scorers.SCORERS]
+SCORERS = [
+    ExpectedAttention(value_norms=False),
+    H2O(),
+    KeyDiff(),
+    Knorm(),
+    LookM(merge="none"),
+    SnapKV(),
+    SnapKV(rows=32, kernel=7, pooling="max"),
+    Tova(shared=False),
+    VLCache(),
+    PyramidKV(),
+]
+WRAPPED = [
+    *(AdaKV(s) for s in SCORERS),
+    AdaKV(normalize=True),
+    *(CriticalKV(s) for s in SCORERS if s.amounts),
+    *(LayerAdaptive(s) for s in SCORERS if s.allocator is None),
+]
 ALL = [cls() for cls in EVERY] + WRAPPED
 SHARED = [
     SnapKV,
@@ -52,7 +72,8 @@ FOLDED = [
 
 
 def name_of(method):
-    return f"{method.name}-{getattr(method, 'base', '')}".rstrip("-")
+    held = getattr(method, "scorer", None)
+    return f"{method.name}-{held.name}" if held else method.name
 
 
 def best(scores, k):
@@ -132,21 +153,66 @@ def test_keydiff_formula():
 
 
 def test_criticalkv_formula():
-    method = CriticalKV(base="snapkv")
-    cache, _ = layer_cache(method, 80)
-    scores, norms = SnapKV().score(cache, 21), cache.values.double().abs().sum(-1) * 3
+    """Loops over the dense attention: means over the two observing rows, epsilon added, times norms."""
+    method = CriticalKV(SnapKV(pooling="none"), epsilon=0.02)
+    cache, attention = layer_cache(method, 80)
+    scores = attention[:, -2:].mean(1).view(2, 2, 80).mean(1)
+    scores[:, -2:] = torch.inf
+    norms = cache.values.double().abs().sum(-1) * 3
     got = heads_of(method.choose(cache, method.score(cache, 21), 21))
     for h, row in enumerate(got):
         first = best(scores[h].tolist(), 10)
         rest = [
-            -math.inf if j in first else (float(scores[h, j]) + 1e-4) * float(norms[h, j])
+            -math.inf if j in first else (float(scores[h, j]) + 0.02) * float(norms[h, j])
             for j in range(80)
         ]
         assert row == sorted(first + best(rest, 11))
 
 
+@pytest.mark.parametrize("method", [H2O(), SnapKV(pooling="none"), VLCache(), Tova()])
+def test_amounts_are_means_over_observing_rows(method):
+    """What is added to a score, and compared between heads, does not depend on how many rows observe."""
+    cache, attention = layer_cache(method, 80, image=spans(80, ((3, 25),)))
+    first = {"h2o": 0, "snapkv": 80 - 2, "vl_cache": 25, "tova": 79}[method.name]
+    want = attention[:, first:].mean(1).view(2, -1, 80).mean(1).float()
+    if method.name == "tova":
+        want = want.mean(0).expand(2, -1)
+    got = method.score(cache, 20)
+    seen = got < torch.inf
+    assert method.amounts and int(seen.sum()) >= 2 * 78
+    torch.testing.assert_close(got[seen], want[seen], rtol=1e-5, atol=1e-7)
+
+
+def test_criticalkv_protects_entries_whose_values_are_zero():
+    v = torch.randn(2, 80, 8, generator=torch.Generator().manual_seed(0))
+    v[:, 60:] = 0
+    keep = kept(CriticalKV(SnapKV(window=0.5), first=0.1), 80, 20, v=v)[0].keep
+    assert bool(keep[:, 70:].all()) and keep.sum(1).tolist() == [20, 20]
+
+
+def test_criticalkv_halves_the_count_a_layer_gets():
+    """With layer budgets of the scorer's the count is known after scoring: half of that one is chosen by score alone."""
+    method = CriticalKV(PyramidKV(pooling="none", window=0.0), first=0.5)
+    cache, _ = layer_cache(method, 80)
+    scores = method.score(cache, 20)
+    for k in (6, 20, 44):
+        keep = method.choose(cache, scores, k).keep
+        best_half = method.scorer.choose(cache, scores[0], k // 2).keep
+        assert bool((keep | ~best_half).all()) and keep.sum(1).tolist() == [k, k]
+
+
+@pytest.mark.parametrize("wrapper", [AdaKV, CriticalKV])
+def test_wrappers_keep_the_layer_budgets_of_their_scorer(wrapper):
+    for scorer in (PyramidKV(beta=7), VLCache(uniform=0.4)):
+        method = wrapper(scorer)
+        assert method.allocator == scorer.allocator and method.signals >= scorer.signals
+        cache, _ = layer_cache(method, 80)
+        if method.allocator.needs_statistics:
+            assert method.statistic(cache) == scorer.statistic(cache) > 0
+
+
 def test_adakv_formula():
-    method = AdaKV(base="snapkv", floor=0.2)
+    method = AdaKV(floor=0.2)
     cache, _ = layer_cache(method, 80, heads=6, groups=3)
     scores, k, w = method.score(cache, 20), 20, 2
     pairs = [(-float(scores[h, j]), h, j) for h in range(3) for j in range(78)]
@@ -225,8 +291,8 @@ def test_fold_of_query_heads(cls):
     assert torch.equal(mean.sum(1), largest.sum(1))
 
 
-@pytest.mark.parametrize("base", scorers.SCORERS)
-def test_adakv_spreads_unevenly_over_any_scorer(base):
+@pytest.mark.parametrize("scorer", SCORERS, ids=lambda s: s.name)
+def test_adakv_spreads_unevenly_over_any_scorer(scorer):
     """One KV head with sharp attention, small keys and small values, one flat: they do not keep the same count."""
     g = torch.Generator().manual_seed(3)
     q, k, v = (
@@ -237,7 +303,7 @@ def test_adakv_spreads_unevenly_over_any_scorer(base):
     q[:2], k[1], v[1] = 6 * q[:2], 0.2 * k[1] + 0.2, 0.2 * v[1]
     image = torch.full((80,), -1)
     image[5:70] = 0
-    entries = kept(AdaKV(base=base), 80, 30, q=q, k=k, v=v, image=image)[0].keep.sum(1).tolist()
+    entries = kept(AdaKV(scorer), 80, 30, q=q, k=k, v=v, image=image)[0].keep.sum(1).tolist()
     assert sum(entries) == 60 and entries[0] != entries[1]
 
 
@@ -320,8 +386,42 @@ def test_pyramid_falls_and_density_follows():
     assert allocators.Density(0.1)([1000] * 6, 0.4, [1.0, 0.1, 0.1, 0.1, 0.1, 0.1])[0] == 1000
 
 
+def lengths_behind_cuts(seed):
+    """A random profile of layer lengths that never rises, as cuts inside the LLM leave it."""
+    g = torch.Generator().manual_seed(seed)
+    layers, cuts = int(torch.randint(2, 40, (), generator=g)), 1 + seed % 3
+    places = torch.randint(1, layers, (cuts,), generator=g).tolist()
+    held = sorted(torch.randint(1, 900, (cuts + 1,), generator=g).tolist(), reverse=True)
+    return [held[sum(p <= layer for p in places)] for layer in range(layers)]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.4, 0.7, 0.97])
+@pytest.mark.parametrize("beta", [1, 20])
+def test_pyramid_falls_behind_any_cut(share, beta):
+    """Counts never rise and spend the whole budget, whatever the layers hold."""
+    for lengths in ([640] * 14 + [64] * 14, *map(lengths_behind_cuts, range(60))):
+        counts = allocators.Pyramid(beta, 0.1)(lengths, share, None)
+        assert counts == sorted(counts, reverse=True), lengths
+        assert sum(counts) == sum(allocators.uniform_counts(lengths, share)), lengths
+        assert all(1 <= c <= n for c, n in zip(counts, lengths, strict=True)), lengths
+        windows = [scoring.recent(c, 0.1) for c in allocators.uniform_counts(lengths, share)]
+        assert all(w <= c for w, c in zip(windows, counts, strict=True)), lengths
+        # lengths that rise: only a layer that keeps all it holds may keep less than a later one
+        lengths = lengths[::-1]
+        counts = allocators.Pyramid(beta, 0.1)(lengths, share, None)
+        assert sum(counts) == sum(allocators.uniform_counts(lengths, share)), lengths
+        open_ = [c for c, n in zip(counts, lengths, strict=True) if c < n]
+        assert open_ == sorted(open_, reverse=True), lengths
+
+
+def test_pyramid_behind_a_cut_is_as_steep_as_without():
+    """`vtw@0.5 + pyramidkv@0.4` on 28 layers: the whole front half falls, and so does the back."""
+    counts = allocators.Pyramid(20, 0.1)([640] * 14 + [64] * 14, 0.4, None)
+    assert counts[0] > 1.7 * counts[13] > 1.7 * 64 and counts[14] == 64 > counts[-1]
+
+
 def test_hybrid_mixes_any_adaptive_allocator():
-    """U-0 is the adaptive split, U-100 the even one, U-80 in proportion between; without a budget the own rule holds."""
+    """U-0 is the adaptive split, U-100 the even one, U-80 in proportion between; without a budget nothing can be even."""
     inner, shares = allocators.Proportional(), [1.0, 0.5, 0.25, 0.25]
     own = inner([1000] * 4, 0.1, shares)
     assert own == [200, 100, 50, 50]
@@ -332,9 +432,10 @@ def test_hybrid_mixes_any_adaptive_allocator():
         (1, [100] * 4),
     ):
         assert allocators.Hybrid(inner, uniform)([1000] * 4, 0.1, shares) == want
-    assert allocators.Hybrid(inner, 0.8)([1000] * 4, None, shares) == inner(
-        [1000] * 4, None, shares
-    )
+    own_rule = inner([1000] * 4, None, shares)
+    assert allocators.Hybrid(inner, 0)([1000] * 4, None, shares) == own_rule
+    with pytest.raises(BudgetError, match=r"uniform=0\.8 spreads a budget, and none was given"):
+        allocators.Hybrid(inner, 0.8)([1000] * 4, None, shares)
     assert PLPHP(uniform=0.8).allocator == allocators.Hybrid(inner, 0.8)
 
 
@@ -480,7 +581,22 @@ def test_modality_merge_never_mixes():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: AdaKV(base="snapkw"), "not a scorer: expected one of"),
+        (lambda: AdaKV("snapkv"), "not a scorer"),
+        (lambda: AdaKV(StreamingLLM()), "not a scorer"),
+        (lambda: AdaKV(Tova()), r"adakv\(tova\): heads compete.* write tova:shared=false"),
+        (lambda: AdaKV(LookM()), "dropped, not merged: write look_m:merge=none"),
+        (lambda: AdaKV(Knorm(), normalize=True), "amounts of attention .* leave normalize out"),
+        (lambda: AdaKV(LookM(merge="none"), normalize=True), "amounts of attention"),
+        (lambda: CriticalKV(Knorm()), r"criticalkv\(knorm\): .* amounts of attention"),
+        (lambda: CriticalKV(KeyDiff()), "wrap for example snapkv"),
+        (lambda: CriticalKV(LookM(merge="none")), "amounts of attention"),
+        (
+            lambda: CriticalKV(ExpectedAttention()),
+            "weighed twice: write expected_attention:value_norms=false",
+        ),
+        (lambda: CriticalKV(epsilon=-1), "epsilon=-1 >= 0"),
+        (lambda: LayerAdaptive(VLCache()), "layer budgets of its own"),
+        (lambda: LayerAdaptive(PyramidKV()), "layer budgets of its own"),
         (lambda: CriticalKV(first=2), "must be in"),
         (lambda: LayerAdaptive(uniform=-1), "must be in"),
         (lambda: H2O(window=1.5), "share of the budget"),
@@ -495,3 +611,68 @@ def test_modality_merge_never_mixes():
 def test_bad_values(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# ----------------------------------------------------------------------------------------- fields that would do nothing
+OTHER = {  # values that a changed field gets; numbers without a line here are doubled
+    "seed": 1,
+    "rows": 32,
+    "kernel": 7,
+    "uniform": 0.4,
+    "sinks": 9,
+    "epsilon": 0.05,
+    "normalize": True,
+    "floor": 0.9,
+    "p": 0.3,
+    "r": 0.5,
+    "dr": 0.1,
+    "alpha": 0.99,
+    "beta": {"pyramidkv": 3, "plphp": 0.9},
+}
+
+
+def choices(cls, name):
+    """Other values of a field: all of a Literal or bool, one of a number; none for a held scorer."""
+    hint, default = typing.get_type_hints(cls)[name], getattr(cls, name)
+    if isinstance(default, KVCache):
+        return []
+    if typing.get_origin(hint) is typing.Literal:
+        return [v for v in typing.get_args(hint) if v != default]
+    if isinstance(default, bool):
+        return [not default]
+    other = OTHER.get(name, 2 * default)
+    return [other[cls.name] if isinstance(other, dict) else other]
+
+
+def fingerprint(method):
+    """All that a method decides on one cache of mixed attention, and how it spreads two budgets over layers."""
+    cache, _ = layer_cache(method, 80, layer=3, seed=5, image=spans(80, ((5, 30), (33, 70))))
+    scores = method.score(cache, 40)
+    entries = method.choose(cache, scores, 40)
+    merged = entries.merged and (entries.merged.target.tolist(), entries.merged.weight.tolist())
+    allocator, spread, statistic = method.allocator, None, None
+    if allocator is not None:
+        if allocator.needs_statistics:
+            statistic = method.statistic(cache)
+        spread = [allocator([80] * 4, share, [0.9, 0.5, 0.2, 0.01]) for share in (0.1, 0.6)]
+    return scores.tolist(), entries.keep.tolist(), merged, spread, statistic, method.signals
+
+
+@pytest.mark.parametrize("cls", EVERY)
+def test_every_field_does_something_or_is_refused(cls):
+    """Each field, alone and beside every other choice of the fields that switch something, changes the decision."""
+    fields = [f.name for f in dataclasses.fields(cls)]
+    switches = [n for n in fields if isinstance(getattr(cls, n), bool | str)]
+    for switch, value in [(None, None), *((n, v) for n in switches for v in choices(cls, n))]:
+        given = {} if switch is None else {switch: value}
+        try:
+            base = fingerprint(cls(**given))
+        except ValueError:  # refused as it stands: with some other field it may act
+            continue
+        for name in fields:
+            for other in choices(cls, name) if name != switch else ():
+                try:
+                    changed = cls(**given, **{name: other})
+                except ValueError:
+                    continue
+                assert fingerprint(changed) != base, f"{name}={other} does nothing beside {given}"

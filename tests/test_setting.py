@@ -3,8 +3,13 @@
 import pytest
 
 from effivlm.budget import Budget, BudgetError, parse_budget, solve_mean, split
+from effivlm.methods.kv_cache.adakv import AdaKV
+from effivlm.methods.kv_cache.h2o import H2O
+from effivlm.methods.kv_cache.pyramidkv import PyramidKV
+from effivlm.methods.kv_cache.snapkv import SnapKV
+from effivlm.methods.kv_cache.tova import Tova
 from effivlm.registry import UnknownName
-from effivlm.setting import SettingError, parse_setting
+from effivlm.setting import Part, Setting, SettingError, parse_setting
 
 
 @pytest.mark.parametrize(
@@ -89,12 +94,34 @@ def test_solve_mean_meets_the_average():
         "uniform@0.5:positions=repack",
         "visionzip@64:ratio=8.0,positions=repack",
         "h2o@0.1:shared=true",
+        "adakv@0.2",
+        "adakv(snapkv:rows=32,kernel=7)@0.2",
+        "adakv(snapkv:rows=32,kernel=7,pooling=max)@0.2:floor=0.3,normalize=true",
+        "criticalkv(expected_attention:value_norms=false)@0.2",
+        "layer_adaptive(look_m:merge=none)@20%:uniform=0.4",
+        "divprune@0.5 + adakv(snapkv:rows=32)@0.2:positions=repack",
+        "divprune@0.5 + adakv(snapkv:rows=32)@0.2:floor=0.3,positions=repack",
     ],
 )
 def test_text_round_trips(text):
     setting = parse_setting(text)
     assert parse_setting(str(setting)) == setting
     assert str(parse_setting(str(setting))) == str(setting)
+    assert str(setting) == text
+
+
+def test_every_scorer_with_its_own_parameters_round_trips_in_a_wrapper():
+    """The text of a held method is its own text form; what has its default is left out."""
+    for inner in (
+        SnapKV(rows=32, kernel=7),
+        H2O(window=0.5),
+        Tova(shared=False),
+        PyramidKV(beta=9),
+    ):
+        setting = Setting((Part(AdaKV(inner, floor=0.3), parse_budget("0.2", "prompt_kv")),))
+        assert parse_setting(str(setting)) == setting
+        assert str(setting) == f"adakv({Part(inner, None)})@0.2:floor=0.3"
+    assert str(parse_setting("adakv(snapkv:kernel=5)@0.2")) == "adakv@0.2"
 
 
 @pytest.mark.parametrize(
@@ -112,6 +139,27 @@ def test_text_round_trips(text):
         ("uniform@0.1:positions=sideways", SettingError, "expected one of original, repack"),
         ("", SettingError, "cannot read"),
         ("fastv@0.1:layer=0", ValueError, "layer"),
+        ("fastv@0.1:layer=1,layer=2", SettingError, "says layer=1 and layer=2"),
+        ("fastv@0.1:layer=1,layer=1", SettingError, "says layer=1 and layer=1"),
+        (
+            "uniform@0.5:positions=repack + snapkv@0.5:positions=original",
+            SettingError,
+            "both positions=repack and positions=original",
+        ),
+        ("adakv(snapkv:rows=8,rows=9)@0.2", SettingError, "says rows=8 and rows=9"),
+        ("adakv@0.2:base=h2o", SettingError, r"stands in brackets: adakv\(h2o\)"),
+        ("adakv(snapkv@0.2)", BudgetError, r"belongs to the whole: write adakv\(snapkv\)@0.2"),
+        ("adakv(snapkv:rows=9)", BudgetError, r"write for example adakv\(snapkv:rows=9\)@0.1"),
+        ("adakv(snapkw)@0.2", UnknownName, "did you mean snapkv"),
+        ("adakv(snapkv:row=9)@0.2", SettingError, "unknown parameter of snapkv 'row'"),
+        ("adakv(snapkv:positions=repack)@0.2", SettingError, "unknown parameter of snapkv"),
+        ("adakv(streaming_llm)@0.2", SettingError, "cannot wrap streaming_llm: expected .*h2o"),
+        ("adakv(criticalkv(h2o))@0.2", SettingError, "adakv cannot wrap criticalkv"),
+        ("adakv(snapkv(h2o))@0.2", SettingError, r"snapkv wraps no other .* leave out \(h2o\)"),
+        ("snapkv(h2o)@0.2", SettingError, r"snapkv wraps no other method: leave out \(h2o\)"),
+        ("adakv()@0.2", SettingError, "cannot read ''"),
+        ("adakv(snapkv@0.2", SettingError, "cannot read"),
+        ("adakv@0.2(snapkv)", SettingError, "cannot read"),
     ],
 )
 def test_bad_settings_say_why(text, error, message):

@@ -49,7 +49,11 @@ def _method(cls: type[Method]) -> Iterator[str]:
         yield f"official code: {cls.paper.code}"
     yield from (f"deviates: {d}" for d in cls.paper.deviations)
     yield f"budget: {cls.budget}, units {', '.join(cls.units)}"
-    yield from (f"parameter {f.name} = {f.default}" for f in dataclasses.fields(cls))
+    for field in dataclasses.fields(cls):
+        if isinstance(field.default, Method):
+            yield f"wraps any scorer with its own parameters: {cls.name}({field.default.name}:...)"
+        else:
+            yield f"parameter {field.name} = {field.default}"
     yield from _presets(cls)
     table = supported(cls)
     yield "families: " + ", ".join(f for f, reason in table.items() if not reason)

@@ -1,13 +1,15 @@
 """A setting: methods with their budgets, and its text form ``visionzip@0.1 +
 snapkv@0.4:window=16``.
 
-Grammar of one part: ``name[@budget][:field=value,...]``. Fields are the method's own
-hyper-parameters; two words are
-reserved: ``unit`` (budget unit) and ``positions`` (``original`` or ``repack``). Tuples are written
-``3-7-16``. The text form round-trips: ``parse_setting(str(setting)) == setting``.
+Grammar of one part: ``name[(method)][@budget][:field=value,...]``. Fields are the method's own
+hyper-parameters; two words are reserved: ``unit`` (budget unit) and ``positions`` (``original`` or
+``repack``). Tuples are written ``3-7-16``. A wrapper holds another method, with that one's fields,
+in brackets: ``adakv(snapkv:rows=32,kernel=7)@0.2:floor=0.3``; the budget is the whole's. The text
+form round-trips: ``parse_setting(str(setting)) == setting``.
 """
 
 import dataclasses
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -18,6 +20,9 @@ from effivlm.budget import Budget, BudgetError, parse_budget
 from effivlm.errors import EffivlmError
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, Method, PreEncoder, PreLLM
 
+PART = re.compile(
+    r"(?P<name>\w+)(?:\((?P<held>.*)\))?(?:@(?P<budget>[^:()]*))?(?::(?P<fields>[^()]*))?"
+)
 POSITIONS = ("original", "repack")
 STAGES: dict[str, type[Method]] = {
     "pre_encoder": PreEncoder,
@@ -50,11 +55,14 @@ class Part:
 
     def __str__(self) -> str:
         """The part's text form; fields that have their default are left out."""
-        text = self.method.name + (f"@{self.budget.text}" if self.budget else "")
-        fields = [f"{f.name}={_show(v)}" for f, v in _values(self.method) if v != f.default]
-        if self.budget and self.budget.unit != self.method.units[0]:
-            fields.append(f"unit={self.budget.unit}")
-        return text + (":" + ",".join(fields) if fields else "")
+        return self.text()
+
+    def text(self, *more: str) -> str:
+        """Its text form with ``more`` fields at its end."""
+        budget = self.budget
+        if budget and budget.unit != self.method.units[0]:
+            more = (f"unit={budget.unit}", *more)
+        return _text(self.method, f"@{budget.text}" if budget else "", more)
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,8 @@ class Setting:
 
     def __str__(self) -> str:
         """The text form used in YAML, on the command line and in tables."""
-        text = " + ".join(map(str, self.parts))
-        if self.positions == "original":
-            return text
-        return text + ("," if ":" in str(self.parts[-1]) else ":") + f"positions={self.positions}"
+        more = () if self.positions == "original" else (f"positions={self.positions}",)
+        return " + ".join([*map(str, self.parts[:-1]), self.parts[-1].text(*more)])
 
     @property
     def acting(self) -> tuple[Part, ...]:
@@ -91,13 +97,15 @@ def parse_setting(text: str) -> Setting:
             together.
         BudgetError: for a bad budget. UnknownName: for an unknown method, with near names.
     """
-    positions = "original"
     parts: list[Part] = []
+    said: list[str] = []
     for piece in text.split("+"):
         part, where = _parse_part(piece.strip(), text)
         parts.append(part)
-        positions = where or positions
-    setting = Setting(tuple(parts), positions)
+        said += [where] if where else []
+    if len(set(said)) > 1:
+        raise SettingError(f"{text!r} says both positions={said[0]} and positions={said[1]}")
+    setting = Setting(tuple(parts), said[0] if said else "original")
     _check(setting)
     return setting
 
@@ -121,47 +129,101 @@ def _check(setting: Setting) -> None:
 
 
 def _parse_part(piece: str, whole: str) -> tuple[Part, str | None]:
-    head, _, tail = piece.partition(":")
-    name, at, amount = head.partition("@")
-    if not name or not name.replace("_", "").isalnum():
-        raise SettingError(
-            f"cannot read {piece!r} in setting {whole!r}: expected name@budget:field=value, parts"
-            " joined by +"
-        )
+    found = _match(piece, whole)
+    name, amount = found["name"], found["budget"]
     cls = registry.lookup("method", name, registry.methods())
-    given = dict(_pair(item, piece) for item in tail.split(",")) if tail else {}
+    given = _pairs(found["fields"], piece)
     unit, positions = given.pop("unit", cls.units[0]), given.pop("positions", None)
     if unit not in cls.units:
         raise BudgetError(
             f"{name} does not honour the budget unit {unit!r}: expected one of"
             f" {', '.join(cls.units)}"
         )
-    if bool(at) and cls.budget == "none":
-        raise BudgetError(f"{name} takes no budget: write {name!r} instead of {head!r}")
-    if not at and cls.budget == "required":
-        raise BudgetError(f"{name} needs a budget: write for example {name}@0.1")
-    budget = parse_budget(amount, unit) if at else None
-    return Part(cls(**_read_fields(cls, given)), budget), positions
+    if amount is not None and cls.budget == "none":
+        raise BudgetError(f"{name} takes no budget: write {name!r} instead of {name}@{amount}")
+    held = _parse_held(cls, found["held"], whole)
+    if amount is None and cls.budget == "required":
+        head = piece.partition(")")[0] + ")" if held else name
+        raise BudgetError(f"{name} needs a budget: write for example {head}@0.1")
+    budget = parse_budget(amount, unit) if amount is not None else None
+    return Part(cls(**held, **_read_fields(cls, given, ("unit", "positions"))), budget), positions
 
 
-def _pair(item: str, piece: str) -> tuple[str, str]:
-    key, eq, value = item.partition("=")
-    if not eq or not key.strip() or not value.strip():
-        raise SettingError(f"cannot read {item!r} in {piece!r}: expected field=value")
-    return key.strip(), value.strip()
+def _match(piece: str, whole: str) -> re.Match[str]:
+    if (found := PART.fullmatch(piece)) is None:
+        raise SettingError(
+            f"cannot read {piece!r} in setting {whole!r}: expected name@budget:field=value, or"
+            " name(method:field=value)@budget:field=value for a method around another, parts joined"
+            " by +"
+        )
+    return found
 
 
-def _read_fields(cls: type[Method], given: dict[str, str]) -> dict[str, Any]:
+def _parse_held(cls: type[Method], text: str | None, whole: str) -> dict[str, Method]:
+    """The field of a wrapper that holds a method, filled from what stands in its brackets."""
+    if text is None:
+        return {}
+    if (holder := _holder(cls)) is None:
+        raise SettingError(f"{cls.name} wraps no other method: leave out ({text})")
+    field, kind = holder
+    found = _match(text.strip(), whole)
+    inner = registry.lookup("method", found["name"], registry.methods())
+    if not issubclass(inner, kind):
+        fit = [n for n, c in registry.methods().items() if issubclass(c, kind)]
+        raise SettingError(f"{cls.name} cannot wrap {inner.name}: expected one of {', '.join(fit)}")
+    if found["held"] is not None:
+        raise SettingError(f"{inner.name} wraps no other method: leave out ({found['held']})")
+    if found["budget"] is not None:
+        raise BudgetError(
+            f"the budget belongs to the whole: write {cls.name}({inner.name})@{found['budget']}"
+        )
+    return {field: inner(**_read_fields(inner, _pairs(found["fields"], text)))}
+
+
+def _holder(cls: type[Method]) -> tuple[str, type[Method]] | None:
+    """The field of ``cls`` that holds another method, and the class that one must have."""
     hints = typing.get_type_hints(cls)
-    known = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        if isinstance(kind, type) and issubclass(kind, Method):
+            return field.name, kind
+    return None
+
+
+def _pairs(fields: str | None, piece: str) -> dict[str, str]:
+    """The fields of a part, each once."""
+    out: dict[str, str] = {}
+    for item in fields.split(",") if fields else ():
+        key, eq, value = (x.strip() for x in item.partition("="))
+        if not eq or not key or not value:
+            raise SettingError(f"cannot read {item!r} in {piece!r}: expected field=value")
+        if key in out:
+            raise SettingError(
+                f"{piece!r} says {key}={out[key]} and {key}={value}: leave one of them out"
+            )
+        out[key] = value
+    return out
+
+
+def _read_fields(
+    cls: type[Method], given: dict[str, str], reserved: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    holder = _holder(cls)
+    known = {
+        f.name: hints[f.name]
+        for f in dataclasses.fields(cls)
+        if f.init and not (holder and f.name == holder[0])
+    }
     out = {}
     for key, value in given.items():
         try:
             kind = registry.lookup(
-                f"parameter of {cls.name}", key, {**known, "unit": str, "positions": str}
+                f"parameter of {cls.name}", key, {**known, **dict.fromkeys(reserved, str)}
             )
         except registry.UnknownName as error:
-            raise SettingError(str(error)) from None
+            hint = f"; what it wraps stands in brackets: {cls.name}({value})" if holder else ""
+            raise SettingError(str(error) + hint) from None
         try:
             out[key] = _read(value, kind)
         except ValueError:
@@ -210,5 +272,16 @@ def _show(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _values(method: Method) -> list[tuple[dataclasses.Field[Any], Any]]:
-    return [(f, getattr(method, f.name)) for f in dataclasses.fields(method) if f.init]
+def _text(method: Method, budget: str = "", more: tuple[str, ...] = ()) -> str:
+    """``name(held)@budget:field=value``, without what has its default."""
+    holder = _holder(type(method))
+    name, fields = method.name, []
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        if not field.init or value == field.default:
+            continue
+        if holder and field.name == holder[0]:
+            name += f"({_text(value)})"
+        else:
+            fields.append(f"{field.name}={_show(value)}")
+    return name + budget + (":" + ",".join([*fields, *more]) if fields or more else "")

@@ -263,8 +263,8 @@ class KVCache(Method):
         return budget.count(cache.length)
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
-        """[KV, M] float32, higher = keep; computed while the layer's queries are at hand. ``k``:
-        see `choose`.
+        """[KV, M] float32, higher = keep, or a stack of such for `choose`; computed while the
+        layer's queries are at hand. ``k``: see `choose`.
 
         With an allocator that needs statistics ``k`` is the uniform budget, for the final one is
         not known yet.

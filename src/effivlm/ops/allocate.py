@@ -15,8 +15,8 @@ def pyramid(mean: float, layers: int, room: int, beta: int) -> list[float]:
     """Entries per layer falling linearly from ``2 * mean - mean / beta`` to ``mean / beta``; their
     mean is ``mean``.
 
-    A first layer that would exceed ``room`` is lowered to it and the last one raised by as much
-    (PyramidKV).
+    A first layer that would exceed ``room``, the most that any layer holds, is lowered to it and
+    the last one raised by as much (PyramidKV). ``mean`` <= ``room``, so the line never rises.
     """
     low = mean / beta
     high = 2 * mean - low

@@ -2,28 +2,30 @@
 entries.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from effivlm.methods.base import Entries, KVCache, LayerCache, Paper
-from effivlm.methods.kv_cache.scorers import scorer
-from effivlm.methods.signals import Signal
+from effivlm.methods.base import Entries, LayerCache, Paper
+from effivlm.methods.kv_cache.wrapper import Wrapper
 from effivlm.ops.allocate import head_counts
 from effivlm.ops.select import ranked
 
 
 @dataclass(frozen=True)
-class AdaKV(KVCache):
+class AdaKV(Wrapper):
     """A wrapper around any scorer: ``KV * k`` entries per layer, unevenly over KV heads; the cache
     is padded to the longest.
 
+    Every head must have scores of its own. The published scores are
+    those of ``adakv(snapkv:rows=32,kernel=7,pooling=max)``.
+
     Attributes:
-        base: the scorer. floor: part of the even budget every head is sure of.
+        floor: part of the even budget every head is sure of.
         normalize: compare heads after scaling each by how concentrated its scores are, as some
-            ports do.
+            ports do; the scores must be amounts (>= 0).
     """
 
     name: ClassVar[str] = "adakv"
@@ -37,33 +39,27 @@ class AdaKV(KVCache):
                 "head budgets sum to the layer's exactly (largest remainder); the official code"
                 " rounds each"
             ),
-            "a scorer that is shared by all heads as published (tova) is read per KV head",
+            "a scorer with layer budgets of its own (pyramidkv, vl_cache) keeps them",
         ),
     )
-    base: str = "snapkv"
     floor: float = 0.2
     normalize: bool = False
 
     def __post_init__(self) -> None:
         """Validate."""
-        scorer(self.name, self.base)
+        super().__post_init__()
         if not 0 <= self.floor <= 1:
             raise ValueError(f"adakv: floor={self.floor} must be in [0, 1]")
-
-    @property
-    def wrapped(self) -> KVCache:
-        """The scorer, with scores of its own for every KV head."""
-        found: Any = scorer(self.name, self.base)
-        return replace(found, shared=False) if found.shared else found
-
-    @property
-    def signals(self) -> frozenset[Signal]:
-        """Those of the scorer."""
-        return self.wrapped.signals
-
-    def score(self, cache: LayerCache, k: int) -> Tensor:
-        """The scorer's."""
-        return self.wrapped.score(cache, k)
+        name = self.scorer.name
+        self._needs(
+            not self.scorer.shared,
+            f"heads compete, so each needs scores of its own: write {name}:shared=false",
+        )
+        self._needs(
+            self.scorer.amounts or not self.normalize,
+            "normalize=true takes shares of scores, so they must be amounts of attention (>= 0) and"
+            f" {name}'s are not: leave normalize out",
+        )
 
     def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
         """Protected entries, and each head's best within its own count."""

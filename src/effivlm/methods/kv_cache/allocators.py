@@ -8,7 +8,7 @@ otherwise.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from effivlm.budget import Budget, split
+from effivlm.budget import Budget, BudgetError, split
 from effivlm.methods.base import Allocator
 from effivlm.methods.kv_cache.scoring import recent
 from effivlm.ops.allocate import bounded, density_shares, pyramid, pyramid_floor
@@ -24,6 +24,10 @@ def uniform_counts(lengths: list[int], share: float) -> list[int]:
 class Pyramid:
     """Less and less from the first layer to the last (PyramidKV); every layer has the window of the
     mean budget.
+
+    Behind a cut inside the LLM layers hold unequal lengths. The line is laid through the mean of
+    all layers; a layer that holds less than its part keeps all it holds, and the others take the
+    rest in proportion: no layer gets more than one before it, unless that one keeps everything.
 
     Attributes:
         beta: mean over last-layer budget. window: share of the mean budget that is the recent
@@ -42,18 +46,17 @@ class Pyramid:
     ) -> list[int]:
         """Entries per KV head and layer."""
         assert share is not None
-        caps = uniform_counts(lengths, share)
-        windows = [recent(c, self.window) for c in caps]
+        caps, layers = uniform_counts(lengths, share), len(lengths)
         if self.variant == "effivlm":
             plans = [
-                pyramid_floor(c, w, n, len(lengths), self.beta)
-                for c, w, n in zip(caps, windows, lengths, strict=True)
+                pyramid_floor(c, recent(c, self.window), n, layers, self.beta)
+                for c, n in zip(caps, lengths, strict=True)
             ]
             return [plan[i] for i, plan in enumerate(plans)]
-        room = [n - w for n, w in zip(lengths, windows, strict=True)]
-        heavy = sum(caps) - sum(windows)
-        wish = pyramid(heavy / len(lengths), len(lengths), min(room), self.beta)
-        return [h + w for h, w in zip(split(heavy, wish, room), windows, strict=True)]
+        mean = sum(caps) / layers
+        window = recent(int(mean), self.window)
+        line = pyramid(mean - window, layers, max(lengths) - window, self.beta)
+        return split(sum(caps), [window + x for x in line], lengths)
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,19 @@ class Hybrid:
     def __call__(
         self, lengths: list[int], share: float | None, statistics: list[float] | None
     ) -> list[int]:
-        """Entries per KV head and layer; without a budget what the inner one keeps."""
+        """Entries per KV head and layer; without a budget what the inner one keeps.
+
+        Raises:
+            BudgetError: for ``uniform`` without a budget, which it would be a part of.
+        """
         own = self.inner(lengths, share, statistics)
-        if share is None or self.uniform == 0:
+        if self.uniform == 0:
             return own
+        if share is None:
+            raise BudgetError(
+                f"uniform={self.uniform} spreads a budget, and none was given: write for example"
+                f" plphp@0.2:uniform={self.uniform}, or leave uniform out"
+            )
         even = uniform_counts(lengths, share)
         wish = [self.uniform * e + (1 - self.uniform) * o for e, o in zip(even, own, strict=True)]
         return split(sum(own), wish, lengths)

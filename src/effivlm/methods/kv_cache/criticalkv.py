@@ -2,36 +2,28 @@
 to the output.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from effivlm.methods.base import KVCache, LayerCache, Paper
-from effivlm.methods.kv_cache.expected_attention import ExpectedAttention
-from effivlm.methods.kv_cache.scorers import SCORERS, scorer
-from effivlm.methods.kv_cache.scoring import ScoredKV
+from effivlm.methods.base import Entries, LayerCache, Paper
+from effivlm.methods.kv_cache.wrapper import Wrapper
 from effivlm.methods.signals import Signal, ValueOutputNorms
 from effivlm.ops.select import top_k_mask
 
-BARE = {
-    ExpectedAttention.name: replace(ExpectedAttention(), value_norms=False)
-}  # values must not be counted twice
-
-
-def critical_scores(scores: Tensor, norms: Tensor, first: int, epsilon: float) -> Tensor:
-    """[KV, M]: the ``first`` best of a head at +inf, the others ``(score + epsilon) * norm``."""
-    return torch.where(top_k_mask(scores, first), torch.inf, (scores + epsilon) * norms)
-
 
 @dataclass(frozen=True)
-class CriticalKV(ScoredKV):
-    """A wrapper around any scorer that weighs values after the output projection.
+class CriticalKV(Wrapper):
+    """A wrapper around any scorer of attention that weighs values after the output projection.
+
+    Scores are multiplied, so they must be amounts (>= 0, nothing at 0) and not weighed by values
+    already. The official code's scores are those of ``criticalkv(snapkv:rows=64)``.
 
     Attributes:
-        base: the scorer. first: part of the budget chosen by its scores alone. epsilon: added to
-            scores before weighing.
+        first: part of the budget chosen by the scores alone.
+        epsilon: added to scores before weighing; scores are means over observing rows, in [0, 1].
     """
 
     name: ClassVar[str] = "criticalkv"
@@ -40,35 +32,44 @@ class CriticalKV(ScoredKV):
         "2502.03805",
         "https://github.com/NVIDIA/kvpress @ 8bb29b9",
         (
-            "expected_attention is wrapped without its own value norms",
             "what the scorer protects stays protected",
+            "a scorer with layer budgets of its own (pyramidkv, vl_cache) keeps them",
         ),
     )
-    base: str = "snapkv"
     first: float = 0.5
     epsilon: float = 1e-4
 
     def __post_init__(self) -> None:
         """Validate."""
-        scorer(self.name, self.base)
-        if not 0 <= self.first <= 1:
-            raise ValueError(f"criticalkv: first={self.first} must be in [0, 1]")
-
-    @property
-    def wrapped(self) -> KVCache:
-        """The scorer."""
-        return BARE.get(self.base, SCORERS[self.base])
+        super().__post_init__()
+        if not 0 <= self.first <= 1 or self.epsilon < 0:
+            raise ValueError(
+                f"criticalkv: first={self.first} must be in [0, 1] and epsilon={self.epsilon} >= 0"
+            )
+        name = self.scorer.name
+        self._needs(
+            self.scorer.amounts,
+            "scores are multiplied by what values add, so they must be amounts of attention (>= 0)"
+            f" and {name}'s are not: wrap for example snapkv, h2o or tova",
+        )
+        self._needs(
+            not self.scorer.weighs_values,
+            f"values would be weighed twice: write {name}:value_norms=false",
+        )
 
     @property
     def signals(self) -> frozenset[Signal]:
         """Those of the scorer, and the values' weight."""
-        return self.wrapped.signals | {ValueOutputNorms()}
+        return self.scorer.signals | {ValueOutputNorms()}
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
-        """Two stages in one order."""
-        return critical_scores(
-            self.wrapped.score(cache, k),
-            cache[ValueOutputNorms()],
-            int(k * self.first),
-            self.epsilon,
-        )
+        """[2, KV, M]: the scorer's, and those weighed; the layer's count decides how they join."""
+        plain = self.scorer.score(cache, k)
+        weighed = (plain + self.epsilon) * cache[ValueOutputNorms()]
+        return torch.stack([plain, torch.where(plain == torch.inf, plain, weighed)])
+
+    def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
+        """The best by score, then the best of the rest by weighed score."""
+        plain, weighed = scores
+        first = top_k_mask(plain, int(k * self.first))
+        return Entries(top_k_mask(weighed.masked_fill(first, torch.inf), k))

@@ -40,8 +40,7 @@ class ExpectedAttention(ScoredKV):
         sinks: first entries, always kept and left out of the statistics. future: positions looked
             ahead.
         epsilon: added to the expected attention. value_norms: weigh by the norm of each value.
-        fold: how query heads of one KV head are joined, ``mean`` or ``max``. shared: one choice for
-            all heads.
+        fold: how query heads of one KV head are joined, ``mean`` or ``max``.
     """
 
     name: ClassVar[str] = "expected_attention"
@@ -55,12 +54,12 @@ class ExpectedAttention(ScoredKV):
             "queries are read as they pass, not recomputed",
         ),
     )
+    amounts: ClassVar[bool] = True
     sinks: int = 4
     future: int = 512
     epsilon: float = 0.0
     value_norms: bool = True
     fold: Literal["mean", "max"] = "mean"
-    shared: bool = False
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -68,6 +67,16 @@ class ExpectedAttention(ScoredKV):
             raise ValueError(
                 f"expected_attention: sinks={self.sinks} must be >= 0 and future={self.future} >= 1"
             )
+        if self.epsilon and not self.value_norms:
+            raise ValueError(
+                f"expected_attention: epsilon={self.epsilon} has no effect with value_norms=false:"
+                " leave one of them out"
+            )
+
+    @property
+    def weighs_values(self) -> bool:
+        """By their norms, if asked."""
+        return self.value_norms
 
     @property
     def signals(self) -> frozenset[Signal]:

@@ -12,11 +12,7 @@ from effivlm.ops.select import unit
 
 @dataclass(frozen=True)
 class KeyDiff(ScoredKV):
-    """Minus the cosine of each key with the mean direction of its head's keys.
-
-    Attributes:
-        shared: one choice for all KV heads, by the mean of their scores.
-    """
+    """Minus the cosine of each key with the mean direction of its head's keys."""
 
     name: ClassVar[str] = "keydiff"
     paper: ClassVar[Paper] = Paper(
@@ -26,8 +22,6 @@ class KeyDiff(ScoredKV):
         "https://github.com/NVIDIA/kvpress @ 8bb29b9",
         ("once, after prefill; the paper evicts block by block while it reads the prompt",),
     )
-
-    shared: bool = False
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Minus the cosine; a zero key counts as orthogonal."""

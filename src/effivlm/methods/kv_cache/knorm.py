@@ -12,11 +12,7 @@ from effivlm.ops.precision import working
 
 @dataclass(frozen=True)
 class Knorm(ScoredKV):
-    """Minus the L2 norm of each key, per KV head; keys of small norm tend to be attended most.
-
-    Attributes:
-        shared: one choice for all KV heads, by the mean of their scores.
-    """
+    """Minus the L2 norm of each key, per KV head; keys of small norm tend to be attended most."""
 
     name: ClassVar[str] = "knorm"
     paper: ClassVar[Paper] = Paper(
@@ -30,8 +26,6 @@ class Knorm(ScoredKV):
             ),
         ),
     )
-
-    shared: bool = False
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Minus the norm."""

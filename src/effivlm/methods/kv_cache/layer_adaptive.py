@@ -5,22 +5,20 @@ U-40, U-80).
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from effivlm.methods.base import LayerCache, Paper
 from effivlm.methods.kv_cache.allocators import Density
-from effivlm.methods.kv_cache.scorers import scorer
-from effivlm.methods.kv_cache.scoring import ScoredKV
+from effivlm.methods.kv_cache.wrapper import Wrapper
 from effivlm.methods.signals import Signal, ThresholdCounts
 
 
 @dataclass(frozen=True)
-class LayerAdaptive(ScoredKV):
+class LayerAdaptive(Wrapper):
     """A wrapper around any scorer that gives layers with denser attention more entries.
 
     Attributes:
-        base: the scorer. uniform: part of the budget spread evenly: 0, 0.4 (U-40), 0.8 (U-80).
-        window: share of the mean budget every layer keeps whatever its density. p: as in vl_cache.
+        uniform: part of the budget spread evenly: 0, 0.4 (U-40), 0.8 (U-80).
+        window: share of the mean budget every layer keeps whatever its density.
+        p: as in vl_cache.
     """
 
     name: ClassVar[str] = "layer_adaptive"
@@ -36,30 +34,34 @@ class LayerAdaptive(ScoredKV):
             ),
         ),
     )
-    base: str = "snapkv"
     uniform: float = 0.8
     window: float = 0.1
     p: float = 0.01
 
     def __post_init__(self) -> None:
         """Validate."""
-        scorer(self.name, self.base)
+        super().__post_init__()
         if not (0 < self.p < 1 and 0 <= self.uniform <= 1 and 0 <= self.window <= 1):
             got = f"uniform={self.uniform}, window={self.window}, p={self.p}"
             raise ValueError(
                 f"layer_adaptive: {got}: uniform and window must be in [0, 1] and p in (0, 1)"
             )
-        least = getattr(scorer(self.name, self.base), "window", 0.0)
+        self._needs(
+            self.scorer.allocator is None,
+            "it has layer budgets of its own, which this would replace: write for example"
+            f" {self.scorer.name}@0.2",
+        )
+        least = getattr(self.scorer, "window", 0.0)
         if self.window < least:
             raise ValueError(
-                f"layer_adaptive: window={self.window} is less than the {least} that {self.base}"
-                " always keeps"
+                f"layer_adaptive: window={self.window} is less than the {least} that"
+                f" {self.scorer.name} always keeps"
             )
 
     @property
     def signals(self) -> frozenset[Signal]:
         """Those of the scorer, and the density."""
-        return scorer(self.name, self.base).signals | {ThresholdCounts(self.p)}
+        return self.scorer.signals | {ThresholdCounts(self.p)}
 
     @property
     def allocator(self) -> Density:
@@ -69,7 +71,3 @@ class LayerAdaptive(ScoredKV):
     def statistic(self, cache: LayerCache) -> float:
         """Density: the share of entries that count, mean over heads."""
         return 1 - float(cache[ThresholdCounts(self.p)].mean())
-
-    def score(self, cache: LayerCache, k: int) -> Tensor:
-        """The scorer's."""
-        return scorer(self.name, self.base).score(cache, k)

@@ -16,12 +16,12 @@ from effivlm.ops.select import top_k_mask
 
 
 def text_first(scores: Tensor, text: Tensor) -> Tensor:
-    """[KV, M] float64 scores in [0, M] with M + 1 added for text; ``text`` [M] bool.
+    """[KV, M] float64 scores in [0, 1] with 2 added for text; ``text`` [M] bool.
 
     Text stands before all visual entries, whose scores keep their resolution, and heads can still
     be compared.
     """
-    return scores.double() + text * (scores.shape[1] + 1)
+    return scores.double() + 2 * text
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,17 @@ class LookM(WindowedKV):
             "cosine 0 for zero keys, merges in float32",
         ),
     )
+    amounts: ClassVar[bool] = False  # text is set apart by an offset
     merge: Literal["none", "averaged", "pivotal", "weighted"] = "pivotal"
     modality: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        super().__post_init__()
+        if self.modality and self.merge == "none":
+            raise ValueError(
+                "look_m: modality=true has no effect with merge=none: leave one of them out"
+            )
 
     @property
     def merges_cache(self) -> bool:

@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from effivlm.methods.base import LayerCache, Paper
+from effivlm.methods.base import Entries, KVCache, LayerCache, Paper
 from effivlm.methods.kv_cache.allocators import Hybrid, Proportional
-from effivlm.methods.kv_cache.scoring import ScoredKV
+from effivlm.methods.kv_cache.scoring import refuse_idle_fold
 from effivlm.methods.signals import LastRow, Signal
 from effivlm.ops.precision import working
-from effivlm.ops.select import ranked
+from effivlm.ops.select import ranked, top_k_mask
 from effivlm.ops.statistics import fold
 
 
@@ -37,7 +37,7 @@ def by_image(scores: Tensor, image: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PLPHP(ScoredKV):
+class PLPHP(KVCache):
     """Three classes of layers by attention to images: attentive ones keep ``r + dr`` of each image,
     indifferent ones ``r - dr``.
 
@@ -84,6 +84,7 @@ class PLPHP(ScoredKV):
             raise ValueError(f"plphp: {got} must satisfy 0 <= dr <= r <= 1 - dr and beta <= alpha")
         if not 0 <= self.uniform <= 1:
             raise ValueError(f"plphp: uniform={self.uniform} must be in [0, 1]")
+        refuse_idle_fold(self.name, self.fold, self.shared)
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -122,3 +123,7 @@ class PLPHP(ScoredKV):
         """Text, then every image's entries by attention of the last token."""
         how = "shared" if self.shared else self.fold
         return by_image(fold(cache[LastRow()], cache.keys.shape[0], how), cache.image)
+
+    def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
+        """The first ``k`` in that order."""
+        return Entries(top_k_mask(scores, k))

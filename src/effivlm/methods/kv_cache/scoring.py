@@ -6,7 +6,7 @@ not know why.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,9 +37,45 @@ def joined(scores: Tensor, shared: bool) -> Tensor:
     return fold(scores, len(scores), "shared") if shared else scores
 
 
+def refuse_idle_fold(method: str, how: str, shared: bool) -> None:
+    """A choice shared by all heads takes the mean of all: how a group is joined has no effect.
+
+    Raises:
+        ValueError: for ``fold=max`` with ``shared=true``.
+    """
+    if shared and how != "mean":
+        raise ValueError(
+            f"{method}: fold={how} has no effect with shared=true, which takes the mean of all"
+            " query heads: write shared=false or leave fold out"
+        )
+
+
 @dataclass(frozen=True)
 class ScoredKV(KVCache):
-    """Base of methods that keep the ``k`` best-scored entries of every KV head."""
+    """Base of methods that keep the ``k`` best-scored entries of every KV head; wrappers can hold
+    them (`wrapper.Wrapper`).
+
+    Attributes:
+        amounts: whether scores (besides +inf) are amounts of attention: >= 0 and nothing at 0, so
+            that they can be added and multiplied. Otherwise only their order means something, in a
+            head and between heads.
+        shared: one choice for all heads, by the mean of their scores, instead of one per KV head
+            (EffiVLM-Bench 5.2 without head adaptation).
+    """
+
+    amounts: ClassVar[bool] = False
+
+    shared: bool = False
+
+    @property
+    def merges_cache(self) -> bool:
+        """Whether kept entries change their values."""
+        return False
+
+    @property
+    def weighs_values(self) -> bool:
+        """Whether scores are weighed by values."""
+        return False
 
     def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
         """The highest scores; equal scores by lower index."""
@@ -53,13 +89,11 @@ class WindowedKV(ScoredKV):
     Attributes:
         window: recent entries as a share of the budget (EffiVLM-Bench: 0.1).
         fold: how query heads of one KV head are joined, ``mean`` or ``max``.
-        shared: one choice for all heads instead of one per KV head (EffiVLM-Bench 5.2 without head
-            adaptation).
     """
 
+    amounts: ClassVar[bool] = True
     window: float = 0.1
     fold: Literal["mean", "max"] = "mean"
-    shared: bool = False
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -67,7 +101,12 @@ class WindowedKV(ScoredKV):
             raise ValueError(
                 f"{self.name}: window={self.window} must be a share of the budget in [0, 1]"
             )
+        refuse_idle_fold(self.name, self.fold, self.shared)
 
-    def folded(self, per_query_head: Tensor, cache: LayerCache) -> Tensor:
-        """[H, M] -> [KV, M]."""
-        return fold(per_query_head, cache.keys.shape[0], "shared" if self.shared else self.fold)
+    def folded(self, sums: Tensor, cache: LayerCache) -> Tensor:
+        """[H, M] attention received, summed over rows -> [KV, M] its mean over those rows and the
+        group.
+        """
+        # a row's attention sums to 1 over the keys, so all of them together count the rows
+        rows = sums.sum(-1).mean().clamp(min=1)
+        return fold(sums / rows, cache.keys.shape[0], "shared" if self.shared else self.fold)

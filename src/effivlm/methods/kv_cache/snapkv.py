@@ -52,6 +52,11 @@ class SnapKV(WindowedKV):
             raise ValueError(
                 f"{self.name}: rows={self.rows} must be >= 0 and kernel={self.kernel} odd"
             )
+        if self.pooling == "none" and self.kernel != SnapKV.kernel:
+            raise ValueError(
+                f"{self.name}: kernel={self.kernel} has no effect with pooling=none: leave one of"
+                " them out"
+            )
 
     @property
     def signals(self) -> frozenset[Signal]:

@@ -41,6 +41,11 @@ class StreamingLLM(KVCache):
         """Validate."""
         if self.sinks < 0:
             raise ValueError(f"streaming_llm: sinks={self.sinks} must be at least 0")
+        if self.variant == "effivlm" and self.sinks != StreamingLLM.sinks:
+            raise ValueError(
+                f"streaming_llm: sinks={self.sinks} has no effect with variant=effivlm, whose sinks"
+                " are 90 % of the budget: leave one of them out"
+            )
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Nothing to score."""

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from effivlm.methods.base import LayerCache, Paper
-from effivlm.methods.kv_cache.scoring import ScoredKV
+from effivlm.methods.kv_cache.scoring import ScoredKV, refuse_idle_fold
 from effivlm.methods.signals import LastRow, Signal
 from effivlm.ops.statistics import fold
 
@@ -28,8 +28,13 @@ class Tova(ScoredKV):
         "https://github.com/schwartz-lab-NLP/TOVA @ 9c7d09b",
         ("once, after prefill: no eviction while decoding",),
     )
+    amounts: ClassVar[bool] = True
     shared: bool = True
     fold: Literal["mean", "max"] = "mean"
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        refuse_idle_fold(self.name, self.fold, self.shared)
 
     @property
     def signals(self) -> frozenset[Signal]:
