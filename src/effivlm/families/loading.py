@@ -218,7 +218,8 @@ def config_of(family: Family, shape: Shape) -> Any:
     """The transformers configuration of a published shape."""
     from transformers import CONFIG_MAPPING
 
-    make: Any = CONFIG_MAPPING[family.model_types[0]]
+    assert family.tiny is not None  # of the same class: a family may serve no model type of its own
+    make: Any = CONFIG_MAPPING[family.tiny().model_type]
     return make(**copy.deepcopy(dict(shape.config)))  # transformers edits what it is given
 
 
@@ -266,7 +267,9 @@ def example(
     generator = torch.Generator().manual_seed(seed + 7)
     assert family.images is not None
     extra, runs = family.images(config, generator, images, **sizes) if images else ({}, [])
-    mark, vocabulary = config.image_token_id, min(90, config.text_config.vocab_size)
+    mark, size = config.image_token_id, config.text_config.vocab_size
+    vocabulary = min(90, size)
+    start, end = (mark + 2, mark + 3) if mark + 3 < size else (mark - 2, mark - 1)
 
     def text(n: int) -> list[int]:
         return torch.randint(5, vocabulary, (n,), generator=generator).tolist()
@@ -274,7 +277,7 @@ def example(
     ids = text(before)
     for i, lengths in enumerate(runs):
         for n in lengths:
-            ids += [mark + 2, *[mark] * n, mark + 3]
+            ids += [start, *[mark] * n, end]
         ids += text(between if i + 1 < len(runs) else 0)
     ids += text(after)
     if image_last and runs:

@@ -166,6 +166,39 @@ def _shape(name: str, text: dict[str, Any], vision: dict[str, Any]) -> Shape:
     )
 
 
+def _qwen3(
+    name: str, hidden: int, inter: int, tied: bool, vision: dict[str, Any], deep: list[int]
+) -> Shape:
+    text = {
+        "hidden_size": hidden,
+        "intermediate_size": inter,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 262144,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "rope_parameters": MROPE
+        | {"mrope_section": [24, 20, 20], "rope_theta": 5e6, "mrope_interleaved": True},
+        "tie_word_embeddings": tied,
+    }
+    vision = vision | {
+        "num_heads": 16,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "in_channels": 3,
+        "num_position_embeddings": 2304,
+        "out_hidden_size": hidden,
+        "deepstack_visual_indexes": deep,
+    }
+    config = {"text_config": text, "vision_config": vision, "tie_word_embeddings": tied}
+    return Shape(name, config, {"grids": [[1, 48, 48]]})
+
+
 def _qwen2_vision(hidden: int) -> dict[str, Any]:
     return {"embed_dim": 1280, "hidden_size": hidden, "mlp_ratio": 4}
 
@@ -228,6 +261,20 @@ QWEN3_VL = Family(
     packed=True,
     resize=resize,
     side_inputs=("visual_pos_masks", "deepstack_visual_embeds"),
+    shapes=(
+        _qwen3(
+            "qwen3-vl-4b",
+            *(2560, 9728, True),
+            {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096},
+            [5, 11, 17],
+        ),
+        _qwen3(
+            "qwen3-vl-8b",
+            *(4096, 12288, False),
+            {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304},
+            [8, 16, 24],
+        ),
+    ),
     tiny=lambda: tiny("qwen3_vl"),
     images=images,
 )
