@@ -5,6 +5,7 @@ import re
 import pytest
 import tiny
 import torch
+from traits import traits
 
 from effivlm import registry
 from effivlm.families.base import raster
@@ -388,6 +389,53 @@ def test_every_published_shape_can_be_predicted(name):
     _, plain, half = table(name, ["divprune@0.5"], "h100-sxm", "uniprunebench")
     held = [int(re.search(r"KV (\d+) MiB", line)[1]) for line in (plain, half)]
     assert "divprune@0.5, batch 1: TTFT" in half and held[1] < 0.65 * held[0]
+
+
+VICUNA = {
+    "grouped heads": "one key/value head a query head; grouped heads are the harder case",
+}
+NEXT = {**VICUNA, **dict.fromkeys(("text model", "norms"), "tiny is the Mistral checkpoint")}
+POOLED = {"patches a token": "2 x 2 instead of 4 x 4 patches: the same pooling, fewer pixels"}
+UNTIED = {"tied head": "the smaller checkpoint of the family ties its head"}
+DIFFERENCES = {  # of a published shape from its family's tiny configuration, and why it may be
+    "llava-1.5-7b": VICUNA,
+    "llava-1.5-13b": VICUNA,
+    "llava-next-7b": NEXT,
+    "llava-next-13b": NEXT,
+    "gemma3-4b": POOLED,
+    "gemma3-12b": POOLED,
+    "smolvlm2-2.2b": VICUNA,
+    "llava-onevision-7b": UNTIED,
+    "qwen2-vl-7b": UNTIED,
+    "qwen2.5-vl-7b": UNTIED,
+    "qwen3-vl-8b": {**UNTIED, "wide heads": "those of the 4B are wider than its hidden state"},
+    "internvl2.5-38b": {
+        "encoder norms": "the 6B encoder's RMS norms: tiny is the 300M one, of most checkpoints",
+        "encoder biases": "the 6B encoder has none before its attention",
+    },
+}
+
+
+@pytest.mark.parametrize("name", sorted(shapes()))
+def test_tiny_configurations_have_the_published_traits(name):
+    """Every difference is a decision with a reason, and every decision still differs."""
+    family, shape = shapes()[name]
+    tiny_ones, published = (traits(family, c) for c in (family.tiny(), config_of(family, shape)))
+    found = {k: (tiny_ones[k], published[k]) for k in published if tiny_ones[k] != published[k]}
+    assert set(found) == set(DIFFERENCES.get(name, ())), found
+
+
+def test_every_family_has_a_published_shape_and_every_difference_is_of_one():
+    assert all(f.shapes for f in FAMILIES.values())
+    assert set(DIFFERENCES) <= set(shapes())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_windows_are_shorter_than_the_contracts_prompts(name):
+    host = host_of(tiny.build(name))
+    windows = [w for w in host.windows if w is not None]
+    assert all(w < tiny.prompt(name)["input_ids"].shape[1] for w in windows)
+    assert bool(windows) == (name in ("gemma3", "idefics2"))  # of those published with windows
 
 
 @pytest.mark.parametrize("name", FAMILIES)

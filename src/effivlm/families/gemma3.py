@@ -45,10 +45,11 @@ def tiny() -> Any:
     text = {
         **TINY_TEXT,
         "model_type": "gemma3_text",
-        "head_dim": 8,
-        "query_pre_attn_scalar": 8,
+        "head_dim": 16,  # heads are wider than the hidden state, as published
+        "query_pre_attn_scalar": 16,
         "sliding_window": 12,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
     }
     return Gemma3Config(
         text_config=text,

@@ -75,7 +75,7 @@ def tiny(kind: str) -> Any:
     text = {**TINY_TEXT, "model_type": "llama"}
     vision = dict(TINY_CLIP)
     if kind == "idefics2":
-        text |= {"model_type": "mistral", "sliding_window": None}
+        text |= {"model_type": "mistral", "sliding_window": 12}
         perceiver = {
             "model_type": "idefics2_perceiver",
             "hidden_size": 32,
@@ -92,8 +92,15 @@ def tiny(kind: str) -> Any:
             image_token_id=TINY_IMAGE,
             perceiver_config=perceiver,
         )
-    vision["model_type"] = f"{kind}_vision"
-    return make(text_config=text, vision_config=vision, image_token_id=TINY_IMAGE, scale_factor=2)
+    factor = {"idefics3": 2, "smolvlm": 3}[kind]
+    vision |= {"model_type": f"{kind}_vision", "image_size": 28 * factor}
+    return make(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=TINY_IMAGE,
+        scale_factor=factor,
+        tie_word_embeddings=False,
+    )
 
 
 def _tiles(name: str, text: dict[str, Any], **more: Any) -> Shape:

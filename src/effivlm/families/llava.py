@@ -164,6 +164,6 @@ MANTIS = Family(
     feature_block=layer_index,
     resize=resize,
     shapes=(MANTIS_8B,),
-    tiny=lambda: tiny(TINY_SIGLIP),
+    tiny=lambda: tiny({**TINY_SIGLIP, "vision_use_head": True}),
     images=images,
 )

@@ -162,6 +162,7 @@ def tiny(kind: str) -> Any:
         image_token_index=TINY_IMAGE,
         video_token_index=TINY_IMAGE + 1,
         image_grid_pinpoints=TINY_GRIDS,
+        tie_word_embeddings=True,
     )
 
 

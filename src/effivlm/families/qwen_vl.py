@@ -12,12 +12,6 @@ from effivlm.families.base import Family, Piece, Shape, raster
 from effivlm.families.shapes import TINY_IMAGE, TINY_TEXT, qwen2
 
 MROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
-TINY_MROPE = {
-    "rope_type": "default",
-    "type": "mrope",
-    "mrope_section": [1, 1, 2],
-    "rope_theta": 1e4,
-}
 
 
 def layout(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
@@ -97,11 +91,14 @@ def tiny(kind: str) -> Any:
     """A tiny configuration."""
     from transformers import CONFIG_MAPPING
 
+    wide = kind == "qwen3_vl"  # its heads are wider than the hidden state and interleave the axes
+    rope = MROPE | {"mrope_section": [4, 2, 2] if wide else [1, 1, 2], "rope_theta": 1e4}
+    rope |= {"mrope_interleaved": True} if wide else {}
     text = {
         **TINY_TEXT,
-        "rope_scaling": dict(TINY_MROPE),
-        "rope_parameters": dict(TINY_MROPE),
-        "head_dim": 8,
+        "rope_scaling": dict(rope),
+        "rope_parameters": dict(rope),
+        "head_dim": 16 if wide else 8,
     }
     make: Any = CONFIG_MAPPING[kind]
     vision: dict[str, Any] = {
@@ -134,7 +131,7 @@ def tiny(kind: str) -> Any:
         "vision_start_token_id": TINY_IMAGE + 2,
         "vision_end_token_id": TINY_IMAGE + 3,
     }
-    return make(text_config=text, vision_config=vision, **ids)
+    return make(text_config=text, vision_config=vision, **ids, tie_word_embeddings=True)
 
 
 def full_blocks(config: Any, blocks: int) -> tuple[int, ...]:
