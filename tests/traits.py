@@ -16,6 +16,7 @@ def traits(family, config):
 def _text(host):
     config, layer = host.text.config, host.layers[0]
     heads, kv, model = config.num_attention_heads, config.num_key_value_heads, host.model
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     rope = config.rope_parameters
     per_kind = rope if "full_attention" in rope else {"": rope}
     return {
@@ -25,7 +26,7 @@ def _text(host):
         "biases": _biased(layer),
         "norms": _norms(layer),
         "grouped heads": heads > kv,
-        "wide heads": heads * (getattr(config, "head_dim", None) or 0) > config.hidden_size,
+        "width of heads": _compared(heads * head_dim, config.hidden_size),
         "soft caps": [
             getattr(config, k, None) is not None
             for k in ("attn_logit_softcapping", "final_logit_softcapping")
@@ -54,6 +55,10 @@ def _vision(host, family):
         "deep stack": len(getattr(config.vision_config, "deepstack_visual_indexes", ())),
         "patches a token": _members(family, config),
     }
+
+
+def _compared(heads, hidden):
+    return "as the hidden state" if heads == hidden else "more" if heads > hidden else "less"
 
 
 def _members(family, config):
