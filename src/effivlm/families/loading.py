@@ -4,6 +4,7 @@ weights.
 
 import copy
 import difflib
+import functools
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -157,6 +158,12 @@ def _image_only(kind: Any) -> Any:
         return kind
 
     class ImageOnly(kind):
+        @functools.wraps(
+            kind.__init__
+        )  # transformers reads what a processor holds off its signature
+        def __init__(self, *args: Any, video_processor: None = None, **kwargs: Any) -> None:
+            super().__init__(*args, video_processor=video_processor, **kwargs)
+
         @classmethod
         def get_attributes(cls) -> list[str]:
             return [a for a in super().get_attributes() if a != "video_processor"]
