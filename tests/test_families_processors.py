@@ -1,6 +1,7 @@
 """Every family's real processor under a session: pictures and words in, and the audit counts the placeholders it wrote."""
 
 import importlib
+import json
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,7 +75,10 @@ def gemma(**call):
 
 
 def idefics(family, latents, **sizes):
-    return Case(family, family, sizes, IDEFICS, {"image_seq_len": latents})
+    options = {"image_seq_len": latents} | (
+        {"video_processor": None} if family == "smolvlm" else {}
+    )
+    return Case(family, family, sizes, IDEFICS, options)
 
 
 def split(side):
@@ -225,6 +229,9 @@ def test_smolvlms_processor_loads_without_its_video_half(tmp_path):
     made = processor_of(case, config, tokenizer)
     config.save_pretrained(tmp_path)
     made.save_pretrained(tmp_path)
+    folder = json.loads((tmp_path / "processor_config.json").read_text())
+    folder["video_processor"] = {"video_processor_type": "SmolVLMVideoProcessor"}  # as published
+    (tmp_path / "processor_config.json").write_text(json.dumps(folder))
     loaded = load_processor(tmp_path)
     texts = {"images": [[picture(50, 110)]], "text": ["<image> what"], "return_tensors": "pt"}
     assert loaded.image_seq_len == 4 and loaded.tokenizer.padding_side == "left"

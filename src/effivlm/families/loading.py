@@ -4,7 +4,6 @@ weights.
 
 import copy
 import difflib
-import functools
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -158,15 +157,14 @@ def _image_only(kind: Any) -> Any:
         return kind
 
     class ImageOnly(kind):
-        @functools.wraps(
-            kind.__init__
-        )  # transformers reads what a processor holds off its signature
-        def __init__(self, *args: Any, video_processor: None = None, **kwargs: Any) -> None:
-            super().__init__(*args, video_processor=video_processor, **kwargs)
-
         @classmethod
         def get_attributes(cls) -> list[str]:
             return [a for a in super().get_attributes() if a != "video_processor"]
+
+        @classmethod
+        def from_args_and_dict(cls, args: Any, processor_dict: Any, **kwargs: Any) -> Any:
+            kwargs["video_processor"] = None  # SmolVLM's has no default, and a folder may name one
+            return super().from_args_and_dict(args, processor_dict, **kwargs)
 
         def __call__(self, *args: Any, videos: Any = None, **kwargs: Any) -> Any:
             if videos is not None:
