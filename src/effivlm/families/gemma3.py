@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
-from effivlm.families.base import Family, Piece, raster
+from effivlm.families.base import Family, Piece, Shape, raster
 from effivlm.families.internvl import blocks_of
-from effivlm.families.shapes import TINY_IMAGE, TINY_SIGLIP, TINY_TEXT
+from effivlm.families.shapes import SO400M, TINY_IMAGE, TINY_SIGLIP, TINY_TEXT
 
 
 def group(config: Any) -> torch.Tensor:
@@ -45,10 +45,11 @@ def tiny() -> Any:
     text = {
         **TINY_TEXT,
         "model_type": "gemma3_text",
-        "head_dim": 8,
-        "query_pre_attn_scalar": 8,
+        "head_dim": 16,  # heads are wider than the hidden state, as published
+        "query_pre_attn_scalar": 16,
         "sliding_window": 12,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
     }
     return Gemma3Config(
         text_config=text,
@@ -60,12 +61,39 @@ def tiny() -> Any:
     )
 
 
+def _shape(name: str, hidden: int, inter: int, layers: int, heads: int) -> Shape:
+    text = {
+        "hidden_size": hidden,
+        "intermediate_size": inter,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "vocab_size": 262208,
+        "sliding_window": 1024,  # five layers of six
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }
+    return Shape(
+        name,
+        {
+            "text_config": text,
+            "vision_config": {**SO400M, "image_size": 896},
+            "mm_tokens_per_image": 256,
+        },
+    )
+
+
 FAMILY = Family(
     name="gemma3",
     origin=__name__,
     model_types=("gemma3",),
     layout=layout,
     group=group,
+    shapes=(
+        _shape("gemma3-4b", 2560, 10240, 34, 8),
+        _shape("gemma3-12b", 3840, 15360, 48, 16),
+    ),
     tiny=tiny,
     images=images,
 )

@@ -8,9 +8,17 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
-from effivlm.families.base import Family, Piece, raster
+from effivlm.families.base import Family, Piece, Shape, raster
 from effivlm.families.internvl import blocks_of
-from effivlm.families.shapes import TINY_CLIP, TINY_IMAGE, TINY_TEXT
+from effivlm.families.shapes import (
+    SO400M,
+    TINY_CLIP,
+    TINY_IMAGE,
+    TINY_TEXT,
+    llama,
+    llama3,
+    mistral,
+)
 
 
 def _units(call: Mapping[str, Any]) -> int:
@@ -67,7 +75,7 @@ def tiny(kind: str) -> Any:
     text = {**TINY_TEXT, "model_type": "llama"}
     vision = dict(TINY_CLIP)
     if kind == "idefics2":
-        text |= {"model_type": "mistral", "sliding_window": None}
+        text |= {"model_type": "mistral", "sliding_window": 12}
         perceiver = {
             "model_type": "idefics2_perceiver",
             "hidden_size": 32,
@@ -84,10 +92,48 @@ def tiny(kind: str) -> Any:
             image_token_id=TINY_IMAGE,
             perceiver_config=perceiver,
         )
-    vision["model_type"] = f"{kind}_vision"
-    return make(text_config=text, vision_config=vision, image_token_id=TINY_IMAGE, scale_factor=2)
+    factor = {"idefics3": 2, "smolvlm": 3}[kind]
+    vision |= {"model_type": f"{kind}_vision", "image_size": 28 * factor}
+    return make(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=TINY_IMAGE,
+        scale_factor=factor,
+        tie_word_embeddings=False,
+    )
 
 
+def _tiles(name: str, text: dict[str, Any], **more: Any) -> Shape:
+    """Idefics3 and SmolVLM: an image of 4 x 3 tiles and its thumbnail."""
+    vision = {k: v for k, v in SO400M.items() if k not in ("model_type", "vision_use_head")}
+    vision["image_size"] = more.pop("image_size")
+    return Shape(name, {"text_config": text, "vision_config": vision, **more}, {"tiles": 13})
+
+
+IDEFICS2_8B = Shape(
+    "idefics2-8b",
+    {
+        "text_config": mistral(32003, sliding_window=4096, rope_theta=1e4, pad_token_id=0),
+        "vision_config": {
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "image_size": 980,
+            "patch_size": 14,
+        },
+        "perceiver_config": {
+            "resampler_n_latents": 64,
+            "resampler_depth": 3,
+            "resampler_n_heads": 16,
+            "resampler_head_dim": 96,
+            "num_key_value_heads": 4,
+        },
+        "image_token_id": 32001,
+        "tie_word_embeddings": False,
+    },
+    {"tiles": 5},  # four crops and the whole image
+)
 IDEFICS2 = Family(
     name="idefics2",
     origin=__name__,
@@ -95,6 +141,7 @@ IDEFICS2 = Family(
     layout=layout_latents,
     group=lambda config: 1,
     traits=frozenset({"no_grid", "no_encoder_signals"}),
+    shapes=(IDEFICS2_8B,),
     tiny=lambda: tiny("idefics2"),
     images=images,
 )
@@ -104,6 +151,16 @@ IDEFICS3 = Family(
     model_types=("idefics3",),
     layout=layout_tiles,
     group=group,
+    shapes=(
+        _tiles(
+            "idefics3-8b",
+            llama3(128259, pad_token_id=128002, max_position_embeddings=131072),
+            image_size=364,
+            scale_factor=2,
+            image_token_id=128257,
+            tie_word_embeddings=False,
+        ),
+    ),
     tiny=lambda: tiny("idefics3"),
     images=images,
 )
@@ -113,6 +170,16 @@ SMOLVLM = Family(
     model_types=("smolvlm",),
     layout=layout_tiles,
     group=group,
+    shapes=(
+        _tiles(
+            "smolvlm2-2.2b",
+            {**llama(2048, 8192, 24, 32, 49280), "pad_token_id": 2, "rope_theta": 130000.0},
+            image_size=384,
+            scale_factor=3,
+            image_token_id=49190,
+            tie_word_embeddings=False,
+        ),
+    ),
     tiny=lambda: tiny("smolvlm"),
     images=images,
 )

@@ -66,6 +66,7 @@ def tiny() -> Any:
         "num_attention_heads": 2,
         "image_size": [56, 56],
         "patch_size": [7, 7],
+        "attention_bias": True,
     }
     return make(
         text_config={**TINY_TEXT, "model_type": "qwen2"},
@@ -73,6 +74,7 @@ def tiny() -> Any:
         image_token_id=TINY_IMAGE,
         image_seq_length=16,
         downsample_ratio=0.5,
+        tie_word_embeddings=False,
     )
 
 

@@ -1,7 +1,11 @@
 """LLaVA-1.5 and everything of its architecture (Mantis with SigLIP): one encoder tile an image, one
 token a patch.
+
+Mantis was trained with the strategy "default", which cuts the first encoder token. SigLIP has no
+[CLS] there: the first patch never becomes a token.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +13,16 @@ import torch
 from torch import Generator, Tensor, nn
 
 from effivlm.families.base import Family, Piece, Shape, raster
-from effivlm.families.shapes import CLIP_L_336, TINY_CLIP, TINY_IMAGE, TINY_SIGLIP, TINY_TEXT, llama
+from effivlm.families.shapes import (
+    CLIP_L_336,
+    SO400M,
+    TINY_CLIP,
+    TINY_IMAGE,
+    TINY_SIGLIP,
+    TINY_TEXT,
+    llama,
+    llama3,
+)
 
 
 def layer_index(config: Any, blocks: int) -> int:
@@ -27,13 +40,20 @@ def cls_tokens(config: Any) -> int:
             take the [CLS] token or lose a patch.
     """
     tower, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
-    if (tower, strategy) not in (("clip_vision_model", "default"), ("siglip_vision_model", "full")):
+    known = (("clip_vision_model", "default"), ("siglip_vision_model", "full"))
+    if (tower, strategy) not in known and not lost_patches(config):
         raise NotImplementedError(
             f"{config.model_type} with the encoder {tower!r} and"
             f" vision_feature_select_strategy={strategy!r}: supported are clip_vision_model with"
             " 'default' and siglip_vision_model with 'full'"
         )
     return int(tower == "clip_vision_model")
+
+
+def lost_patches(config: Any) -> int:
+    """1 where the cut that is meant for a [CLS] token takes the first patch of every image."""
+    tower, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
+    return int((config.model_type, tower, strategy) == ("llava", "siglip_vision_model", "default"))
 
 
 def patches(config: Any, pixels: Tensor) -> tuple[int, int]:
@@ -48,12 +68,10 @@ def layout(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
     """One piece an image, raster order."""
     cls_tokens(model.config)  # refuses encoders of another layout
     pixels = call["pixel_values"]
-    rows, columns = patches(model.config, pixels)
-    n = rows * columns
-    return [
-        Piece(torch.arange(n) + i * n, torch.zeros(n, dtype=torch.long), raster(rows, columns))
-        for i in range(len(pixels))
-    ]
+    (rows, columns), lost = patches(model.config, pixels), lost_patches(model.config)
+    source, place = torch.arange(rows * columns)[lost:], raster(rows, columns)[lost:]
+    unit = torch.zeros_like(source)
+    return [Piece(source + i * rows * columns, unit, place) for i in range(len(pixels))]
 
 
 def resize(
@@ -63,6 +81,11 @@ def resize(
     config: Any = model.config
     if len(set(grids)) != 1:
         raise NotImplementedError(f"tiles of one call must have one size, got {sorted(set(grids))}")
+    if math.prod(grids[0]) <= lost_patches(config):
+        raise NotImplementedError(
+            f"an image of one patch has no token: {config.model_type} cuts the first patch of every"
+            " image; keep at least two"
+        )
     size = [side * config.vision_config.patch_size for side in grids[0]]
     pixels = call["pixel_values"]
     if list(pixels.shape[-2:]) == size:
@@ -74,37 +97,45 @@ def resize(
 def images(config: Any, generator: Generator, count: int) -> tuple[dict[str, Any], list[list[int]]]:
     """Noise tiles."""
     side = config.vision_config.image_size
-    n = (side // config.vision_config.patch_size) ** 2
+    n = (side // config.vision_config.patch_size) ** 2 - lost_patches(config)
     return {"pixel_values": torch.randn(count, 3, side, side, generator=generator)}, [[n]] * count
 
 
-def tiny(vision: dict[str, Any] = TINY_CLIP, layer: int = -2) -> Any:
+def tiny(vision: Mapping[str, Any] = TINY_CLIP) -> Any:
     """A tiny configuration."""
     from transformers import LlavaConfig
 
-    text = {**TINY_TEXT, "model_type": "llama"}
-    strategy = "default" if vision is TINY_CLIP else "full"
     return LlavaConfig(
-        text_config=text,
+        text_config={**TINY_TEXT, "model_type": "llama"},
         vision_config=dict(vision),
         image_token_index=TINY_IMAGE,
-        vision_feature_layer=layer,
-        vision_feature_select_strategy=strategy,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
     )
 
 
-def _published(name: str, text: dict[str, Any]) -> Shape:
+def _published(
+    name: str, text: dict[str, Any], vision: Mapping[str, Any], mark: int, tokens: int
+) -> Shape:
     return Shape(
         name,
         {
             "text_config": text,
-            "vision_config": CLIP_L_336,
-            "image_token_index": 32000,
+            "vision_config": dict(vision),
+            "image_token_index": mark,
             "vision_feature_layer": -2,
             "vision_feature_select_strategy": "default",
-            "image_seq_length": 576,
+            "image_seq_length": tokens,
         },
     )
+
+
+MANTIS_8B = _published(
+    "mantis-8b",
+    llama3(128258, pad_token_id=128257),
+    {**SO400M, "vision_use_head": True},
+    *(128256, 27 * 27 - 1),
+)
 
 
 FAMILY = Family(
@@ -117,8 +148,8 @@ FAMILY = Family(
     feature_block=layer_index,
     resize=resize,
     shapes=(
-        _published("llava-1.5-7b", llama(4096, 11008, 32, 32)),
-        _published("llava-1.5-13b", llama(5120, 13824, 40, 40)),
+        _published("llava-1.5-7b", llama(4096, 11008, 32, 32), CLIP_L_336, 32000, 576),
+        _published("llava-1.5-13b", llama(5120, 13824, 40, 40), CLIP_L_336, 32000, 576),
     ),
     tiny=tiny,
     images=images,
@@ -132,6 +163,7 @@ MANTIS = Family(
     prefix=cls_tokens,
     feature_block=layer_index,
     resize=resize,
-    tiny=lambda: tiny(TINY_SIGLIP, -1),
+    shapes=(MANTIS_8B,),
+    tiny=lambda: tiny({**TINY_SIGLIP, "vision_use_head": True}),
     images=images,
 )

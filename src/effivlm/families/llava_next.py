@@ -20,6 +20,7 @@ from effivlm.families.shapes import (
     TINY_SIGLIP,
     TINY_TEXT,
     llama,
+    mistral,
     qwen2,
 )
 
@@ -161,6 +162,22 @@ def tiny(kind: str) -> Any:
         image_token_index=TINY_IMAGE,
         video_token_index=TINY_IMAGE + 1,
         image_grid_pinpoints=TINY_GRIDS,
+        tie_word_embeddings=True,
+    )
+
+
+def _next(name: str, text: dict[str, Any]) -> Shape:
+    return Shape(
+        name,
+        {
+            "text_config": text,
+            "vision_config": CLIP_L_336,
+            "image_token_index": 32000,
+            "vision_feature_layer": -2,
+            "vision_feature_select_strategy": "default",
+            "image_grid_pinpoints": NEXT_GRIDS,
+        },
+        {"sizes": [(672, 672)]},
     )
 
 
@@ -190,18 +207,9 @@ NEXT = Family(
     prefix=cls_tokens,
     feature_block=layer_index,
     shapes=(
-        Shape(
-            "llava-next-7b",
-            {
-                "text_config": llama(4096, 11008, 32, 32),
-                "vision_config": CLIP_L_336,
-                "image_token_index": 32000,
-                "vision_feature_layer": -2,
-                "vision_feature_select_strategy": "default",
-                "image_grid_pinpoints": NEXT_GRIDS,
-            },
-            {"sizes": [(672, 672)]},
-        ),
+        _next("llava-next-7b", llama(4096, 11008, 32, 32)),
+        _next("llava-next-13b", llama(5120, 13824, 40, 40)),
+        _next("llava-next-mistral-7b", mistral(32064, sliding_window=None, rope_theta=1e6)),
     ),
     tiny=lambda: tiny("llava_next"),
     images=images,

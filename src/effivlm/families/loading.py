@@ -162,6 +162,11 @@ def _image_only(kind: Any) -> Any:
         def get_attributes(cls) -> list[str]:
             return [a for a in super().get_attributes() if a != "video_processor"]
 
+        @classmethod
+        def from_args_and_dict(cls, args: Any, processor_dict: Any, **kwargs: Any) -> Any:
+            kwargs["video_processor"] = None  # SmolVLM's has no default, and a folder may name one
+            return super().from_args_and_dict(args, processor_dict, **kwargs)
+
         def __call__(self, *args: Any, videos: Any = None, **kwargs: Any) -> Any:
             if videos is not None:
                 require_video()
@@ -219,7 +224,8 @@ def config_of(family: Family, shape: Shape) -> Any:
     """The transformers configuration of a published shape."""
     from transformers import CONFIG_MAPPING
 
-    make: Any = CONFIG_MAPPING[family.model_types[0]]
+    assert family.tiny is not None  # of the same class: a family may serve no model type of its own
+    make: Any = CONFIG_MAPPING[family.tiny().model_type]
     return make(**copy.deepcopy(dict(shape.config)))  # transformers edits what it is given
 
 
@@ -267,7 +273,9 @@ def example(
     generator = torch.Generator().manual_seed(seed + 7)
     assert family.images is not None
     extra, runs = family.images(config, generator, images, **sizes) if images else ({}, [])
-    mark, vocabulary = config.image_token_id, min(90, config.text_config.vocab_size)
+    mark, size = config.image_token_id, config.text_config.vocab_size
+    vocabulary = min(90, size)
+    start, end = (mark + 2, mark + 3) if mark + 3 < size else (mark - 2, mark - 1)
 
     def text(n: int) -> list[int]:
         return torch.randint(5, vocabulary, (n,), generator=generator).tolist()
@@ -275,7 +283,7 @@ def example(
     ids = text(before)
     for i, lengths in enumerate(runs):
         for n in lengths:
-            ids += [mark + 2, *[mark] * n, mark + 3]
+            ids += [start, *[mark] * n, end]
         ids += text(between if i + 1 < len(runs) else 0)
     ids += text(after)
     if image_last and runs:

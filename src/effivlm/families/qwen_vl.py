@@ -12,12 +12,6 @@ from effivlm.families.base import Family, Piece, Shape, raster
 from effivlm.families.shapes import TINY_IMAGE, TINY_TEXT, qwen2
 
 MROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
-TINY_MROPE = {
-    "rope_type": "default",
-    "type": "mrope",
-    "mrope_section": [1, 1, 2],
-    "rope_theta": 1e4,
-}
 
 
 def layout(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
@@ -97,11 +91,14 @@ def tiny(kind: str) -> Any:
     """A tiny configuration."""
     from transformers import CONFIG_MAPPING
 
+    wide = kind == "qwen3_vl"  # its heads are wider than the hidden state and interleave the axes
+    rope = MROPE | {"mrope_section": [4, 2, 2] if wide else [1, 1, 2], "rope_theta": 1e4}
+    rope |= {"mrope_interleaved": True} if wide else {}
     text = {
         **TINY_TEXT,
-        "rope_scaling": dict(TINY_MROPE),
-        "rope_parameters": dict(TINY_MROPE),
-        "head_dim": 8,
+        "rope_scaling": dict(rope),
+        "rope_parameters": dict(rope),
+        "head_dim": 16 if wide else 8,
     }
     make: Any = CONFIG_MAPPING[kind]
     vision: dict[str, Any] = {
@@ -134,7 +131,7 @@ def tiny(kind: str) -> Any:
         "vision_start_token_id": TINY_IMAGE + 2,
         "vision_end_token_id": TINY_IMAGE + 3,
     }
-    return make(text_config=text, vision_config=vision, **ids)
+    return make(text_config=text, vision_config=vision, **ids, tie_word_embeddings=True)
 
 
 def full_blocks(config: Any, blocks: int) -> tuple[int, ...]:
@@ -164,6 +161,39 @@ def _shape(name: str, text: dict[str, Any], vision: dict[str, Any]) -> Shape:
         },
         {"grids": [[1, 48, 48]]},
     )
+
+
+def _qwen3(
+    name: str, hidden: int, inter: int, tied: bool, vision: dict[str, Any], deep: list[int]
+) -> Shape:
+    text = {
+        "hidden_size": hidden,
+        "intermediate_size": inter,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 262144,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "rope_parameters": MROPE
+        | {"mrope_section": [24, 20, 20], "rope_theta": 5e6, "mrope_interleaved": True},
+        "tie_word_embeddings": tied,
+    }
+    vision = vision | {
+        "num_heads": 16,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "in_channels": 3,
+        "num_position_embeddings": 2304,
+        "out_hidden_size": hidden,
+        "deepstack_visual_indexes": deep,
+    }
+    config = {"text_config": text, "vision_config": vision, "tie_word_embeddings": tied}
+    return Shape(name, config, {"grids": [[1, 48, 48]]})
 
 
 def _qwen2_vision(hidden: int) -> dict[str, Any]:
@@ -228,6 +258,20 @@ QWEN3_VL = Family(
     packed=True,
     resize=resize,
     side_inputs=("visual_pos_masks", "deepstack_visual_embeds"),
+    shapes=(
+        _qwen3(
+            "qwen3-vl-4b",
+            *(2560, 9728, True),
+            {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096},
+            [5, 11, 17],
+        ),
+        _qwen3(
+            "qwen3-vl-8b",
+            *(4096, 12288, False),
+            {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304},
+            [8, 16, 24],
+        ),
+    ),
     tiny=lambda: tiny("qwen3_vl"),
     images=images,
 )

@@ -45,6 +45,36 @@ def llama(hidden: int, inter: int, layers: int, heads: int, vocab: int = 32064) 
     }
 
 
+def llama3(vocab: int, **more: Any) -> dict[str, Any]:
+    """LLaMA-3 8B with a vocabulary of its own."""
+    return {
+        **llama(4096, 14336, 32, 32, vocab),
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 8192,
+        "rope_theta": 5e5,
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+        **more,
+    }
+
+
+def mistral(vocab: int, **more: Any) -> dict[str, Any]:
+    """Mistral 7B: v0.1 slides a window of 4,096 tokens, v0.2 none."""
+    return {
+        "model_type": "mistral",
+        "vocab_size": vocab,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
+        **more,
+    }
+
+
 CLIP_L_336 = {
     "model_type": "clip_vision_model",
     "hidden_size": 1024,
@@ -65,6 +95,7 @@ SO400M_384 = {
     "patch_size": 14,
     "vision_use_head": False,
 }
+SO400M = {**SO400M_384, "num_hidden_layers": 27}  # whole: OneVision leaves out the last block
 TINY_TEXT = {
     "vocab_size": 120,
     "hidden_size": 32,

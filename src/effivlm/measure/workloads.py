@@ -1,6 +1,6 @@
 """Fixed workloads as data, and the prompts they stand for, on any model and without a hub."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,8 +106,7 @@ def _images(work: Workload, family: Family, config: Any, sizes: Mapping[str, Any
     if work.prompt is None:
         return 1
     room, best, most = work.prompt - work.text, 0, 0
-    for count in range(1, 65):
-        visual = _visual(family, config, count, sizes)
+    for count, visual in _visual(family, config, sizes):
         if visual + count * (BETWEEN + 2) + BEFORE > room:
             if count > 1:  # one image of several tiles may take more room than two of one tile each
                 break
@@ -121,9 +120,19 @@ def _images(work: Workload, family: Family, config: Any, sizes: Mapping[str, Any
     return best
 
 
-def _visual(family: Family, config: Any, count: int, sizes: Mapping[str, Any]) -> int:
+def _visual(
+    family: Family, config: Any, sizes: Mapping[str, Any], most: int = 64
+) -> Iterator[tuple[int, int]]:
+    """Visual tokens of 1, 2, ... images. How many an image has depends on whether it is alone, not
+    on how many others there are, so that counting does not make every count's pixels.
+    """
     assert family.images is not None
-    return sum(map(sum, family.images(config, torch.Generator().manual_seed(0), count, **sizes)[1]))
+    made: list[list[int]] = []
+    for count in range(1, most + 1):
+        if count > len(made):
+            several = min(2 * count, most) if count > 1 else 1
+            made = family.images(config, torch.Generator().manual_seed(0), several, **sizes)[1]
+        yield count, sum(map(sum, made[:count]))
 
 
 def _length(family: Family, config: Any, count: int, sizes: Mapping[str, Any]) -> int:

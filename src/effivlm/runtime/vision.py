@@ -134,7 +134,8 @@ class VisionStage:
         ):
             size = piece.place.max(0).values + 1
             cell = (piece.place * torch.tensor([rows, columns]) / size).floor().long()
-            owner = cell[:, 0] * columns + cell[:, 1]
+            lost = rows * columns - len(little.source)  # first patches that never become tokens
+            owner = (cell[:, 0] * columns + cell[:, 1] - lost).clamp(min=0)
             owners.append(owner)
             kept.append(first_of_each(owner))
             new.append(replace(piece, source=little.source[owner]))
