@@ -66,6 +66,7 @@ FAMILY = Family(
     model_types=("gemma3",),
     layout=layout,
     group=group,
+    markers=(1, 1),  # <start_of_image>, <end_of_image>; the line breaks around them count as text
     tiny=tiny,
     images=images,
 )

@@ -88,12 +88,15 @@ def tiny(kind: str) -> Any:
     return make(text_config=text, vision_config=vision, image_token_id=TINY_IMAGE, scale_factor=2)
 
 
+# <fake_token_around_image> and a tile's tag; after a run the next one, or the end of a row of tiles
+MARKERS = (2, 1)
 IDEFICS2 = Family(
     name="idefics2",
     origin=__name__,
     model_types=("idefics2",),
     layout=layout_latents,
     group=lambda config: 1,
+    markers=(1, 1),  # <fake_token_around_image>
     traits=frozenset({"no_grid", "no_encoder_signals"}),
     tiny=lambda: tiny("idefics2"),
     images=images,
@@ -104,6 +107,7 @@ IDEFICS3 = Family(
     model_types=("idefics3",),
     layout=layout_tiles,
     group=group,
+    markers=MARKERS,
     tiny=lambda: tiny("idefics3"),
     images=images,
 )
@@ -113,6 +117,7 @@ SMOLVLM = Family(
     model_types=("smolvlm",),
     layout=layout_tiles,
     group=group,
+    markers=MARKERS,
     tiny=lambda: tiny("smolvlm"),
     images=images,
 )

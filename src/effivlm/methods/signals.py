@@ -58,8 +58,8 @@ class EncoderFeatures(Signal):
 
 @dataclass(frozen=True)
 class TextEmbeds(Signal):
-    """[T, D] input embeddings of the prompt's text tokens (PreLLM); placeholders and padding
-    excluded.
+    """[T, D] input embeddings of the prompt's text tokens (PreLLM), without placeholders, padding
+    and the markers around images.
     """
 
 
