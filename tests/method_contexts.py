@@ -87,7 +87,9 @@ def image_tokens(
     )
 
 
-def block_tokens(kind="random", rows=8, columns=9, width=24, seed=0, block=2, dtype=torch.float32):
+def block_tokens(
+    kind="random", rows=8, columns=9, width=24, seed=0, block=2, dtype=torch.float32, prefix=0
+):
     """A `BlockTokens`: states, keys, attention received and sizes of a block in the middle of the encoder."""
     n = rows * columns
     g = torch.Generator().manual_seed(seed + 11)
@@ -104,6 +106,7 @@ def block_tokens(kind="random", rows=8, columns=9, width=24, seed=0, block=2, dt
         sizes,
         grid(rows, columns),
         block,
+        prefix,
     )
 
 

@@ -7,9 +7,11 @@ import torch
 from method_contexts import block_tokens
 
 from effivlm.budget import parse_budget
+from effivlm.families.tiny import double, exact
 from effivlm.methods.encoder.tome import ToMe
 from effivlm.ops import merge
 from effivlm.runtime.audit import check_selection
+from effivlm.runtime.session import Session
 
 torch.set_num_threads(1)
 
@@ -17,14 +19,17 @@ torch.set_num_threads(1)
 @pytest.mark.parametrize("kind", ["random", "clustered", "duplicated", "constant"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("k", [71, 60, 36, 20, 1])
-def test_tome_merges_pairs_by_size(kind, dtype, k):
-    tokens = block_tokens(kind, dtype=dtype)
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_tome_merges_pairs_by_size(kind, dtype, k, prefix):
+    """A class token is counted, so it decides which tokens are even, and never merges."""
+    tokens = block_tokens(kind, dtype=dtype, prefix=prefix)
     n = len(tokens.keys)
     x = [row.double() for row in tokens.keys]
     members = {i: [i] for i in range(n)}
     while len(members) > k:  # one bipartite step, or several where one cannot merge enough
         alive = sorted(members)
-        even, odd = alive[::2], alive[1::2]
+        line = ["cls"] * prefix + alive
+        even, odd = line[prefix * 2 :: 2], line[1::2]
         pairs = []
         for i in even:
             if odd:
@@ -55,6 +60,17 @@ def test_tome_schedule_reaches_the_budget_in_even_steps(blocks, budget):
     assert counts[-1] == parse_budget(budget, "visual").count(576)
     assert max(steps) - min(steps) <= 1
     assert [c.layer for c in cuts] == list(range(1, max(2, blocks - 1)))
+
+
+@pytest.mark.parametrize(("family", "prefix"), [("llava", 1), ("mantis", 0), ("internvl", 1)])
+def test_tome_is_told_of_a_class_token(family, prefix, monkeypatch):
+    seen, plain = [], ToMe.reduce_block
+    monkeypatch.setattr(ToMe, "reduce_block", lambda m, t, k: seen.append(t) or plain(m, t, k))
+    model, inputs = exact(family), double(family)
+    with Session(model, "tome@0.6"), torch.no_grad():
+        model(**inputs)
+    assert {t.prefix for t in seen} == {prefix}
+    assert len({len(t.keys) for t in seen}) == len({t.block for t in seen})  # patches alone
 
 
 def test_tome_proportional_attention_is_a_parameter():

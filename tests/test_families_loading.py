@@ -15,6 +15,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from effivlm import registry
 from effivlm.families import loading
 from effivlm.families.loading import LoadError, family_of, load, require_video
+from effivlm.runtime.before_llm import instruction
 
 torch.set_num_threads(1)
 PINS = [[28, 56], [56, 28], [56, 56]]
@@ -171,6 +172,9 @@ def test_a_folder_loads_and_answers_about_an_image(name, checkpoint):
     }
     pieces = loaded.family.layout(model, call)
     assert sum(len(p.source) for p in pieces) == int((inputs["input_ids"] == 100).sum()) > 0
+    ids = inputs["input_ids"][0]
+    said = instruction(ids == 100, torch.ones_like(ids).bool(), *loaded.family.markers)
+    assert ids[said].tolist() == [7, 8, 9]  # of what the processor wrote, the user's words alone
     model.generation_config.eos_token_id = None
     with torch.no_grad():
         out = model.generate(**inputs, max_new_tokens=2, do_sample=False)

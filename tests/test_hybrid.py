@@ -16,7 +16,7 @@ from effivlm.methods.hybrid.illava import ILLaVA
 from effivlm.methods.hybrid.must_drop import MustDrop, MustDropStage1, uniformity, windows
 from effivlm.methods.hybrid.polymorphic import Polymorphic, PolymorphicStage1, matches
 from effivlm.methods.hybrid.vscan import VScan, VScanStage1
-from effivlm.methods.signals import LastRow, Saliency, TextRows
+from effivlm.methods.signals import LastRow, Saliency
 from effivlm.runtime.audit import check_entries, check_selection
 from effivlm.runtime.session import Session
 
@@ -88,7 +88,7 @@ def test_mustdrop_filter(kind, k):
         ImageTokens(**{**vars(picture), "notes": notes, "position": torch.arange(5, 45)})
     )
     tokens = layer_tokens(method, kind, notes=notes)
-    a = tokens[TextRows()].double()
+    a = tokens.source.rows.double()
     mean = [
         [average([a[h, t, j] for h in range(4)]) for j in tokens.visual.tolist()] for t in range(6)
     ]

@@ -8,7 +8,6 @@ from test_intra_llm_golden import cases, read
 from effivlm.methods.base import BlockTokens
 from effivlm.methods.hybrid.must_drop import MustDrop, dual_filter, uniformity, windows
 from effivlm.methods.hybrid.vscan import scans
-from effivlm.methods.signals import TextRows
 from effivlm.ops import merge
 from effivlm.ops.cluster import nearest_kept
 from effivlm.ops.select import ranked
@@ -50,17 +49,17 @@ def test_mustdrop_filter(case):
     torch.testing.assert_close(attention.sum(0), t["global_score"], rtol=1e-4, atol=1e-6)
     protected = torch.zeros(p["n"], dtype=torch.bool)
     protected[t["key_set"].long()] = True
-    keep = dual_filter(
-        attention, protected, torch.rand(p["n"]), p["kept"], p["global_thr"], p["individual_thr"]
+    given, thresholds = (
+        (attention.sum(0), attention.amax(0), protected),
+        (p["global_thr"], p["individual_thr"]),
     )
+    keep = dual_filter(*given, torch.rand(p["n"]), p["kept"], *thresholds)
     assert keep.tolist() == t["kept_sorted"].tolist()
     method = MustDrop(global_threshold=p["global_thr"], individual_threshold=p["individual_thr"])
     rows = torch.zeros(*t["attn"].shape[:2], p["S"] + p["n"] + p["T"])
     rows[..., p["S"] : p["S"] + p["n"]] = t["attn"]
     notes = {"saliency": {p["S"] + i: 1.0 for i in t["key_set"].tolist()}}
-    tokens = layer_tokens(
-        method, n=p["n"], before=p["S"], after=p["T"], notes=notes, values={TextRows(): rows}
-    )
+    tokens = layer_tokens(method, n=p["n"], before=p["S"], after=p["T"], notes=notes, rows=rows)
     assert method.select_layer(tokens, p["kept"]).keep.tolist() == t["kept_sorted"].tolist()
     assert notes["final"][0].tolist() == [p["S"] + i for i in t["kept_sorted"].tolist()]
 

@@ -20,7 +20,7 @@ from effivlm.methods.intra_llm.dart import DART
 from effivlm.methods.intra_llm.fastv import FastV, FastVSink
 from effivlm.methods.intra_llm.fitprune import FitPrune
 from effivlm.methods.intra_llm.pyramiddrop import PyramidDrop
-from effivlm.methods.intra_llm.sparsevlm import SparseVLM, SparseVLMRank, gravity, raters
+from effivlm.methods.intra_llm.sparsevlm import SparseVLM, SparseVLMRank, raters
 from effivlm.methods.intra_llm.vtw import VTW
 from effivlm.methods.signals import (
     ColumnSums,
@@ -30,8 +30,8 @@ from effivlm.methods.signals import (
     LastRow,
     NormedHidden,
     Saliency,
-    TextRows,
 )
+from effivlm.ops.statistics import gravity
 from effivlm.runtime.audit import check_selection
 from effivlm.runtime.session import Session
 
@@ -99,7 +99,7 @@ def fastv_twin(tokens, rows):
     a = {
         "last": tokens[LastRow()][:, None] if rows == "last" else None,
         "all": tokens[ColumnSums()][:, None] if rows == "all" else None,
-        "text": tokens[TextRows()] if rows == "text" else None,
+        "text": tokens.source.rows if rows == "text" else None,
     }[rows].double()
     return [
         average([average([a[h, i, j] for i in range(a.shape[1])]) for h in range(len(a))])
@@ -161,7 +161,7 @@ def test_pyramiddrop(kind, dtype, k):
 @COUNTS
 def test_adaptinfer(kind, dtype, k):
     tokens = layer_tokens(AdaptInfer(), kind, dtype=dtype)
-    a, text = tokens[TextRows()].double(), tokens.text.tolist()
+    a, text = tokens.source.rows.double(), tokens.text.tolist()
     score = [0.0] * 40
     for h in range(len(a)):
         for t, at in enumerate(text):
@@ -260,7 +260,7 @@ def test_sparsevlm(kind, dtype, k):
     """Raters, scores, the split into kept and clusters, cluster means at their centres."""
     method = SparseVLM()
     tokens = layer_tokens(method, kind, dtype=dtype)
-    x, rows = tokens[InputEmbeds()], tokens[TextRows()].double()
+    x, rows = tokens[InputEmbeds()], tokens.source.rows.double()
     chosen = raters_twin(x[tokens.visual], x[tokens.text])
     score = [
         average([average([rows[h, t, j] for t in chosen]) for h in range(len(rows))])
@@ -298,8 +298,8 @@ def test_sparsevlm_raters_are_chosen_once_and_fall_back():
 def test_sparsevlm_plus(k, heads):
     method = SparseVLM(variant="plus", heads=heads)
     tokens = layer_tokens(method)
-    x, rows = tokens[InputEmbeds()], tokens[TextRows()].double()
-    width, at = tokens[Keys()].shape[-1], tokens.position.tolist()
+    x, rows = tokens[InputEmbeds()], tokens.source.rows.double()
+    width, at = tokens.source.width, tokens.position.tolist()
     chosen = raters_twin(x[tokens.visual], x[tokens.text])
 
     def pull(distance):
@@ -331,7 +331,7 @@ def test_sparsevlm_rank(scale):
     tokens = layer_tokens(method, seed=1)
     x = tokens[InputEmbeds()]
     chosen = raters_twin(x[tokens.visual], x[tokens.text])
-    p = tokens[TextRows()][:, chosen][..., tokens.visual].mean(0)
+    p = tokens.source.rows[:, chosen][..., tokens.visual].mean(0)
     assert int(torch.linalg.matrix_rank(p)) == len(chosen)
     kept = max(1, min(int(scale * len(chosen)), 39))
     clusters = (int(0.3 * (40 - kept)) + 1) // 10 + 1
@@ -396,14 +396,13 @@ def test_broken_values_still_give_k(method):
     values = {
         s: torch.zeros_like(v)
         for s, v in {
-            TextRows(): torch.ones(4, 6, 51),
             LastRow(): torch.ones(4, 51),
             LastRow(of="next"): torch.ones(4, 51),
             ColumnSums(): torch.ones(4, 51),
             HeadMaxSums(rows="text"): torch.ones(51),
         }.items()
     }
-    tokens = layer_tokens(method, values=values)
+    tokens = layer_tokens(method, values=values, rows=torch.zeros(4, 6, 51))
     tokens.hidden[7] = torch.nan
     check_selection(method, (s := method.select_layer(tokens, 11)).keep, s.merged, 11, 40)
 

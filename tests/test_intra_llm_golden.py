@@ -9,13 +9,13 @@ from layer_contexts import layer_tokens
 from safetensors import safe_open
 
 from effivlm.calibration import withdrawal_divergence, withdrawal_layer
-from effivlm.methods.intra_llm.adaptinfer import AdaptInfer, text_weighted
+from effivlm.methods.intra_llm.adaptinfer import AdaptInfer
 from effivlm.methods.intra_llm.dart import DART, least_similar
 from effivlm.methods.intra_llm.fastv import FastV
 from effivlm.methods.intra_llm.fitprune import FitPrune
 from effivlm.methods.intra_llm.pyramiddrop import PyramidDrop
 from effivlm.methods.intra_llm.sparsevlm import SparseVLM, kept_of, raters
-from effivlm.methods.signals import HeadMaxSums, Keys, LastRow, NormedHidden, TextRows
+from effivlm.methods.signals import HeadMaxSums, Keys, LastRow, MutualTextSums, NormedHidden
 from effivlm.ops import merge, statistics
 from effivlm.ops.recycle import cluster_means
 from effivlm.ops.select import others, ranked
@@ -70,7 +70,7 @@ def test_sparsevlm(case):
             after=text,
             width=out.shape[1],
             notes=notes,
-            values={TextRows(): rows},
+            rows=rows,
         )
         tokens.hidden[:] = out
         got = method.select_layer(tokens, k)
@@ -166,17 +166,14 @@ def test_fitprune(case):
 @cases("adaptinfer")
 def test_adaptinfer(case):
     p, t = read("adaptinfer", case)
-    torch.testing.assert_close(
-        text_weighted(t["attn_text_text"], t["attn_text_vis"]), t["score"], rtol=1e-4, atol=1e-6
-    )
     rows = torch.zeros(p["H"], p["T"], p["S"] + p["n"] + p["T"])
     rows[..., p["S"] : p["S"] + p["n"]], rows[..., p["S"] + p["n"] :] = (
         t["attn_text_vis"],
         t["attn_text_text"],
     )
-    tokens = layer_tokens(
-        AdaptInfer(), n=p["n"], before=p["S"], after=p["T"], values={TextRows(): rows}
-    )
+    tokens = layer_tokens(AdaptInfer(), n=p["n"], before=p["S"], after=p["T"], rows=rows)
+    score = tokens[MutualTextSums()].sum(0)[tokens.visual]
+    torch.testing.assert_close(score, t["score"], rtol=1e-4, atol=1e-6)
     assert (
         AdaptInfer().select_layer(tokens, len(t["kept_sorted"])).keep.tolist()
         == t["kept_sorted"].tolist()

@@ -6,11 +6,13 @@ import pytest
 import torch
 from layer_contexts import layer_tokens
 from method_contexts import block_tokens, image_tokens
+from tiny import build, prompt
 
 from effivlm import registry
 from effivlm.measure.memory import LargestTensor
 from effivlm.methods.base import EncoderReducer, IntraLLM, PreLLM
 from effivlm.methods.signals import Saliency
+from effivlm.runtime.session import Session
 
 torch.set_num_threads(1)
 N, D = 256, 192
@@ -61,3 +63,23 @@ def test_it_sees_a_large_tensor():
     x = torch.randn(N, D)
     with pytest.raises(AssertionError, match="N x N"):
         check(lambda: (x[:, None] * x).sum(-1))
+
+
+READ_TEXT = [
+    "fastv@0.3:rows=text",
+    "adaptinfer@0.3",
+    "sparsevlm@0.3",
+    "sparsevlm@0.3:variant=plus",
+    "sparsevlm_rank@0.3",
+    "mustdrop@0.3",
+]
+
+
+@pytest.mark.parametrize("setting", READ_TEXT)
+def test_text_rows_are_streamed(setting):
+    """The image first, then a long text: no tensor of a session is larger than one block of rows in float32."""
+    model, inputs = build("llava"), prompt("llava", 1, before=1, after=1600)
+    with Session(model, setting), torch.inference_mode(), LargestTensor() as seen:
+        model(**inputs)
+    length, heads = inputs["input_ids"].shape[1], model.config.text_config.num_attention_heads
+    assert seen.bytes <= 4 * heads * 256 * length, f"{seen.bytes / (4 * heads * length):.0f} rows"

@@ -127,6 +127,30 @@ def test_dpc_knn(kind, count, k):
     assert got.centres.unique().numel() == count
 
 
+@pytest.mark.parametrize("apart", [1.0, 30.0, 1e4])
+def test_dpc_knn_whatever_the_distance(apart):
+    """Far apart, exp(-d^2) is 0 for every token; clusters are those of the same tokens drawn together."""
+    x = features("clustered", 60, 16, 4)
+    scaled = [[float((a.double() - b.double()).norm()) * apart / 4 for b in x] for a in x]
+    exponent = [-sum(v * v for v in sorted(row)[:5]) / 5 for row in scaled]
+    denser = [[j for j in range(60) if exponent[j] > exponent[i]] for i in range(60)]
+    delta = [
+        min((scaled[i][j] for j in d), default=max(map(max, scaled))) for i, d in enumerate(denser)
+    ]
+    score = [e + math.log(d) for e, d in zip(exponent, delta, strict=True)]
+    want = sorted(range(60), key=lambda i: -score[i])[:7]
+    got = dpc_knn(x * apart, 7, 5)
+    assert got.centres.tolist() == want
+    assert apart == 1 or want != list(range(7))
+
+
+def test_significant_digits_are_each_scores_own():
+    x = torch.tensor([1e-4, 1e-4 * (1 + 1e-7), 1.1e-4, 3e9, 0.0, -2.0])
+    got = select.significant(x)
+    assert got[0] == got[1] and got[0] < got[2] and got[4] == 0
+    torch.testing.assert_close(got, x, rtol=2e-6, atol=0)
+
+
 @KINDS
 def test_nearest_kept(kind):
     x = features(kind, 50, 16, 5)

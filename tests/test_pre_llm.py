@@ -221,6 +221,20 @@ def test_gprune(kind, dtype, k):
     )
 
 
+def test_gprune_does_not_hang_on_one_outlier():
+    """A token a million times longer, alone: the others are still told apart by what gathers on them."""
+    tokens = image_tokens(GPrune(), "clustered")
+    plain = GPrune().select_image(tokens, 20).keep
+    x = tokens.embeds.clone()
+    free = next(i for i in range(len(x)) if i not in plain.tolist())
+    side = torch.zeros(len(x), 1)
+    side[free], x[free] = 1e7, 0.0  # at a right angle to all, in a direction of its own
+    alone = dataclasses.replace(tokens, embeds=torch.cat([x, side], 1))
+    quiet = dataclasses.replace(tokens, embeds=torch.cat([x, side / 1e12], 1))
+    kept = set(GPrune().select_image(alone, 21).keep.tolist())
+    assert kept - {free} == set(GPrune().select_image(quiet, 20).keep.tolist())
+
+
 def naive_regions(tokens, side):
     size = [int(v) + 1 for v in tokens.place.amax(0).tolist()]
     return [

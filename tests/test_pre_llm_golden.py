@@ -8,7 +8,8 @@ import torch
 from method_contexts import grid
 from safetensors import safe_open
 
-from effivlm.methods.base import ImageTokens
+from effivlm.methods.base import BlockTokens, ImageTokens
+from effivlm.methods.encoder.tome import ToMe
 from effivlm.methods.pre_llm import cdpruner, gprune, holov, prumerge, vispruner
 from effivlm.methods.pre_llm.divprune import DivPrune
 from effivlm.methods.pre_llm.fastervlm import FasterVLM
@@ -186,21 +187,36 @@ def test_prumerge(path):
 
 @pytest.mark.parametrize("path", cases("tome"))
 def test_tome(path):
-    """Every layer's pairs and merged rows, in the official layout (unmerged even tokens, then odd tokens)."""
+    """Every layer of the method, given what the encoder would give it: the same patches merge into the same ones.
+
+    The rows stand in the official layout (unmerged even tokens, then odd tokens), [CLS] first and not shown.
+    """
     g = load(path)
-    protected = int(g["params"]["class_token"])
+    prefix = int(g["params"]["class_token"])
     x, size = g["x"], torch.ones(len(g["x"]))
     for layer, r in enumerate(g["params"]["r"]):
-        source, target = merge.bipartite(g[f"metric{layer}"], r, protected)
-        assert torch.equal(source // 2, g[f"src{layer}"]) and torch.equal(
-            target // 2, g[f"dst{layer}"]
+        r = min(r, (len(x) - prefix) // 2)
+        keys, place = g[f"metric{layer}"][prefix:], torch.zeros(len(x) - prefix, 2)
+        block = BlockTokens(
+            None, frozenset(), 0, {}, x[prefix:], keys, keys[:, 0], size[prefix:], place, 1, prefix
         )
-        rows = merge.apply(x, merge.mean_into(target, source, size))
+        got = ToMe().reduce_block(block, len(keys) - r)
+        source, target = 2 * g[f"src{layer}"], 2 * g[f"dst{layer}"] + 1
+        assert torch.equal(got.keep + prefix, select.others(source, len(x))[prefix:])
+        owner = torch.arange(len(x)).index_put((source,), target)[prefix:] - prefix
+        assert torch.equal(got.merged.target[got.merged.source.argsort()], owner)
+        rows = x.clone()
+        rows[prefix:] = merge.apply(x[prefix:], (owner, torch.arange(len(owner)), _weights(got)))
         size = size.clone().index_add_(0, target, size[source])
         order = torch.cat([2 * g[f"unm{layer}"], torch.arange(1, len(x), 2)])
         x, size = rows[order], size[order]
         torch.testing.assert_close(size, g[f"size{layer + 1}"])
     torch.testing.assert_close(x, g[f"x{layer + 1}"], atol=1e-5, rtol=1e-4)
+
+
+def _weights(selection):
+    """[N] weight of every token in the mean that it joins."""
+    return selection.merged.weight[selection.merged.source.argsort()]
 
 
 @pytest.mark.parametrize("path", cases("dpc_knn"))

@@ -9,7 +9,8 @@ from tiny import FAMILIES, batch, build, generate, prompt
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from effivlm.methods.base import PreLLM, Selection
-from effivlm.methods.signals import ColumnSums
+from effivlm.methods.pre_llm.cdpruner import CDPruner
+from effivlm.methods.signals import ColumnSums, TextEmbeds
 from effivlm.ops import statistics
 from effivlm.runtime import in_cache, prefill, signals
 from effivlm.runtime.audit import AuditError
@@ -397,6 +398,28 @@ def test_the_audit_prints_what_every_layer_held():
         ["all", f"{sum(a.kv_per_layer):g}", f"{a.kv_bytes:,}"] for a in (first, second)
     ]
     assert first.as_dict()["kv_bytes"] == first.kv_bytes
+
+
+@pytest.mark.parametrize(
+    ("family", "unsaid"), [("llava", ()), ("qwen2_vl", (2, 3)), ("internvl", (2, 3))]
+)
+def test_the_text_of_a_prompt_is_what_it_says(family, unsaid, monkeypatch):
+    """Neither placeholders nor padding nor, where the processor writes any, markers around images."""
+    seen, plain = [], CDPruner.select_image
+    monkeypatch.setattr(
+        CDPruner,
+        "select_image",
+        lambda m, t, k: seen.append(t[TextEmbeds()]) or plain(m, t, k),
+    )
+    model, one = build(family), prompt(family, 2)
+    mark = model.config.image_token_id
+    both = batch(family, one, prompt(family, 1, before=9, after=30))
+    with torch.no_grad(), Session(model, "cdpruner@0.5"):
+        model(**both)
+    ids = one["input_ids"][0]
+    said = [i for i in ids.tolist() if i != mark and i - mark not in unsaid]
+    want = model.get_input_embeddings()(torch.tensor(said))
+    assert torch.equal(seen[0], want) and len(seen[-1]) > len(want)
 
 
 def test_every_beam_keeps_the_tokens_of_its_own_prompt():

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from kv_contexts import dense
+from layer_contexts import Dense
 
+from effivlm.methods.signals import MutualTextSums, TextPeaks, TextRank, TextSums
 from effivlm.ops import statistics
 
 torch.set_num_threads(1)
@@ -101,6 +103,45 @@ def test_chosen_rows(heads, groups, length):
     near(got, want)
     near(statistics.row_sums(q[:, rows], k, rows, 0.3, block=5), want.sum(1))
     near(statistics.head_max_sums(q[:, rows], k, rows, 0.3, block=5), want.amax(0).sum(0))
+
+
+@pytest.mark.parametrize(("heads", "groups", "length"), SHAPES)
+@pytest.mark.parametrize("block", [1, 5, 64])
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_text_rows_look_at(heads, groups, length, block, masked):
+    """Streamed, what methods read of text rows is the dense twin's, whatever the blocks."""
+    q, k = tensors(heads, groups, length)
+    rows = torch.arange(length)[length // 3 :: 2]
+    place = torch.arange(length) * 2 + 5  # half of the prompt was dropped
+    visible = torch.ones(length, length).tril().bool()
+    if masked:
+        visible &= ~torch.ones(length, length).tril(-9).bool()
+        visible[rows[-1]] = False
+    a = dense(q, k, 0.3, visible).nan_to_num()
+    columns = torch.arange(length // 4, length // 2 + 1)
+    twin = Dense({}, a[:, rows], rows, columns, q.shape[-1])
+    given = (q[:, rows], k, rows)
+    how = {"mask": visible.__getitem__ if masked else None, "block": block}
+    near(statistics.row_sums(*given, 0.3, **how), twin(TextSums()))
+    near(statistics.mutual_sums(*given, 0.3, **how), twin(MutualTextSums()), rtol=1e-4)
+    near(statistics.peaks(*given, 0.3, **how), twin(TextPeaks()))
+    freed = statistics.freed_sums(*given, place, 0.3, 1e4, **how)
+    table = statistics.gravity((place[rows][:, None] - place).abs(), q.shape[-1], 1e4)
+    near(freed, (a[:, rows] / table).sum(1), rtol=1e-4)
+    assert statistics.row_rank(*given, columns, 0.3, **how) == twin(TextRank())
+
+
+@pytest.mark.parametrize("rank", [1, 3, 11])
+def test_rank_of_many_rows(rank):
+    """Many more rows than columns, few of them different: the factor keeps the singular values."""
+    q, k = tensors(2, 2, 300)
+    rows, columns = torch.arange(30, 300), torch.arange(4, 24)
+    q = q[:, torch.arange(300) % rank]
+    all_but_text = torch.arange(300) < 30
+    mask = all_but_text.expand(300, -1).__getitem__
+    want = torch.linalg.matrix_rank(dense(q, k, 0.3, mask(torch.arange(300)))[:, 30:, 4:24].mean(0))
+    got = statistics.row_rank(q[:, rows], k, rows, columns, 0.3, mask, block=7)
+    assert int(want) == rank and int(got) == rank
 
 
 def test_log_sum_exp():

@@ -70,6 +70,8 @@ class Family:
         packed: whether the encoder takes all images as one sequence of patches (Qwen-VL).
         run_is_image: whether the tiles of one image are one unbroken run of placeholders
             (InternVL); otherwise a piece is an image.
+        markers: tokens that the processor writes before and after every run of placeholders
+            (start and end of an image, a tile's tag): no part of what the prompt says.
         side_inputs: text-model inputs that hold one row per visual token (Qwen3-VL's deep-stack
             features).
         resize: ``(model, call, grids) -> call``: the same images resized so that piece i has
@@ -91,6 +93,7 @@ class Family:
     full_blocks: Callable[[Any, int], tuple[int, ...]] = lambda config, blocks: tuple(range(blocks))
     packed: bool = False
     run_is_image: bool = False
+    markers: tuple[int, int] = (0, 0)
     side_inputs: tuple[str, ...] = ()
     resize: (
         Callable[[nn.Module, Mapping[str, Any], list[tuple[int, int]]], dict[str, Any]] | None

@@ -94,6 +94,7 @@ FAMILY = Family(
         _shape("gemma3-4b", 2560, 10240, 34, 8),
         _shape("gemma3-12b", 3840, 15360, 48, 16),
     ),
+    markers=(1, 1),  # <start_of_image>, <end_of_image>; the line breaks around them count as text
     tiny=tiny,
     images=images,
 )

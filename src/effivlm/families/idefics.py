@@ -134,12 +134,15 @@ IDEFICS2_8B = Shape(
     },
     {"tiles": 5},  # four crops and the whole image
 )
+# <fake_token_around_image> and a tile's tag; after a run the next one, or the end of a row of tiles
+MARKERS = (2, 1)
 IDEFICS2 = Family(
     name="idefics2",
     origin=__name__,
     model_types=("idefics2",),
     layout=layout_latents,
     group=lambda config: 1,
+    markers=(1, 1),  # <fake_token_around_image>
     traits=frozenset({"no_grid", "no_encoder_signals"}),
     shapes=(IDEFICS2_8B,),
     tiny=lambda: tiny("idefics2"),
@@ -161,6 +164,7 @@ IDEFICS3 = Family(
             tie_word_embeddings=False,
         ),
     ),
+    markers=MARKERS,
     tiny=lambda: tiny("idefics3"),
     images=images,
 )
@@ -180,6 +184,7 @@ SMOLVLM = Family(
             tie_word_embeddings=False,
         ),
     ),
+    markers=MARKERS,
     tiny=lambda: tiny("smolvlm"),
     images=images,
 )

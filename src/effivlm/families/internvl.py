@@ -129,6 +129,7 @@ FAMILY = Family(
     prefix=lambda config: 1,
     feature_block=layer_index,
     run_is_image=True,
+    markers=(1, 1),  # <img>, </img>
     shapes=(
         _shape(
             "internvl3-1b", qwen2(896, 4864, 24, 14, 2, 151674, tie_word_embeddings=False), VIT_300M

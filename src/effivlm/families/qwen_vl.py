@@ -217,6 +217,7 @@ QWEN2_VL = Family(
     layout=layout,
     group=lambda config: config.vision_config.spatial_merge_size**2,
     packed=True,
+    markers=(1, 1),  # <|vision_start|>, <|vision_end|>
     resize=resize,
     shapes=(
         _shape(
@@ -237,6 +238,7 @@ QWEN25_VL = Family(
     group=lambda config: config.vision_config.spatial_merge_size**2,
     full_blocks=full_blocks,
     packed=True,
+    markers=(1, 1),  # <|vision_start|>, <|vision_end|>
     resize=resize,
     shapes=(
         _shape(
@@ -256,6 +258,7 @@ QWEN3_VL = Family(
     layout=layout,
     group=lambda config: config.vision_config.spatial_merge_size**2,
     packed=True,
+    markers=(1, 1),  # <|vision_start|>, <|vision_end|>
     resize=resize,
     side_inputs=("visual_pos_masks", "deepstack_visual_embeds"),
     shapes=(

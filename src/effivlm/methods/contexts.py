@@ -99,6 +99,8 @@ class BlockTokens(Context):
         sizes: [G] how many original groups each group stands for, float32.
         place: [G, 2] row and column.
         block: the block about to run.
+        prefix: encoder tokens before the patches (1 where there is a [CLS]); they are never
+            reduced, but a method that counts tokens counts them.
     """
 
     states: Tensor
@@ -107,6 +109,7 @@ class BlockTokens(Context):
     sizes: Tensor
     place: Tensor
     block: int
+    prefix: int = 0
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ class EncoderFeatures(Signal):
 
 @dataclass(frozen=True)
 class TextEmbeds(Signal):
-    """[T, D] input embeddings of the prompt's text tokens (PreLLM); placeholders and padding
-    excluded.
+    """[T, D] input embeddings of the prompt's text tokens (PreLLM), without placeholders, padding
+    and the markers around images.
     """
 
 
@@ -92,10 +92,50 @@ class LastRow(Signal):
 
 
 @dataclass(frozen=True)
-class TextRows(Signal):
-    """[H, T, M] attention of the rows ``tokens.text`` (text after the image; the last row if there
-    is none).
+class TextSums(Signal):
+    """[H, M] attention summed over the rows ``tokens.text`` (text after the image; the last row if
+    there is none), or over ``rows`` of them, indices into ``tokens.text``; IntraLLM, as the next.
     """
+
+    late: ClassVar[bool] = True
+    rows: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class FreedTextSums(Signal):
+    """[H, M] as `TextSums`, every entry divided by `ops.statistics.gravity` at its distance
+    (SparseVLM, version 2).
+
+    ``theta``: base of the rotary frequencies.
+    """
+
+    late: ClassVar[bool] = True
+    rows: tuple[int, ...] | None = None
+    theta: float = 10000.0
+
+
+@dataclass(frozen=True)
+class MutualTextSums(Signal):
+    """[H, M] as `TextSums`, each row weighed, per head, by what it gives to and gets from text
+    rows, itself counted once (AdaptInfer).
+    """
+
+
+@dataclass(frozen=True)
+class TextPeaks(Signal):
+    """[M] the largest attention that any of the rows ``tokens.text`` gives, of the mean over heads
+    (MustDrop).
+    """
+
+
+@dataclass(frozen=True)
+class TextRank(Signal):
+    """[] long: rank of the attention, mean over heads, that ``rows`` of ``tokens.text`` give to
+    ``tokens.visual`` (SparseVLM, first release).
+    """
+
+    late: ClassVar[bool] = True
+    rows: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ class Clusters(NamedTuple):
     Attributes:
         centres: [c] long, token indices by descending ``density * delta``, ties by lower index.
         assign: [M] long, cluster number (index into ``centres``) of every token.
-        density: [M]. delta: [M], distance to the nearest denser token (the largest distance for the
-            densest).
+        density: [M], 0 where it underflows; nothing is ordered by it.
+        delta: [M], distance to the nearest denser token (the largest distance for the densest).
     """
 
     centres: Tensor
@@ -33,7 +33,8 @@ def dpc_knn(x: Tensor, count: int, k: int = 5) -> Clusters:
 
     The neighbours of a token include itself. Where official codes add random noise to break ties of
     density, equal densities here are ordered by index (a token is never its own or a later equal's
-    denser neighbour).
+    denser neighbour). Where theirs compare ``exp(-d^2)``, which is 0 once neighbours lie 10 apart,
+    here exponents are compared: the same order wherever theirs has one.
 
     Args:
         x: [M, C].
@@ -45,17 +46,17 @@ def dpc_knn(x: Tensor, count: int, k: int = 5) -> Clusters:
     count = min(count, m)
     distance = distances(x) / x.shape[1] ** 0.5
     near = distance.topk(min(max(k, 1), m), largest=False).values
-    density = (-(near**2).mean(1)).exp()
-    order = ranked(density)
+    exponent = -(near.double() ** 2).mean(1).to(near.dtype)
+    order = ranked(exponent)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(m, device=x.device)
     denser = rank[None, :] < rank[:, None]
     delta = distance.masked_fill(~denser, torch.inf).amin(1)
     delta[order[0]] = distance.max()
-    centres = ranked(density * delta)[:count]
+    centres = ranked(exponent.double() + delta.double().log())[:count]
     assign = distance[:, centres].argmin(1)
     assign[centres] = torch.arange(count, device=x.device)
-    return Clusters(centres, assign, density, delta)
+    return Clusters(centres, assign, exponent.exp(), delta)
 
 
 def distances(x: Tensor) -> Tensor:

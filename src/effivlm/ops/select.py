@@ -41,6 +41,14 @@ def rounded(scores: Tensor) -> Tensor:
     return (scores / step).round() * step
 
 
+def significant(scores: Tensor) -> Tensor:
+    """Scores [N] to about six digits each (steps of ``TIE`` of its own power of two): as `rounded`,
+    but however large another score is. For scores without cancellation, whose error is relative.
+    """
+    mantissa, exponent = torch.frexp(working(scores).nan_to_num())
+    return torch.ldexp((mantissa / TIE).round() * TIE, exponent)
+
+
 def others(keep: Tensor, n: int) -> Tensor:
     """[n - k] indices below n that are not in keep [k], ascending."""
     out = torch.ones(n, dtype=torch.bool, device=keep.device)

@@ -96,6 +96,68 @@ def row_sums(
     return out
 
 
+def freed_sums(
+    q: Tensor,
+    k: Tensor,
+    positions: Tensor,
+    place: Tensor,
+    scaling: float,
+    theta: float,
+    mask: RowMask = None,
+    block: int = 256,
+) -> Tensor:
+    """[H, L] as `row_sums`, every probability divided by `gravity` at its distance in ``place``
+    [L], the keys' positions in the prompt.
+    """
+    out = torch.zeros(q.shape[0], k.shape[1], dtype=working_dtype(q), device=q.device)
+    by_group, place = _per_head(out, k.shape[0]), place - place.min()
+    reach = torch.arange(int(place.max()) + 1, device=q.device)
+    table = gravity(reach, q.shape[-1], theta)
+    for h, start, logits in _blocks(q, k, positions, scaling, mask, block):
+        at = positions[start : start + logits.shape[1]]
+        distance = (place[at][:, None] - place[: logits.shape[-1]]).abs()
+        weights = torch.softmax(logits, -1, out=logits).nan_to_num_().div_(table[distance])
+        by_group[h, :, : weights.shape[-1]] += weights.sum(1)
+    return out
+
+
+def gravity(distance: Tensor, width: int, theta: float) -> Tensor:
+    """What rotary embedding alone gives the logit of all-ones query and key at a distance [...];
+    clamped above zero.
+
+    Args:
+        distance: in tokens.
+        width: of a head.
+        theta: base of the rotary frequencies.
+    """
+    frequency = theta ** (
+        -torch.arange(0, width, 2, device=distance.device, dtype=torch.float32) / width
+    )
+    out = torch.zeros(distance.shape, device=distance.device)
+    for f in frequency:
+        out += 2 * torch.cos(working(distance) * f)
+    return (out / width**0.5).clamp(min=1e-3)
+
+
+def mutual_sums(
+    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 256
+) -> Tensor:
+    """[H, L] as `row_sums`, each row weighed, per head, by what it gives to and gets from all
+    chosen rows, itself counted once. Two passes: what a row gets is known after the first.
+    """
+    got = row_sums(q, k, positions, scaling, mask, block)[:, positions]
+    out = torch.zeros(q.shape[0], k.shape[1], dtype=working_dtype(q), device=q.device)
+    by_group, got = _per_head(out, k.shape[0]), _per_head(got, k.shape[0])
+    for h, start, logits in _blocks(q, k, positions, scaling, mask, block):
+        weights = torch.softmax(logits, -1, out=logits).nan_to_num_()
+        span = slice(start, start + weights.shape[1])
+        given = weights[..., positions[positions < weights.shape[-1]]].sum(-1)
+        own = weights[:, torch.arange(weights.shape[1], device=q.device), positions[span]]
+        weigh = given + got[h, :, span] - own
+        by_group[h, :, : weights.shape[-1]] += torch.bmm(weigh[:, None], weights)[:, 0]
+    return out
+
+
 @functools.cache
 def fused_column_sums() -> Callable[[Tensor, Tensor, float], Tensor] | None:
     """The Triton kernel of `column_sums`, or None where Triton is not installed."""
@@ -140,6 +202,48 @@ def head_max_sums(
     for rows, at in zip(q.split(block, 1), positions.split(block), strict=True):
         out += row_probabilities(rows, k, at, scaling, mask).amax(0).sum(0)
     return out
+
+
+def _head_means(
+    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask, block: int
+) -> Iterator[Tensor]:
+    """[r, L] probabilities of chosen rows, mean over heads, block by block."""
+    for rows, at in zip(q.split(block, 1), positions.split(block), strict=True):
+        yield row_probabilities(rows, k, at, scaling, mask).mean(0)
+
+
+def peaks(
+    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 64
+) -> Tensor:
+    """[L] the largest probability, mean over heads, that any of the chosen rows gives."""
+    out = torch.zeros(k.shape[1], dtype=working_dtype(q), device=q.device)
+    for means in _head_means(q, k, positions, scaling, mask, block):
+        out = torch.maximum(out, means.amax(0))
+    return out
+
+
+def row_rank(
+    q: Tensor,
+    k: Tensor,
+    positions: Tensor,
+    columns: Tensor,
+    scaling: float,
+    mask: RowMask = None,
+    block: int = 64,
+) -> Tensor:
+    """[] long: rank of the chosen rows' probabilities, mean over heads, at ``columns`` [N].
+
+    `torch.linalg.matrix_rank`'s of the whole [R, N] matrix and with its tolerance, but what is held
+    of it is folded into its triangular factor, which has the same singular values: 3 N rows at
+    most.
+    """
+    n, size = len(columns), max(len(positions), len(columns))
+    held = torch.empty(0, n, dtype=working_dtype(q), device=q.device)
+    for means in _head_means(q, k, positions, scaling, mask, min(block, n)):
+        held = torch.cat([held, means[:, columns]])
+        if len(held) > 2 * n:
+            held = torch.linalg.qr(held, mode="r").R
+    return torch.linalg.matrix_rank(held, rtol=size * torch.finfo(held.dtype).eps)
 
 
 def threshold_share(

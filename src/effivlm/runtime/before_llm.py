@@ -114,7 +114,8 @@ def _image_tokens(
 
     def source(signal: Any) -> Tensor:
         if isinstance(signal, TextEmbeds):
-            return prompt.embeds[row][prompt.real[row] & ~prompt.visual[row]]
+            said = instruction(prompt.visual[row], prompt.real[row], *prompt.markers)
+            return prompt.embeds[row][said]
         if encoded is None or signal not in encoded.values:
             raise RuntimeError(f"{signal!r} was not gathered: encode the images inside the session")
         return encoded.values[signal][image.source[where].to(encoded.values[signal].device)]
@@ -131,6 +132,25 @@ def _image_tokens(
         unit,
         slots,
     )
+
+
+def instruction(visual: Tensor, real: Tensor, before: int, after: int) -> Tensor:
+    """[L] bool: what a prompt says in words: no padding, no placeholders, no markers.
+
+    Found by place, for a prompt may come as embeddings, and not every configuration names them.
+
+    Args:
+        visual: [L] bool, placeholders.
+        real: [L] bool, False for padding.
+        before: markers in front of every run of placeholders.
+        after: markers behind it.
+    """
+    taken = visual.clone()
+    for step in range(1, before + 1):
+        taken[:-step] |= visual[step:]
+    for step in range(1, after + 1):
+        taken[step:] |= visual[:-step]
+    return real & ~taken
 
 
 def _merge_before_llm(prompt: Prompt, image: Image, where: Tensor, selection: Selection) -> None:

@@ -108,6 +108,7 @@ def begun(
         everything(shape, device),
         padded=not bool(real.all()),
         past=past,
+        markers=host.family.markers,
         decisions=turn.decisions(call.ids, cache_of(kwargs) is None),
     )
     mask = kwargs.get("attention_mask")

@@ -195,6 +195,7 @@ class BlockReduction:
                     unit.sizes,
                     place,
                     i,
+                    self.prefix,
                 )
                 chosen = part.method.reduce_block(tokens, k)
                 check_selection(part.method, chosen.keep, chosen.merged, k, g)

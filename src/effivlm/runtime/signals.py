@@ -10,15 +10,19 @@ from torch import Tensor, nn
 
 from effivlm.methods.signals import (
     ColumnSums,
+    FreedTextSums,
     FutureQueries,
     HeadMaxSums,
     InputEmbeds,
     Keys,
     LastRow,
+    MutualTextSums,
     NormedHidden,
     PostVisionRows,
     Signal,
-    TextRows,
+    TextPeaks,
+    TextRank,
+    TextSums,
     ThresholdCounts,
     ValueOutputNorms,
     WindowRows,
@@ -30,7 +34,11 @@ from effivlm.runtime.geometry import take, visible
 
 ATTENTION = (
     LastRow,
-    TextRows,
+    TextSums,
+    FreedTextSums,
+    MutualTextSums,
+    TextPeaks,
+    TextRank,
     ColumnSums,
     HeadMaxSums,
     WindowRows,
@@ -139,8 +147,37 @@ def _last_row(s: LayerSource, signal: Any) -> Tensor:
     return statistics.row_probabilities(q[:, last], k, last, call.scaling, s.window(s.layer))[:, 0]
 
 
-def _text_rows(s: LayerSource, signal: Any) -> Tensor:
-    return s.rows(s.place["text"])
+def _text(s: LayerSource, rows: tuple[int, ...] | None = None) -> Tensor:
+    text: Tensor = s.place["text"]
+    return text if rows is None else text[torch.tensor(rows, device=text.device)]
+
+
+def _text_sums(s: LayerSource, signal: Any) -> Tensor:
+    return _summed(s, _text(s, signal.rows))
+
+
+def _freed_text_sums(s: LayerSource, signal: Any) -> Tensor:
+    index, place = _text(s, signal.rows), s.prefill.prompt.index[s.row, s.alive]
+    return statistics.freed_sums(
+        s.query()[:, index], s.key(), index, place, s.call.scaling, signal.theta, s.mask()
+    )
+
+
+def _mutual_text_sums(s: LayerSource, signal: Any) -> Tensor:
+    index = _text(s)
+    return statistics.mutual_sums(s.query()[:, index], s.key(), index, s.call.scaling, s.mask())
+
+
+def _text_peaks(s: LayerSource, signal: Any) -> Tensor:
+    index = _text(s)
+    return statistics.peaks(s.query()[:, index], s.key(), index, s.call.scaling, s.mask())
+
+
+def _text_rank(s: LayerSource, signal: Any) -> Tensor:
+    index, columns = _text(s, signal.rows), s.place["visual"]
+    return statistics.row_rank(
+        s.query()[:, index], s.key(), index, columns, s.call.scaling, s.mask()
+    )
 
 
 def _column_sums(s: LayerSource, signal: Any) -> Tensor:
@@ -242,7 +279,11 @@ def _future_queries(s: LayerSource, signal: Any) -> Tensor:
 
 _COMPUTE: dict[type[Signal], Callable[[LayerSource, Any], Tensor]] = {
     LastRow: _last_row,
-    TextRows: _text_rows,
+    TextSums: _text_sums,
+    FreedTextSums: _freed_text_sums,
+    MutualTextSums: _mutual_text_sums,
+    TextPeaks: _text_peaks,
+    TextRank: _text_rank,
     ColumnSums: _column_sums,
     HeadMaxSums: _head_max_sums,
     WindowRows: _window_rows,

@@ -94,7 +94,7 @@ class Prompt:
             entering, read off tensors.
         decisions: what methods chose.
         cut: some token was dropped. padded: some token of the batch is padding.
-        past: tokens of earlier turns.
+        past: tokens of earlier turns. markers: see `Family`.
         written: merges inside the LLM: layer, row, logical indices [t] of the targets, their states
             [t, D].
     """
@@ -114,6 +114,7 @@ class Prompt:
     cut: bool = False
     padded: bool = False
     past: int = 0
+    markers: tuple[int, int] = (0, 0)
     written: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
 
     @property

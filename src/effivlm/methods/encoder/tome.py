@@ -5,6 +5,7 @@ attention counts sizes.
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from effivlm.budget import Budget
 from effivlm.methods.base import BlockTokens, Cut, EncoderReducer, Merge, Paper, Selection
@@ -39,7 +40,7 @@ class ToMe(EncoderReducer):
             ),
             (
                 "tokens keep raster order, so even and odd tokens alternate over the image; the"
-                " official order degrades"
+                " official order degrades, so beyond the first step other pairs are proposed"
             ),
             (
                 "where several patches become one LLM token, whole groups are merged, so no group"
@@ -64,12 +65,25 @@ class ToMe(EncoderReducer):
         return tuple(Cut(t, n - (n - k) * t // steps) for t in range(1, steps + 1))
 
     def reduce_block(self, tokens: BlockTokens, k: int) -> Selection:
-        """Merge pairs until ``k`` groups are left; a mean weighs what it stands for by size."""
+        """Merge pairs until ``k`` groups are left; a mean weighs what it stands for by size.
+
+        Even tokens propose, odd ones receive, and a [CLS] is token 0: it never merges, and it makes
+        the first patch an odd one, as in the official code.
+        """
         every = torch.arange(len(tokens.keys), device=tokens.keys.device)
         owner, alive = every.clone(), every
         while len(alive) > k:
-            source, target = bipartite(tokens.keys[alive], len(alive) - k)
+            source, target = _pairs(tokens.keys[alive], len(alive) - k, tokens.prefix)
             owner[alive[source]] = alive[target]
             owner = owner[owner]
             alive = alive[others(source, len(alive))]
         return Selection(alive, Merge(*average(owner, every, tokens.sizes)))
+
+
+def _pairs(keys: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
+    """`ops.merge.bipartite` of keys [G, d] that stand behind ``prefix`` protected tokens, whose
+    keys matter to nobody: only whether their number is odd.
+    """
+    odd = prefix % 2
+    source, target = bipartite(torch.nn.functional.pad(keys, (0, 0, odd, 0)), r, odd)
+    return source - odd, target - odd

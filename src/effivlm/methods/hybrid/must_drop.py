@@ -26,7 +26,7 @@ from effivlm.methods.base import (
     Selection,
 )
 from effivlm.methods.schedules import geometric, scaled_layers
-from effivlm.methods.signals import Saliency, Signal, TextRows
+from effivlm.methods.signals import Saliency, Signal, TextPeaks, TextSums
 from effivlm.ops.merge import mean_into
 from effivlm.ops.precision import working
 from effivlm.ops.select import others, ranked, top_k, unit
@@ -176,8 +176,8 @@ class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
 
     @property
     def signals(self) -> frozenset[Signal]:
-        """Encoder saliency for the key set, text rows for the cuts."""
-        return frozenset({Saliency(at="last"), TextRows()})
+        """Encoder saliency for the key set, what text rows look at for the cuts."""
+        return frozenset({Saliency(at="last"), TextSums(), TextPeaks()})
 
     # ----------------------------------------------------------------------------- stage 1: encoder
     def encoder_budget(self, n: int, budget: Budget | None) -> int:
@@ -203,7 +203,8 @@ class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """The key set first, then whatever any text row, or all of them, look at."""
-        attention = tokens[TextRows()].mean(0)[:, tokens.visual]
+        total = tokens[TextSums()].mean(0)[tokens.visual]
+        peak = tokens[TextPeaks()][tokens.visual]
         place = tokens.position[tokens.visual]
         known = tokens.notes.get("saliency", {})
         saliency = torch.tensor([known.get(p, -1.0) for p in place.tolist()], device=place.device)
@@ -213,7 +214,7 @@ class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
             protected[tokens.image] = place[top_k(saliency, count)]
         keys = torch.isin(place, protected[tokens.image])
         keep = dual_filter(
-            attention, keys, saliency, k, self.global_threshold, self.individual_threshold
+            total, peak, keys, saliency, k, self.global_threshold, self.individual_threshold
         )
         tokens.notes.setdefault("final", {})[tokens.image] = place[keep]
         return Selection(keep)
@@ -274,23 +275,28 @@ def uniformity(states: Tensor, number: Tensor) -> Tensor:
 
 
 def dual_filter(
-    attention: Tensor, protected: Tensor, saliency: Tensor, k: int, share: float, single: float
+    total: Tensor,
+    peak: Tensor,
+    protected: Tensor,
+    saliency: Tensor,
+    k: int,
+    share: float,
+    single: float,
 ) -> Tensor:
     """[k] ascending: protected tokens (by saliency, if they are too many), then by the larger of
     two relative criteria.
 
     Args:
-        attention: [T, N] head mean.
+        total: [N] attention from all text rows together, head mean.
+        peak: [N] the largest from any of them, head mean.
         protected: [N] bool.
         saliency: [N].
         k: tokens to keep.
         share: threshold on a token's share of all attention.
         single: threshold on its largest entry.
     """
-    total = working(attention).sum(0)
-    score = torch.maximum(
-        total / (share * total.sum()).clamp(min=1e-30), working(attention).amax(0) / single
-    )
+    total, peak = working(total), working(peak)
+    score = torch.maximum(total / (share * total.sum()).clamp(min=1e-30), peak / single)
     count = min(k, int(protected.sum()))
     chosen = top_k(torch.where(protected, saliency, -torch.inf), count)
     return (

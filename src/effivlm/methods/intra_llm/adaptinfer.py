@@ -5,13 +5,10 @@ re-weigh at every stage.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from effivlm.budget import Budget
 from effivlm.methods.base import Cut, IntraLLM, LayerTokens, Paper, Selection
 from effivlm.methods.schedules import preset_or_budget, published, resample, scaled_layers, stages
-from effivlm.methods.signals import Signal, TextRows
-from effivlm.ops.precision import working
+from effivlm.methods.signals import MutualTextSums, Signal
 from effivlm.ops.select import top_k
 
 AT = (2, 11, 21)
@@ -72,8 +69,8 @@ class AdaptInfer(IntraLLM):
 
     @property
     def signals(self) -> frozenset[Signal]:
-        """Text rows of the layer before."""
-        return frozenset({TextRows()})
+        """Text rows of the layer before, weighed by their role."""
+        return frozenset({MutualTextSums()})
 
     def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
         """Three stages, or the published counts."""
@@ -84,18 +81,4 @@ class AdaptInfer(IntraLLM):
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Highest score."""
-        rows = tokens[TextRows()]
-        return Selection(top_k(text_weighted(rows[..., tokens.text], rows[..., tokens.visual]), k))
-
-
-def text_weighted(text: Tensor, visual: Tensor) -> Tensor:
-    """[N] attention from text, each row weighted per head by its row and column mass in
-    text-to-text attention.
-
-    Args:
-        text: [H, T, T] attention text x text.
-        visual: [H, T, N] attention text x visual.
-    """
-    text, visual = working(text), working(visual)
-    weight = text.sum(1) + text.sum(2) - text.diagonal(dim1=1, dim2=2)
-    return (weight[..., None] * visual).sum((0, 1))
+        return Selection(top_k(tokens[MutualTextSums()].sum(0)[tokens.visual], k))

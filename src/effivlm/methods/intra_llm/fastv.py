@@ -12,11 +12,11 @@ from torch import Tensor
 from effivlm.budget import Budget
 from effivlm.methods.base import Cut, ImageTokens, IntraLLM, LayerTokens, Paper, PreLLM, Selection
 from effivlm.methods.schedules import single_cut
-from effivlm.methods.signals import ColumnSums, LastRow, Saliency, Signal, TextRows
+from effivlm.methods.signals import ColumnSums, LastRow, Saliency, Signal, TextSums
 from effivlm.ops.precision import working
 from effivlm.ops.select import top_k
 
-_SIGNALS: dict[str, Signal] = {"last": LastRow(), "all": ColumnSums(), "text": TextRows()}
+_SIGNALS: dict[str, Signal] = {"last": LastRow(), "all": ColumnSums(), "text": TextSums()}
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,8 @@ class FastV(IntraLLM):
         return single_cut(self.name, self.layer, layers, n, budget)
 
     def scores(self, tokens: LayerTokens) -> Tensor:
-        """[N] mean attention of the chosen rows."""
-        rows = tokens[_SIGNALS[self.rows]]
-        return (rows.mean(1) if rows.ndim == 3 else rows).mean(0)[tokens.visual]
+        """[N] attention summed over the chosen rows, mean over heads."""
+        return tokens[_SIGNALS[self.rows]].mean(0)[tokens.visual]
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Highest mean attention."""

@@ -18,7 +18,7 @@ from effivlm.methods.schedules import (
     scaled_layers,
     stages,
 )
-from effivlm.methods.signals import InputEmbeds, Keys, Signal, TextRows
+from effivlm.methods.signals import FreedTextSums, InputEmbeds, Signal, TextRank, TextSums
 from effivlm.ops.precision import working
 from effivlm.ops.recycle import cluster_means
 from effivlm.ops.select import others, ranked, top_k
@@ -109,10 +109,9 @@ class SparseVLM(IntraLLM):
 
     @property
     def signals(self) -> frozenset[Signal]:
-        """Embeddings for the raters, text rows; keys only tell the head width."""
-        return frozenset(
-            {InputEmbeds(), TextRows()} | ({Keys()} if self.variant == "plus" else set())
-        )
+        """Embeddings for the raters, and what those look at."""
+        plus = self.variant == "plus"
+        return frozenset({InputEmbeds(), FreedTextSums() if plus else TextSums()})
 
     def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
         """Three stages, or the published counts."""
@@ -125,28 +124,27 @@ class SparseVLM(IntraLLM):
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Keep by score; version 1.5 clusters the best of what is dropped."""
-        rows = tokens[TextRows()][:, self._raters(tokens)]
         if self.variant == "plus":
-            return Selection(top_k(self._plus(tokens, rows), k))
-        return recycle(
-            tokens, rows[..., tokens.visual].mean((0, 1)), kept_of(len(tokens.visual), k), k
-        )
+            return Selection(top_k(self._plus(tokens), k))
+        return recycle(tokens, self._scores(tokens), kept_of(len(tokens.visual), k), k)
 
-    def _raters(self, tokens: LayerTokens) -> Tensor:
+    def _raters(self, tokens: LayerTokens) -> tuple[int, ...]:
         """[R] indices into ``tokens.text``, chosen at the first stage."""
         memory = tokens.notes.setdefault("raters", {})
         if tokens.image not in memory:
             x = tokens[InputEmbeds()]
             memory[tokens.image] = raters(x[tokens.visual], x[tokens.text])
-        return memory[tokens.image]
+        return tuple(memory[tokens.image].tolist())
 
-    def _plus(self, tokens: LayerTokens, rows: Tensor) -> Tensor:
+    def _scores(self, tokens: LayerTokens) -> Tensor:
+        """[N] attention from the raters, mean over heads."""
+        return tokens[TextSums(self._raters(tokens))].mean(0)[tokens.visual]
+
+    def _plus(self, tokens: LayerTokens) -> Tensor:
         """[N] scores of version 2."""
-        width = tokens[Keys()].shape[-1]
-        at = tokens.position[tokens.text][self._raters(tokens)]
-        pull = gravity(at[:, None] - tokens.position[tokens.visual], width, self.rope_theta)
-        freed = rows[..., tokens.visual] / pull
-        return freed[ranked(freed.sum((1, 2)))[: self.heads]].mean((0, 1))
+        signal = FreedTextSums(self._raters(tokens), self.rope_theta)
+        freed = tokens[signal][:, tokens.visual]
+        return freed[ranked(freed.sum(1))[: self.heads]].mean(0)
 
 
 @dataclass(frozen=True)
@@ -187,6 +185,11 @@ class SparseVLMRank(SparseVLM):
         if self.scale <= 0:
             raise ValueError(f"sparsevlm_rank: scale={self.scale} must be positive")
 
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """Those of version 1.5, and the rank of what the raters look at."""
+        return super().signals | {TextRank()}
+
     def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
         """Four stages that follow the budget, or without one only drop at least a token each."""
         at = scaled_layers((*AT, 20), layers, self.layers)
@@ -196,13 +199,12 @@ class SparseVLMRank(SparseVLM):
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """As version 1.5, with the count of the rank where that is less."""
-        rows = tokens[TextRows()][:, self._raters(tokens)][..., tokens.visual].mean(0)
-        rank = int(torch.linalg.matrix_rank(working(rows)))
+        rank, scores = int(tokens[TextRank(self._raters(tokens))]), self._scores(tokens)
         kept = max(1, min(int(self.scale * rank + self.bias), len(tokens.visual) - 1))
         clusters = (int(0.3 * (len(tokens.visual) - kept)) + 1) // 10 + 1
         if kept + clusters >= k:
-            return recycle(tokens, rows.mean(0), kept_of(len(tokens.visual), k), k)
-        return recycle(tokens, rows.mean(0), kept, kept + clusters)
+            return recycle(tokens, scores, kept_of(len(tokens.visual), k), k)
+        return recycle(tokens, scores, kept, kept + clusters)
 
 
 def recycle(tokens: LayerTokens, scores: Tensor, kept: int, k: int) -> Selection:
@@ -218,15 +220,20 @@ def recycle(tokens: LayerTokens, scores: Tensor, kept: int, k: int) -> Selection
     return Selection(torch.cat([best, centres]).sort().values, Merge(*merge))
 
 
-def raters(visual: Tensor, text: Tensor) -> Tensor:
+def raters(visual: Tensor, text: Tensor, block: int = 256) -> Tensor:
     """[R] indices into text [T, D] whose mean match (softmax over text of dot products) exceeds the
     mean; all if none does.
 
     Args:
         visual: [N, D] input embeddings.
         text: [T, D] input embeddings.
+        block: visual tokens matched at a time.
     """
-    match = (working(visual) @ working(text).T).softmax(1).mean(0)
+    said = working(text).T
+    match = said.new_zeros(len(text))
+    for part in visual.split(block):
+        match += (working(part) @ said).softmax(1).sum(0)
+    match /= len(visual)
     chosen = (match > match.mean()).nonzero()[:, 0]
     return chosen if len(chosen) else torch.arange(len(text), device=text.device)
 
@@ -243,16 +250,3 @@ def kept_of(n: int, k: int) -> int:
         if kept + (int(0.3 * (n - kept)) + 1) // 10 + 1 <= k:
             return kept
     return k - most
-
-
-def gravity(distance: Tensor, width: int, theta: float) -> Tensor:
-    """What rotary embedding alone gives the logit of all-ones query and key at a distance [...];
-    clamped above zero.
-    """
-    frequency = theta ** (
-        -torch.arange(0, width, 2, device=distance.device, dtype=torch.float32) / width
-    )
-    out = torch.zeros(distance.shape, device=distance.device)
-    for f in frequency:
-        out += 2 * torch.cos(working(distance) * f)
-    return (out / width**0.5).clamp(min=1e-3)

@@ -14,7 +14,13 @@ from effivlm.ops.select import log_det, min_max, rounded, unit
 
 @dataclass(frozen=True)
 class CDPruner(PreLLM):
-    """Determinantal selection with kernel ``relevance_i cos(y_i, y_j) relevance_j``."""
+    """Determinantal selection with kernel ``relevance_i cos(y_i, y_j) relevance_j``.
+
+    Relevance is a mean of cosines, one per text token, as the official code's is one per segment of
+    the question: that is the cosine with the mean of *unit* vectors, so that every token counts
+    alike, whatever the length of its embedding. The length of that mean cancels in the scaling to
+    [0, 1], so the unit of the mean gives the same.
+    """
 
     name = "cdpruner"
     paper = Paper(
@@ -25,8 +31,9 @@ class CDPruner(PreLLM):
         (
             (
                 "relevance is the mean cosine of projected tokens with the LLM's input embeddings"
-                " of the prompt's text; the official code uses CLIP's text tower on the question,"
-                " and negates the cosine, as its authors advise for CLIP"
+                " of the prompt's text, without the markers around images; the official code uses"
+                " CLIP's text tower on the question, and negates the cosine, as its authors advise"
+                " for CLIP"
             ),
             (
                 "relevance is scaled per tile or image, not over everything in the batch; a"
@@ -52,8 +59,8 @@ class CDPruner(PreLLM):
 
 
 def relevance(visual: Tensor, text: Tensor) -> Tensor:
-    """[N] in [0, 1]: mean cosine of visual [N, D] with text [T, D], scaled to span the range; ones
-    if there is no text.
+    """[N] in [0, 1]: mean cosine of visual [N, D] with the tokens of text [T, D] (the mean of their
+    unit vectors), scaled to span the range; ones if there is no text.
     """
     if len(text) == 0:
         return torch.ones(len(visual), device=visual.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from effivlm.methods.base import ImageTokens, Paper, PreLLM, Selection
 from effivlm.ops.precision import working
-from effivlm.ops.select import rounded, top_k, unit
+from effivlm.ops.select import significant, top_k, unit
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class GPrune(PreLLM):
                 "float32 throughout; in float16 weak edges of the official code underflow and"
                 " change degrees"
             ),
+            "scores that agree to six digits are ties, the lower index wins",
             (
                 "the runtime keeps newline tokens within the budget; the official code keeps them"
                 " all on top of it"
@@ -54,9 +55,8 @@ class GPrune(PreLLM):
 
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
         """Keep where the walk gathers."""
-        return Selection(
-            top_k(rounded(walk(tokens.embeds, self.similarity, self.temperature, self.steps)), k)
-        )
+        gathered = walk(tokens.embeds, self.similarity, self.temperature, self.steps)
+        return Selection(top_k(significant(gathered), k))
 
 
 def walk(y: Tensor, similarity: float, temperature: float, steps: int) -> Tensor:

@@ -19,6 +19,11 @@ from effivlm.ops.select import min_max, rounded, unit
 class GridPrune(PreLLM):
     """Where to look (zones), then what to take (tokens).
 
+    The question is one direction, as the paper's is one text vector: the *unit of the mean* of the
+    text tokens' unit vectors. Unit vectors inside, so that every token counts alike; a unit
+    outside, for nothing rescales relevance afterwards: the bare mean is the shorter the more its
+    tokens differ, so a long prompt would flatten the softmax over zones and lose against saliency.
+
     Attributes:
         zones: zones along each side of the grid. A free constant.
         alpha: share of saliency, against relevance, in a token's score. A free constant.
@@ -39,7 +44,8 @@ class GridPrune(PreLLM):
             "written from the description; grid, alpha and temperature are choices made here",
             (
                 "relevance is the cosine of projected tokens with the mean direction of the"
-                " prompt's text embeddings; the paper uses CLIP's image and text projections"
+                " prompt's text embeddings, without the markers around images; the paper uses"
+                " CLIP's image and text projections"
             ),
             (
                 "saliency is scaled to [0, 1] per image, for as a probability it would not count"
