@@ -18,30 +18,6 @@ FAMILIES = registry.families()
 WITH_GRID = [n for n, f in FAMILIES.items() if "no_grid" not in f.traits]
 LOST = {"mantis": 1}  # first patches of an image that never become tokens
 RESIZABLE = [n for n, f in FAMILIES.items() if f.resize is not None]
-PARAMETERS = {
-    "llava-1.5-7b": 7_063_427_072,
-    "llava-1.5-13b": 13_351_494_656,
-    "llava-next-7b": 7_063_431_168,
-    "llava-onevision-0.5b": 893_675_552,
-    "llava-onevision-7b": 8_030_807_584,
-    "qwen2-vl-2b": 2_208_985_600,
-    "qwen2-vl-7b": 8_291_375_616,
-    "qwen2.5-vl-3b": 3_754_622_976,
-    "qwen2.5-vl-7b": 8_292_166_656,
-    "llava-next-13b": 13_351_499_776,
-    "llava-next-mistral-7b": 7_566_747_648,
-    "mantis-8b": 8_480_007_232,
-    "idefics2-8b": 8_402_768_112,
-    "idefics3-8b": 8_462_086_384,
-    "smolvlm2-2.2b": 2_246_784_880,
-    "gemma3-4b": 4_300_079_472,
-    "gemma3-12b": 12_187_325_040,
-    "qwen3-vl-4b": 4_437_815_808,
-    "qwen3-vl-8b": 8_767_123_696,
-    "internvl3-1b": 938_193_024,
-    "internvl3-8b": 7_944_373_760,
-    "internvl2.5-38b": 38_388_164_992,
-}
 
 
 def case(name, count=2, model=None, **sizes):
@@ -349,12 +325,8 @@ def test_random_weights_tell_images_apart(name):
 @pytest.mark.parametrize("name", sorted(shapes()))
 def test_published_shapes_have_the_published_size(name):
     loaded = load(name, device="meta", random_weights=True)
-    assert sum(p.numel() for p in loaded.model.parameters()) == PARAMETERS[name]
+    assert sum(p.numel() for p in loaded.model.parameters()) == shapes()[name][1].parameters
     assert loaded.processor is None and loaded.name == name
-
-
-def test_every_published_shape_is_in_the_table():
-    assert set(PARAMETERS) == set(shapes())
 
 
 @pytest.mark.parametrize(
@@ -435,7 +407,6 @@ def test_windows_are_shorter_than_the_contracts_prompts(name):
     host = host_of(tiny.build(name))
     windows = [w for w in host.windows if w is not None]
     assert all(w < tiny.prompt(name)["input_ids"].shape[1] for w in windows)
-    assert bool(windows) == (name in ("gemma3", "idefics2"))  # of those published with windows
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -33,6 +33,8 @@ LLAVA = {"image": "<image>", "video": "<video>"}
 GEMMA = {"image": "<image_soft_token>", "boi": "<start_of_image>", "eoi": "<end_of_image>"}
 INTERN = {"context_image": "<IMG_CONTEXT>", "start_image": "<img>", "end_image": "</img>"}
 INTERN |= {"video": "<video>", "image": "<IMG_CONTEXT>"}
+AYA = {"image": "<|IMG_PATCH|>", "shown": "<image>", "start": "<|START_OF_IMG|>"}
+AYA |= {"end": "<|END_OF_IMG|>", "whole": "TILE_GLOBAL", "tile": "TILE"}
 CONFIGURED = {  # where the model is told which id a role has
     "image": "image_token_id",
     "video": "video_token_id",
@@ -119,6 +121,13 @@ CASES = {
         INTERN,
         {"image_seq_length": 16},
         shown=INTERN["image"],
+    ),
+    "aya_vision": Case(
+        "aya_vision",
+        "got_ocr2",
+        {"size": BOX[56], "max_patches": 4},
+        AYA,
+        {"patch_size": 14, "img_size": 56, "downsample_factor": 2},
     ),
     "idefics2": idefics("idefics2", 8, **WHOLE, do_image_splitting=False),
     "idefics2 in crops": idefics("idefics2", 8, **WHOLE, do_image_splitting=True),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from effivlm import registry
 from effivlm.contract import families as family_rules
-from effivlm.contract import rules
+from effivlm.contract import options, rules
 from effivlm.families.tiny import FAMILIES
 from effivlm.runtime.support import Unsupported
 
@@ -44,7 +44,7 @@ RULES = (
     Rule(rules.repack_is_a_shorter_prompt, ("llava", "qwen2_vl", "internvl")),
     Rule(rules.image_last_text_only_and_one_token, ("llava", "qwen2_5_vl")),
     Rule(rules.seed_and_global_random_state, ("llava",)),
-    Rule(rules.every_option_is_read_or_refused, ("llava",)),
+    Rule(options.every_option_is_read_or_refused, ("llava",)),
 )
 
 

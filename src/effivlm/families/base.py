@@ -41,11 +41,13 @@ class Shape:
 
     Attributes:
         name: as users write it, such as ``llava-1.5-7b``.
+        parameters: how many the published checkpoint has; a test counts them on the meta device.
         config: arguments of the family's transformers config class.
         image: size arguments of `Family.images`, giving the published visual token count.
     """
 
     name: str
+    parameters: int
     config: Mapping[str, Any]
     image: Mapping[str, Any] = field(default_factory=dict)
 
@@ -74,6 +76,7 @@ class Family:
             (start and end of an image, a tile's tag): no part of what the prompt says.
         side_inputs: text-model inputs that hold one row per visual token (Qwen3-VL's deep-stack
             features).
+        token_types: model input that tells visual tokens (1) from text (0), if it takes one.
         resize: ``(model, call, grids) -> call``: the same images resized so that piece i has
             ``grids[i]`` tokens, or None where the encoder cannot take other sizes.
         traits: what methods may not be able to work with: ``no_grid``, ``no_encoder_signals``.
@@ -95,6 +98,7 @@ class Family:
     run_is_image: bool = False
     markers: tuple[int, int] = (0, 0)
     side_inputs: tuple[str, ...] = ()
+    token_types: str = ""
     resize: (
         Callable[[nn.Module, Mapping[str, Any], list[tuple[int, int]]], dict[str, Any]] | None
     ) = None

@@ -61,7 +61,7 @@ def tiny() -> Any:
     )
 
 
-def _shape(name: str, hidden: int, inter: int, layers: int, heads: int) -> Shape:
+def _shape(name: str, parameters: int, hidden: int, inter: int, layers: int, heads: int) -> Shape:
     text = {
         "hidden_size": hidden,
         "intermediate_size": inter,
@@ -76,6 +76,7 @@ def _shape(name: str, hidden: int, inter: int, layers: int, heads: int) -> Shape
     }
     return Shape(
         name,
+        parameters,
         {
             "text_config": text,
             "vision_config": {**SO400M, "image_size": 896},
@@ -90,9 +91,10 @@ FAMILY = Family(
     model_types=("gemma3",),
     layout=layout,
     group=group,
+    token_types="token_type_ids",
     shapes=(
-        _shape("gemma3-4b", 2560, 10240, 34, 8),
-        _shape("gemma3-12b", 3840, 15360, 48, 16),
+        _shape("gemma3-4b", 4_300_079_472, 2560, 10240, 34, 8),
+        _shape("gemma3-12b", 12_187_325_040, 3840, 15360, 48, 16),
     ),
     markers=(1, 1),  # <start_of_image>, <end_of_image>; the line breaks around them count as text
     tiny=tiny,

@@ -103,15 +103,18 @@ def tiny(kind: str) -> Any:
     )
 
 
-def _tiles(name: str, text: dict[str, Any], **more: Any) -> Shape:
+def _tiles(name: str, parameters: int, text: dict[str, Any], **more: Any) -> Shape:
     """Idefics3 and SmolVLM: an image of 4 x 3 tiles and its thumbnail."""
     vision = {k: v for k, v in SO400M.items() if k not in ("model_type", "vision_use_head")}
     vision["image_size"] = more.pop("image_size")
-    return Shape(name, {"text_config": text, "vision_config": vision, **more}, {"tiles": 13})
+    return Shape(
+        name, parameters, {"text_config": text, "vision_config": vision, **more}, {"tiles": 13}
+    )
 
 
 IDEFICS2_8B = Shape(
     "idefics2-8b",
+    8_402_768_112,
     {
         "text_config": mistral(32003, sliding_window=4096, rope_theta=1e4, pad_token_id=0),
         "vision_config": {
@@ -157,6 +160,7 @@ IDEFICS3 = Family(
     shapes=(
         _tiles(
             "idefics3-8b",
+            8_462_086_384,
             llama3(128259, pad_token_id=128002, max_position_embeddings=131072),
             image_size=364,
             scale_factor=2,
@@ -177,6 +181,7 @@ SMOLVLM = Family(
     shapes=(
         _tiles(
             "smolvlm2-2.2b",
+            2_246_784_880,
             {**llama(2048, 8192, 24, 32, 49280), "pad_token_id": 2, "rope_theta": 130000.0},
             image_size=384,
             scale_factor=3,

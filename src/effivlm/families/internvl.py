@@ -103,9 +103,10 @@ VIT_6B = {
 }
 
 
-def _shape(name: str, text: dict[str, Any], vision: dict[str, Any]) -> Shape:
+def _shape(name: str, parameters: int, text: dict[str, Any], vision: dict[str, Any]) -> Shape:
     return Shape(
         name,
+        parameters,
         {
             "text_config": text,
             "vision_config": vision,
@@ -132,10 +133,13 @@ FAMILY = Family(
     markers=(1, 1),  # <img>, </img>
     shapes=(
         _shape(
-            "internvl3-1b", qwen2(896, 4864, 24, 14, 2, 151674, tie_word_embeddings=False), VIT_300M
+            "internvl3-1b",
+            938_193_024,
+            qwen2(896, 4864, 24, 14, 2, 151674, tie_word_embeddings=False),
+            VIT_300M,
         ),
-        _shape("internvl3-8b", qwen2(3584, 18944, 28, 28, 4, 151674), VIT_300M),
-        _shape("internvl2.5-38b", qwen2(5120, 27648, 64, 40, 8, 151674), VIT_6B),
+        _shape("internvl3-8b", 7_944_373_760, qwen2(3584, 18944, 28, 28, 4, 151674), VIT_300M),
+        _shape("internvl2.5-38b", 38_388_164_992, qwen2(5120, 27648, 64, 40, 8, 151674), VIT_6B),
     ),
     tiny=tiny,
     images=images,

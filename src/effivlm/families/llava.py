@@ -115,10 +115,16 @@ def tiny(vision: Mapping[str, Any] = TINY_CLIP) -> Any:
 
 
 def _published(
-    name: str, text: dict[str, Any], vision: Mapping[str, Any], mark: int, tokens: int
+    name: str,
+    parameters: int,
+    text: dict[str, Any],
+    vision: Mapping[str, Any],
+    mark: int,
+    tokens: int,
 ) -> Shape:
     return Shape(
         name,
+        parameters,
         {
             "text_config": text,
             "vision_config": dict(vision),
@@ -132,6 +138,7 @@ def _published(
 
 MANTIS_8B = _published(
     "mantis-8b",
+    8_480_007_232,
     llama3(128258, pad_token_id=128257),
     {**SO400M, "vision_use_head": True},
     *(128256, 27 * 27 - 1),
@@ -148,8 +155,12 @@ FAMILY = Family(
     feature_block=layer_index,
     resize=resize,
     shapes=(
-        _published("llava-1.5-7b", llama(4096, 11008, 32, 32), CLIP_L_336, 32000, 576),
-        _published("llava-1.5-13b", llama(5120, 13824, 40, 40), CLIP_L_336, 32000, 576),
+        _published(
+            "llava-1.5-7b", 7_063_427_072, llama(4096, 11008, 32, 32), CLIP_L_336, 32000, 576
+        ),
+        _published(
+            "llava-1.5-13b", 13_351_494_656, llama(5120, 13824, 40, 40), CLIP_L_336, 32000, 576
+        ),
     ),
     tiny=tiny,
     images=images,

@@ -166,9 +166,10 @@ def tiny(kind: str) -> Any:
     )
 
 
-def _next(name: str, text: dict[str, Any]) -> Shape:
+def _next(name: str, parameters: int, text: dict[str, Any]) -> Shape:
     return Shape(
         name,
+        parameters,
         {
             "text_config": text,
             "vision_config": CLIP_L_336,
@@ -181,9 +182,10 @@ def _next(name: str, text: dict[str, Any]) -> Shape:
     )
 
 
-def _onevision(name: str, text: dict[str, Any]) -> Shape:
+def _onevision(name: str, parameters: int, text: dict[str, Any]) -> Shape:
     return Shape(
         name,
+        parameters,
         {
             "text_config": text,
             "vision_config": SO400M_384,
@@ -207,9 +209,13 @@ NEXT = Family(
     prefix=cls_tokens,
     feature_block=layer_index,
     shapes=(
-        _next("llava-next-7b", llama(4096, 11008, 32, 32)),
-        _next("llava-next-13b", llama(5120, 13824, 40, 40)),
-        _next("llava-next-mistral-7b", mistral(32064, sliding_window=None, rope_theta=1e6)),
+        _next("llava-next-7b", 7_063_431_168, llama(4096, 11008, 32, 32)),
+        _next("llava-next-13b", 13_351_499_776, llama(5120, 13824, 40, 40)),
+        _next(
+            "llava-next-mistral-7b",
+            7_566_747_648,
+            mistral(32064, sliding_window=None, rope_theta=1e6),
+        ),
     ),
     tiny=lambda: tiny("llava_next"),
     images=images,
@@ -224,9 +230,11 @@ ONEVISION = Family(
     feature_block=layer_index,
     shapes=(
         _onevision(
-            "llava-onevision-0.5b", qwen2(896, 4864, 24, 14, 2, 152000, tie_word_embeddings=True)
+            "llava-onevision-0.5b",
+            893_675_552,
+            qwen2(896, 4864, 24, 14, 2, 152000, tie_word_embeddings=True),
         ),
-        _onevision("llava-onevision-7b", qwen2(3584, 18944, 28, 28, 4, 152128)),
+        _onevision("llava-onevision-7b", 8_030_807_584, qwen2(3584, 18944, 28, 28, 4, 152128)),
     ),
     tiny=lambda: tiny("llava_onevision"),
     images=images,

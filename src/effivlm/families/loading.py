@@ -291,10 +291,8 @@ def example(
     tokens = torch.tensor([ids])
     visual = tokens == mark
     given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **extra}
-    if family.packed:
-        given["mm_token_type_ids"] = visual.int()
-    if family.name == "gemma3":
-        given["token_type_ids"] = visual.long()
+    if family.token_types:
+        given[family.token_types] = visual.long()
     return given
 
 

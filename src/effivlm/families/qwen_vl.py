@@ -12,6 +12,15 @@ from effivlm.families.base import Family, Piece, Shape, raster
 from effivlm.families.shapes import TINY_IMAGE, TINY_TEXT, qwen2
 
 MROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
+TINY_VISION: dict[str, Any] = {
+    "depth": 4,
+    "num_heads": 2,
+    "hidden_size": 32,
+    "patch_size": 7,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "in_channels": 3,
+}
 
 
 def layout(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
@@ -87,6 +96,23 @@ def images(
     ]
 
 
+TINY_VISIONS: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {"embed_dim": 32, "mlp_ratio": 2},
+    "qwen2_5_vl": {
+        "intermediate_size": 48,
+        "out_hidden_size": 32,
+        "fullatt_block_indexes": [1, 3],
+        "window_size": 28,
+    },
+    "qwen3_vl": {
+        "intermediate_size": 48,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1, 2],
+    },
+}
+
+
 def tiny(kind: str) -> Any:
     """A tiny configuration."""
     from transformers import CONFIG_MAPPING
@@ -101,30 +127,7 @@ def tiny(kind: str) -> Any:
         "head_dim": 16 if wide else 8,
     }
     make: Any = CONFIG_MAPPING[kind]
-    vision: dict[str, Any] = {
-        "depth": 4,
-        "num_heads": 2,
-        "hidden_size": 32,
-        "patch_size": 7,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "in_channels": 3,
-    }
-    vision |= {
-        "qwen2_vl": {"embed_dim": 32, "mlp_ratio": 2},
-        "qwen2_5_vl": {
-            "intermediate_size": 48,
-            "out_hidden_size": 32,
-            "fullatt_block_indexes": [1, 3],
-            "window_size": 28,
-        },
-        "qwen3_vl": {
-            "intermediate_size": 48,
-            "out_hidden_size": 32,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 1, 2],
-        },
-    }[kind]
+    vision = TINY_VISION | TINY_VISIONS[kind]
     ids = {
         "image_token_id": TINY_IMAGE,
         "video_token_id": TINY_IMAGE + 1,
@@ -139,7 +142,7 @@ def full_blocks(config: Any, blocks: int) -> tuple[int, ...]:
     return tuple(getattr(config.vision_config, "fullatt_block_indexes", None) or range(blocks))
 
 
-def _shape(name: str, text: dict[str, Any], vision: dict[str, Any]) -> Shape:
+def _shape(name: str, parameters: int, text: dict[str, Any], vision: dict[str, Any]) -> Shape:
     text = {k: v for k, v in text.items() if k != "model_type"} | {
         "rope_scaling": MROPE,
         "rope_parameters": MROPE,
@@ -154,6 +157,7 @@ def _shape(name: str, text: dict[str, Any], vision: dict[str, Any]) -> Shape:
     }
     return Shape(
         name,
+        parameters,
         {
             "text_config": text,
             "vision_config": vision,
@@ -164,7 +168,13 @@ def _shape(name: str, text: dict[str, Any], vision: dict[str, Any]) -> Shape:
 
 
 def _qwen3(
-    name: str, hidden: int, inter: int, tied: bool, vision: dict[str, Any], deep: list[int]
+    name: str,
+    parameters: int,
+    hidden: int,
+    inter: int,
+    tied: bool,
+    vision: dict[str, Any],
+    deep: list[int],
 ) -> Shape:
     text = {
         "hidden_size": hidden,
@@ -193,7 +203,7 @@ def _qwen3(
         "deepstack_visual_indexes": deep,
     }
     config = {"text_config": text, "vision_config": vision, "tie_word_embeddings": tied}
-    return Shape(name, config, {"grids": [[1, 48, 48]]})
+    return Shape(name, parameters, config, {"grids": [[1, 48, 48]]})
 
 
 def _qwen2_vision(hidden: int) -> dict[str, Any]:
@@ -218,14 +228,18 @@ QWEN2_VL = Family(
     group=lambda config: config.vision_config.spatial_merge_size**2,
     packed=True,
     markers=(1, 1),  # <|vision_start|>, <|vision_end|>
+    token_types="mm_token_type_ids",
     resize=resize,
     shapes=(
         _shape(
             "qwen2-vl-2b",
+            2_208_985_600,
             qwen2(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True),
             _qwen2_vision(1536),
         ),
-        _shape("qwen2-vl-7b", qwen2(3584, 18944, 28, 28, 4, 152064), _qwen2_vision(3584)),
+        _shape(
+            "qwen2-vl-7b", 8_291_375_616, qwen2(3584, 18944, 28, 28, 4, 152064), _qwen2_vision(3584)
+        ),
     ),
     tiny=lambda: tiny("qwen2_vl"),
     images=images,
@@ -239,14 +253,21 @@ QWEN25_VL = Family(
     full_blocks=full_blocks,
     packed=True,
     markers=(1, 1),  # <|vision_start|>, <|vision_end|>
+    token_types="mm_token_type_ids",
     resize=resize,
     shapes=(
         _shape(
             "qwen2.5-vl-3b",
+            3_754_622_976,
             qwen2(2048, 11008, 36, 16, 2, 151936, tie_word_embeddings=True),
             _qwen25_vision(2048),
         ),
-        _shape("qwen2.5-vl-7b", qwen2(3584, 18944, 28, 28, 4, 152064), _qwen25_vision(3584)),
+        _shape(
+            "qwen2.5-vl-7b",
+            8_292_166_656,
+            qwen2(3584, 18944, 28, 28, 4, 152064),
+            _qwen25_vision(3584),
+        ),
     ),
     tiny=lambda: tiny("qwen2_5_vl"),
     images=images,
@@ -259,17 +280,20 @@ QWEN3_VL = Family(
     group=lambda config: config.vision_config.spatial_merge_size**2,
     packed=True,
     markers=(1, 1),  # <|vision_start|>, <|vision_end|>
+    token_types="mm_token_type_ids",
     resize=resize,
     side_inputs=("visual_pos_masks", "deepstack_visual_embeds"),
     shapes=(
         _qwen3(
             "qwen3-vl-4b",
+            4_437_815_808,
             *(2560, 9728, True),
             {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096},
             [5, 11, 17],
         ),
         _qwen3(
             "qwen3-vl-8b",
+            8_767_123_696,
             *(4096, 12288, False),
             {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304},
             [8, 16, 24],
