@@ -101,6 +101,11 @@ class SparseVLM(IntraLLM):
                 f"sparsevlm: preset={self.preset!r}: expected one of"
                 f" {', '.join(COUNTS[self.variant])}"
             )
+        if self.variant != "plus" and (self.heads, self.rope_theta) != (14, 10000.0):
+            raise ValueError(
+                f"sparsevlm: heads={self.heads} and rope_theta={self.rope_theta:g} are read by"
+                " variant=plus only: add it, or leave them out"
+            )
         if self.heads < 1 or self.rope_theta <= 0 or any(k < 1 for k in self.layers):
             raise ValueError(
                 f"sparsevlm: heads={self.heads}, layers={self.layers},"
