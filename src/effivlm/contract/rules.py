@@ -232,7 +232,8 @@ def repack_is_a_shorter_prompt(name: str, family: str) -> None:
         tokens, logits, _ = generate(model, inputs, STEPS)
     prefill, decode = kept_masks(session, 4)
     position: Tensor = (prefill[0].cumsum(-1) - 1).clamp(min=0)
-    position = position.expand(3, *position.shape) if family.startswith("qwen") else position
+    if hasattr(session.host.base, "get_rope_index"):  # one position per axis
+        position = position.expand(3, *position.shape)
     close(
         logits,
         twin.run(

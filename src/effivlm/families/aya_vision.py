@@ -87,6 +87,7 @@ FAMILY = Family(
     layout=layout,
     group=group,
     feature_block=layer_index,
+    markers=(2, 1),  # <|START_OF_IMG|> and a tile's tag; after a run the next tag, or the end
     shapes=(AYA_8B,),
     tiny=tiny,
     images=images,
