@@ -135,7 +135,8 @@ def paired_test(differences: Mapping[str, Array], draws: int = 10_000, seed: int
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction: adjusted p-values in the given order."""
-    order, out, running = np.argsort(p_values, kind="stable"), [0.0] * len(p_values), 0.0
+    order: list[int] = np.argsort(p_values, kind="stable").tolist()
+    out, running = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
         out[i] = running
