@@ -121,7 +121,8 @@ def _water_fill(total: int, weights: Sequence[float], limits: Sequence[int]) -> 
     """Real-valued shares in proportion to ``weights``; parts at their limit are fixed and the rest
     rescaled.
     """
-    out, free = [0.0] * len(weights), set(range(len(weights)))
+    out = [0.0] * len(weights)
+    free: set[int] = set(range(len(weights)))
     while free:
         left = total - sum(out[i] for i in range(len(out)) if i not in free)
         mass = sum(weights[i] for i in free)
@@ -129,7 +130,7 @@ def _water_fill(total: int, weights: Sequence[float], limits: Sequence[int]) -> 
         full = {i for i in free if share[i] >= limits[i]}
         for i in full or free:
             out[i] = float(limits[i]) if full else share[i]
-        free = free - full if full else set()
+        free = free - full if full else set[int]()
     return out
 
 

@@ -3,8 +3,9 @@ names its key.
 """
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -90,6 +91,21 @@ class MeasureSpec(Spec):
     seconds: float = Field(default=120.0, gt=0)
 
 
+def _grid(given: dict[str, Any]) -> list[str]:
+    """Every method at every budget."""
+    if set(given) != {"methods", "keep"}:
+        raise ValueError(
+            "a settings grid needs exactly the keys methods and keep, got"
+            f" {', '.join(map(str, given))}"
+        )
+    for key, values in given.items():
+        if not isinstance(values, list | tuple):
+            raise ValueError(
+                f"a settings grid needs lists, got {key}: {values!r}; write {key}: [{values}]"
+            )
+    return [f"{m}@{k}" for m in given["methods"] for k in given["keep"]]
+
+
 class Experiment(Spec):
     """One comparison: models x settings x tasks.
 
@@ -138,21 +154,9 @@ class Experiment(Spec):
         if not isinstance(value, list | tuple):
             return value
         out: list[str] = ["none"]
-        for item in value:
+        for item in cast("Sequence[object]", value):
             if isinstance(item, dict):
-                unknown = set(item) - {"methods", "keep"}
-                if unknown or set(item) != {"methods", "keep"}:
-                    raise ValueError(
-                        "a settings grid needs exactly the keys methods and keep, got"
-                        f" {', '.join(map(str, item))}"
-                    )
-                for key, values in item.items():
-                    if not isinstance(values, list | tuple):
-                        raise ValueError(
-                            f"a settings grid needs lists, got {key}: {values!r}; write {key}:"
-                            f" [{values}]"
-                        )
-                out += [f"{m}@{k}" for m in item["methods"] for k in item["keep"]]
+                out += _grid(cast("dict[str, Any]", item))
             else:
                 out.append(str(item))
         return tuple(dict.fromkeys(out))
@@ -160,7 +164,7 @@ class Experiment(Spec):
     @field_validator("settings")
     @classmethod
     def _readable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        problems = []
+        problems: list[str] = []
         for text in value:
             try:
                 parse_setting(text)
@@ -188,7 +192,7 @@ def load_experiment(path: Path) -> Experiment:
     if not isinstance(data, dict):
         held = "is empty" if data is None else f"holds a {type(data).__name__}"
         raise ConfigError(f"{path} {held}: expected keys name, models, settings, tasks")
-    return build_experiment(data, str(path))
+    return build_experiment(cast("dict[str, Any]", data), str(path))
 
 
 def build_experiment(data: dict[str, Any], where: str) -> Experiment:

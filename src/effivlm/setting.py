@@ -13,7 +13,7 @@ import re
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from effivlm import registry
 from effivlm.budget import Budget, BudgetError, parse_budget
@@ -215,7 +215,7 @@ def _read_fields(
         for f in dataclasses.fields(cls)
         if f.init and not (holder and f.name == holder[0])
     }
-    out = {}
+    out: dict[str, Any] = {}
     for key, value in given.items():
         try:
             kind = registry.lookup(
@@ -268,14 +268,15 @@ def _refuse(value: str) -> Any:
 
 def _show(value: Any) -> str:
     if isinstance(value, tuple):
-        return "-".join(map(str, value))
+        return "-".join(map(str, cast("tuple[object, ...]", value)))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _text(method: Method, budget: str = "", more: tuple[str, ...] = ()) -> str:
     """``name(held)@budget:field=value``, without what has its default."""
     holder = _holder(type(method))
-    name, fields = method.name, []
+    name = method.name
+    fields: list[str] = []
     for field in dataclasses.fields(method):
         value = getattr(method, field.name)
         if not field.init or value == field.default:

@@ -25,6 +25,7 @@ from effivlm.methods.base import (
 )
 from effivlm.methods.kv_cache.scoring import joined, recent, window_and_top
 from effivlm.methods.schedules import single_cut
+from effivlm.ops.numbers import distinct, whole
 from effivlm.ops.precision import working
 from effivlm.ops.select import grid_shape, lattice, random_k
 
@@ -133,12 +134,12 @@ class Uniform(PreLLM):
         if bool(tokens.place.isnan().any()):
             return Selection(lattice(len(tokens.embeds), k).to(tokens.embeds.device))
         rows = tokens.place[:, 0].cpu()
-        members = [(rows == r).nonzero()[:, 0] for r in rows.unique()]
+        members = [(rows == r).nonzero()[:, 0] for r in distinct(rows)]
         height, width = len(members), max(len(m) for m in members)
         count = grid_shape(height, width, k)[0]
-        while sum(len(members[i]) for i in lattice(height, count).tolist()) < k:
+        while sum(len(members[i]) for i in whole(lattice(height, count))) < k:
             count += 1
-        chosen = [members[i] for i in lattice(height, count).tolist()]
+        chosen = [members[i] for i in whole(lattice(height, count))]
         sizes = [len(m) for m in chosen]
         quotas = split(k, sizes, sizes)
         keep = torch.cat([m[lattice(len(m), q)] for m, q in zip(chosen, quotas, strict=True)])

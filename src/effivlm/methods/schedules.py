@@ -209,7 +209,8 @@ def _within(
 
 def _falling(at: Sequence[int], counts: Sequence[int], n: int) -> tuple[Cut, ...]:
     """Cuts that never grow and that drop something."""
-    out, previous = [], n
+    out: list[Cut] = []
+    previous = n
     for layer, k in zip(at, counts, strict=True):
         if k < previous:
             out.append(Cut(layer, k))

@@ -42,7 +42,8 @@ def bootstrap(
     Returns:
         (low, high), NaN where no draw has a value.
     """
-    rng, found = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    found: list[Array] = []
     step = max(1, CHUNK // max(1, *sizes.values(), 1))
     for start in range(0, draws, step):
         count = min(step, draws - start)
@@ -69,7 +70,7 @@ def bootstrap_overall(
     """
 
     def overall(picks: Picks) -> Array:
-        squares = []
+        squares: list[Array] = []
         for task, pick in picks.items():
             base = how[task](originals[task][pick])
             squares.append((how[task](rows[task][pick]) / np.where(base == 0, np.nan, base)) ** 2)
@@ -134,7 +135,8 @@ def paired_test(differences: Mapping[str, Array], draws: int = 10_000, seed: int
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction: adjusted p-values in the given order."""
-    order, out, running = np.argsort(p_values, kind="stable"), [0.0] * len(p_values), 0.0
+    order: list[int] = np.argsort(p_values, kind="stable").tolist()
+    out, running = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
         out[i] = running

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from effivlm.budget import split
+from effivlm.ops.numbers import whole
 from effivlm.ops.select import top_k_mask
 
 
@@ -55,7 +56,8 @@ def bounded(
     floors = [min(f, c) for f, c in zip(floors, caps, strict=True)]
     if sum(floors) > total:
         floors = split(total, floors, floors)
-    out, free = list(floors), list(range(len(weights)))
+    out = list(floors)
+    free: list[int] = list(range(len(weights)))
     while free:
         left = total - sum(out[i] for i in range(len(out)) if i not in free)
         parts = split(left, [weights[i] for i in free], [caps[i] for i in free])
@@ -93,5 +95,5 @@ def head_counts(scores: Tensor, base: int, floor: float, normalize: bool = False
     if normalize:
         best = torch.where(top_k_mask(scores, base), scores, 0).sum(1)
         scores = scores * (best / scores.sum(1).clamp(min=1e-30))[:, None]
-    counts = top_k_mask(scores.flatten(), heads * base).view(heads, past).sum(1).tolist()
+    counts = whole(top_k_mask(scores.flatten(), heads * base).view(heads, past).sum(1))
     return split(heads * base, [(1 - floor) * c + floor * base for c in counts], [past] * heads)

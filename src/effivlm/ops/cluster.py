@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from effivlm.ops.numbers import parts
 from effivlm.ops.precision import working, working_dtype
 from effivlm.ops.select import others, ranked, unit
 
@@ -85,5 +86,5 @@ def nearest_kept(x: Tensor, keep: Tensor, block: int = 1024) -> tuple[Tensor, Te
     dropped = others(keep, len(x))
     rows = unit(x)
     kept = rows[keep].T
-    heirs = [(rows[part] @ kept).argmax(1) for part in dropped.split(block)]
+    heirs = [(rows[part] @ kept).argmax(1) for part in parts(dropped, block)]
     return dropped, keep[torch.cat(heirs)] if heirs else dropped

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from effivlm.ops.numbers import parts
 from effivlm.ops.select import unit
 
 Weights = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -32,7 +33,7 @@ def nearest_kept(
     if not len(kept):
         return evicted[:0], evicted[:0], x.new_zeros(0)
     target, cosine = [kept[:0]], [x.new_zeros(0)]
-    for rows in evicted.split(block):
+    for rows in parts(evicted, block):
         similar = x[rows] @ x[kept].T
         if kind is not None:
             similar = similar.masked_fill(kind[rows][:, None] != kind[kept], -torch.inf)

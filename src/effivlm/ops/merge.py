@@ -5,6 +5,7 @@ N tokens, D width.
 import torch
 from torch import Tensor
 
+from effivlm.ops.numbers import distinct
 from effivlm.ops.precision import working
 from effivlm.ops.select import ranked, unit
 
@@ -43,7 +44,7 @@ def mean_into(heir: Tensor, dropped: Tensor, size: Tensor | None = None) -> Trip
         dropped: [E] long.
         size: [N], None for all ones.
     """
-    targets = heir.unique()
+    targets = distinct(heir)
     return average(torch.cat([targets, heir]), torch.cat([targets, dropped]), size)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from effivlm.budget import split
+from effivlm.ops.numbers import floats, numbered, whole
 from effivlm.ops.select import ranked
 
 
@@ -37,7 +38,7 @@ def region_mean(values: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of values [N] over every region present, ascending by number: [R] float64, and the
     regions' sizes [R].
     """
-    numbers, where = region.unique(return_inverse=True)
+    numbers, where = numbered(region)
     total = torch.zeros(len(numbers), dtype=torch.float64, device=values.device).index_add_(
         0, where, values.double()
     )
@@ -49,14 +50,14 @@ def share_out(weight: Tensor, size: Tensor, k: int) -> Tensor:
     """[R] quotas: ``k`` in proportion to weight [R] by largest remainder, never above size [R];
     excess goes to the others.
     """
-    return torch.tensor(split(k, weight.tolist(), size.tolist()), device=weight.device)
+    return torch.tensor(split(k, floats(weight), whole(size)), device=weight.device)
 
 
 def best_per_region(score: Tensor, region: Tensor, quota: Tensor) -> Tensor:
     """[sum of quotas] ascending: in every region present the ``quota`` [R] highest scores [N], ties
     by index.
     """
-    where = region.unique(return_inverse=True)[1]
+    where = numbered(region)[1]
     size = torch.bincount(where)
     order = ranked(score)
     order = order[torch.argsort(where[order], stable=True)]  # region by region, best first

@@ -5,6 +5,7 @@ candidates, C features.
 import torch
 from torch import Tensor
 
+from effivlm.ops.numbers import norms
 from effivlm.ops.precision import working
 
 # greedy picks: values this close (times the largest magnitude in play) are equal, so that rounding
@@ -68,7 +69,7 @@ def unit(x: Tensor) -> Tensor:
     are 0; NaN counts as 0.
     """
     x = working(x).nan_to_num()
-    return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return x / norms(x, keepdim=True).clamp(min=1e-12)
 
 
 def min_max(x: Tensor) -> Tensor:
@@ -125,7 +126,8 @@ def max_min(features: Tensor, k: int) -> Tensor:
         rows = 1 - x[start : start + 512] @ x.T
         rows[torch.arange(len(rows)), torch.arange(start, start + len(rows))] = torch.inf
         nearest[start : start + 512] = rows.amin(1)
-    distance, picked, value = torch.full_like(nearest, torch.inf), [], nearest
+    picked: list[Tensor] = []
+    distance, value = torch.full_like(nearest, torch.inf), nearest
     for _ in range(k):
         pick = first_max(value)
         picked.append(pick)
@@ -150,7 +152,7 @@ def log_det(features: Tensor, quality: Tensor, k: int) -> Tensor:
     x, r = unit(features), working(quality)
     residual = r * r
     factors = x.new_zeros(k, len(x))
-    picked = []
+    picked: list[Tensor] = []
     for t in range(k):
         if float(residual.max()) <= TIE:
             break
@@ -185,7 +187,7 @@ def coverage(features: Tensor, weight: Tensor, k: int, batch: int = 64) -> Tenso
     covered = x.new_zeros(len(x))
     bound = w * similarity.clamp(min=0).sum(1)
     rounding = 1e-7 * len(x)  # of a gain, before its weight
-    picked = []
+    picked: list[Tensor] = []
     for _ in range(k):
         fresh = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         while True:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from effivlm.ops.numbers import matrix_rank, parts, triangular, whole
 from effivlm.ops.precision import working, working_dtype
 
 RowMask = Callable[[Tensor], Tensor] | None
@@ -40,7 +41,7 @@ def _blocks(
     logits live in one buffer that the next block overwrites.
     """
     groups, (heads, rows, width) = k.shape[0], q.shape
-    ends = positions.tolist()
+    ends = whole(positions)
     q, k = q.detach().view(groups, heads // groups, rows, width), k.detach()
     buffer = torch.empty(
         heads // groups * min(block, rows) * k.shape[1], dtype=working_dtype(q), device=q.device
@@ -199,7 +200,7 @@ def head_max_sums(
 ) -> Tensor:
     """[L] sum over chosen rows of the largest probability over heads."""
     out = torch.zeros(k.shape[1], dtype=working_dtype(q), device=q.device)
-    for rows, at in zip(q.split(block, 1), positions.split(block), strict=True):
+    for rows, at in zip(parts(q, block, 1), parts(positions, block), strict=True):
         out += row_probabilities(rows, k, at, scaling, mask).amax(0).sum(0)
     return out
 
@@ -208,7 +209,7 @@ def _head_means(
     q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask, block: int
 ) -> Iterator[Tensor]:
     """[r, L] probabilities of chosen rows, mean over heads, block by block."""
-    for rows, at in zip(q.split(block, 1), positions.split(block), strict=True):
+    for rows, at in zip(parts(q, block, 1), parts(positions, block), strict=True):
         yield row_probabilities(rows, k, at, scaling, mask).mean(0)
 
 
@@ -242,8 +243,8 @@ def row_rank(
     for means in _head_means(q, k, positions, scaling, mask, min(block, n)):
         held = torch.cat([held, means[:, columns]])
         if len(held) > 2 * n:
-            held = torch.linalg.qr(held, mode="r").R
-    return torch.linalg.matrix_rank(held, rtol=size * torch.finfo(held.dtype).eps)
+            held = triangular(held)
+    return matrix_rank(held, rtol=size * torch.finfo(held.dtype).eps)
 
 
 def threshold_share(

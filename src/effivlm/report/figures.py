@@ -38,15 +38,9 @@ def trade_off(rows: Sequence[Row], path: Path, axis: str = "prompt_kv") -> None:
         ImportError: naming the extra to install. KeyError: for an unknown axis.
     """
     check_axis(axis)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("figures need matplotlib: pip install 'effivlm[plot]'") from None
     models = list(dict.fromkeys(r.model for r in rows))
     methods = list(dict.fromkeys(method_of(r.setting) for r in rows if r.setting != "none"))
-    figure = Figure(
-        figsize=(6.4 * len(models) + 2.4, max(5.2, 0.24 * len(methods) + 1)), layout="constrained"
-    )
+    figure = blank((6.4 * len(models) + 2.4, max(5.2, 0.24 * len(methods) + 1)))
     panels = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
     for panel, model in zip(panels, models, strict=True):
         mine = [r for r in rows if r.model == model and r.setting != "none"]
@@ -69,6 +63,19 @@ def trade_off(rows: Sequence[Row], path: Path, axis: str = "prompt_kv") -> None:
         handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=9
     )
     figure.savefig(path, dpi=130)
+
+
+def blank(size: tuple[float, float]) -> Any:
+    """An empty matplotlib figure of ``size`` inches, open in type: matplotlib's are partly unknown.
+
+    Raises:
+        ImportError: naming the extra to install.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("figures need matplotlib: pip install 'effivlm[plot]'") from None
+    return Figure(figsize=size, layout="constrained")
 
 
 def method_of(setting: str) -> str:

@@ -4,7 +4,7 @@ import base64
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from effivlm.report.rows import Row, joined
 from effivlm.report.tables import columns, notes
@@ -88,6 +88,6 @@ def _joined(rows: Sequence[Row]) -> str:
 
 
 def _plain(value: Any) -> str:
-    return (
-        ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-    )
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{k} {v}" for k, v in cast("dict[str, object]", value).items())

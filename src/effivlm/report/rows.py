@@ -260,7 +260,7 @@ class Joined:
 def joined(rows: Sequence[Row]) -> list[Joined]:
     """Settings that every model was run under, on the same tasks; empty for one model."""
     models = list(dict.fromkeys(r.model for r in rows))
-    out = []
+    out: list[Joined] = []
     for setting in (
         dict.fromkeys(r.setting for r in rows if r.setting != "none") if len(models) > 1 else ()
     ):

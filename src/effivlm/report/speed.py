@@ -40,10 +40,10 @@ def write_speed(folder: Path) -> list[Path]:
             f"{folder} holds no timings: run `effivlm measure` with its experiment first"
         )
     (folder / "report").mkdir(exist_ok=True)
-    paths = []
+    paths: list[Path] = []
     for workload in dict.fromkeys(t.workload for t in timings):
         beside = folder / "timings" / f"{workload}.json"
-        floors = json.loads(beside.read_text()) if beside.exists() else {}
+        floors: Floors = json.loads(beside.read_text()) if beside.exists() else {}
         paths.append(folder / "report" / f"speed_{workload}.md")
         paths[-1].write_text(markdown([t for t in timings if t.workload == workload], floors))
     try:
@@ -54,7 +54,7 @@ def write_speed(folder: Path) -> list[Path]:
 
 
 def _figures(folder: Path, timings: Sequence[TimingRecord]) -> list[Path]:
-    out = []
+    out: list[Path] = []
     answered = any((folder / "records").rglob("*.jsonl"))
     rows = rows_of(read_run(folder), timings) if answered else []
     for model, workload in dict.fromkeys((t.model, t.workload) for t in timings):
@@ -122,7 +122,7 @@ def _stages(
         "KV MiB",
         "peak MiB",
     ]
-    lines = []
+    lines: list[list[str]] = []
     for setting, mine in groups.items():
         ratios = [
             _ratio(_speedup(mine, base, s)) if setting != "none" else "" for s in ("ttft", "total")
@@ -160,7 +160,8 @@ def _limits(
         "measured",
         "error",
     ]
-    whole, lines = facts.get("none", {}).get("predicted", {}), []
+    whole = facts.get("none", {}).get("predicted", {})
+    lines: list[list[str]] = []
     for setting, mine in groups.items():
         floor, told = facts[setting]["floor"], facts[setting]["predicted"]
         shares = [
@@ -183,7 +184,7 @@ def _limits(
 
 
 def _notes(groups: Mapping[str, Sequence[TimingRecord]], base: Sequence[TimingRecord]) -> list[str]:
-    out = []
+    out: list[str] = []
     for setting, mine in groups.items():
         try:
             speedup(mine, base, "total")
@@ -212,7 +213,7 @@ def _published(workload: str) -> str:
         return ""
     source, table = PUBLISHED[workload]
     rows = [r for r in published(source, table) if "time" in r.metric or r.metric.endswith("_ms")]
-    lines = []
+    lines: list[list[str]] = []
     for r in rows:
         base = next(
             (

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from effivlm.metrics.efficiency import speedup
+from effivlm.metrics.efficiency import Speedup, speedup
 from effivlm.metrics.performance import MetricError
 from effivlm.records import TimingRecord
+from effivlm.report.figures import blank
 from effivlm.report.rows import Row
 
 STAGES = {
@@ -35,7 +36,7 @@ def stages_and_speedups(groups: Groups, title: str, path: Path) -> None:
     Raises:
         ImportError: naming the extra to install.
     """
-    figure = _figure((11, 0.42 * len(groups) + 1.8))
+    figure = blank((11, 0.42 * len(groups) + 1.8))
     bars, points = figure.subplots(1, 2, sharey=True)
     places = {s: -i for i, s in enumerate(groups)}
     left = dict.fromkeys(groups, 0.0)
@@ -69,7 +70,7 @@ def stages_and_speedups(groups: Groups, title: str, path: Path) -> None:
 def _ratios(
     panel: Any, groups: Groups, places: Mapping[str, int], stage: str, mark: str, shift: float
 ) -> None:
-    found = {}
+    found: dict[str, Speedup | None] = {}
     for setting, mine in groups.items():
         try:
             found[setting] = speedup(mine, groups["none"], stage) if setting != "none" else None
@@ -106,7 +107,7 @@ def quality_against_speed(
     both = [r for r in rows if r.setting != "none" and name in r.speed and r.op == r.op]
     if not both:
         return False
-    figure = _figure((7.5, 5))
+    figure = blank((7.5, 5))
     panel = figure.subplots()
     for r in both:
         s = r.speed[name]
@@ -130,11 +131,3 @@ def quality_against_speed(
     panel.grid(alpha=0.25)
     figure.savefig(path, dpi=130)
     return True
-
-
-def _figure(size: tuple[float, float]) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("figures need matplotlib: pip install 'effivlm[plot]'") from None
-    return Figure(figsize=size, layout="constrained")

@@ -132,7 +132,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 def terminal(rows: Sequence[Row], axes: Sequence[str] = REALISED) -> list[Table]:
     """One rich table per model: what fits a terminal; the Markdown and CSV hold every column."""
-    tables = []
+    tables: list[Table] = []
     for model in dict.fromkeys(r.model for r in rows):
         mine = [r for r in rows if r.model == model]
         title = (

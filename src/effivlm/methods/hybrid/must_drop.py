@@ -28,6 +28,7 @@ from effivlm.methods.base import (
 from effivlm.methods.schedules import geometric, scaled_layers
 from effivlm.methods.signals import Saliency, Signal, TextPeaks, TextSums
 from effivlm.ops.merge import mean_into
+from effivlm.ops.numbers import floats, numbered, whole
 from effivlm.ops.precision import working
 from effivlm.ops.select import others, ranked, top_k, unit
 
@@ -97,9 +98,10 @@ class MustDropStage1(EncoderReducer):
                 " and each leaves a token, so the smallest feasible share is"
                 f" {fewest / len(number):.4f}; ask for more, or for larger windows"
             )
-        dropped, heir = [], []
+        dropped: list[Tensor] = []
+        heir: list[Tensor] = []
         left = len(number) - k
-        for w in ranked(uniformity(tokens.states, number)).tolist():
+        for w in whole(ranked(uniformity(tokens.states, number))):
             members = (number == w).nonzero()[:, 0]
             middle = members[len(members) // 2]
             merged = members[members != middle][:left]
@@ -191,9 +193,8 @@ class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
 
     def observe_image(self, tokens: ImageTokens) -> None:
         """Remember every patch's saliency by its position in the prompt."""
-        pairs = zip(
-            tokens.position.tolist(), working(tokens[Saliency(at="last")]).tolist(), strict=True
-        )
+        saliency = floats(working(tokens[Saliency(at="last")]))
+        pairs = zip(whole(tokens.position), saliency, strict=True)
         tokens.notes.setdefault("saliency", {}).update(pairs)
 
     # --------------------------------------------------------------------------------- stage 2: LLM
@@ -207,7 +208,7 @@ class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
         peak = tokens[TextPeaks()][tokens.visual]
         place = tokens.position[tokens.visual]
         known = tokens.notes.get("saliency", {})
-        saliency = torch.tensor([known.get(p, -1.0) for p in place.tolist()], device=place.device)
+        saliency = torch.tensor([known.get(p, -1.0) for p in whole(place)], device=place.device)
         protected = tokens.notes.setdefault("protected", {})
         if tokens.image not in protected:
             count = math.ceil(self.key_share * tokens.original - 1e-9)
@@ -255,7 +256,7 @@ def windows(place: Tensor, side: int) -> Tensor:
         side: of a window.
     """
     at = (place.double() - place.double().amin(0)).div(side).floor().long()
-    return (at[:, 0] * (at[:, 1].max() + 1) + at[:, 1]).unique(return_inverse=True)[1]
+    return numbered(at[:, 0] * (at[:, 1].max() + 1) + at[:, 1])[1]
 
 
 def uniformity(states: Tensor, number: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from effivlm.methods.schedules import most_entering, scaled_layers, single_cut
 from effivlm.methods.signals import LastRow, Saliency, Signal
 from effivlm.ops.cluster import nearest_kept
 from effivlm.ops.merge import mean_into
+from effivlm.ops.numbers import occurrences
 from effivlm.ops.precision import working
 from effivlm.ops.regions import best_per_region
 from effivlm.ops.select import top_k
@@ -165,7 +166,7 @@ def scans(deep: Tensor, shallow: Tensor, place: Tensor, k: int, side: int) -> Te
     if count:
         at = (place.double() - place.double().amin(0)).div(side).floor().long()
         number = at[:, 0] * (at[:, 1].max() + 1) + at[:, 1]
-        size = torch.unique(number, return_counts=True)[1].tolist()
+        size = occurrences(number)
         quota = torch.tensor(split(count, size, size), device=deep.device)
         chosen = best_per_region(shallow, number, quota)
     rest = working(deep).index_fill(0, chosen, -torch.inf)

@@ -13,6 +13,7 @@ from effivlm.budget import Budget
 from effivlm.methods.base import Cut, ImageTokens, IntraLLM, LayerTokens, Paper, PreLLM, Selection
 from effivlm.methods.schedules import single_cut
 from effivlm.methods.signals import ColumnSums, LastRow, Saliency, Signal, TextSums
+from effivlm.ops.numbers import floats, whole
 from effivlm.ops.precision import working
 from effivlm.ops.select import top_k
 
@@ -131,13 +132,14 @@ class FastVSink(FastV, PreLLM):
 
     def observe_image(self, tokens: ImageTokens) -> None:
         """Remember every patch's saliency by its position in the prompt."""
-        pairs = zip(tokens.position.tolist(), working(tokens[Saliency()]).tolist(), strict=True)
+        saliency = floats(working(tokens[Saliency()]))
+        pairs = zip(whole(tokens.position), saliency, strict=True)
         tokens.notes.setdefault("saliency", {}).update(pairs)
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Rank by attention, sinks before or after everything else."""
         known = tokens.notes.get("saliency", {})
-        place = tokens.position[tokens.visual].tolist()
+        place = whole(tokens.position[tokens.visual])
         saliency = torch.tensor([known.get(p, -1.0) for p in place], device=tokens.visual.device)
         count = math.ceil(self.share * len(place) - 1e-9)
         return Selection(with_sinks(self.scores(tokens), saliency, k, count, self.sinks == "keep"))

@@ -94,7 +94,7 @@ class FitPrune(IntraLLM):
 
 def curve_of(knots: tuple[int, ...]) -> tuple[int, ...]:
     """Tokens left after each of 32 layers, linear between the known ones."""
-    out = []
+    out: list[int] = []
     for layer in range(KNOTS[-1] + 1):
         i = max(i for i, at in enumerate(KNOTS) if at <= layer)
         j = min(i + 1, len(KNOTS) - 1)

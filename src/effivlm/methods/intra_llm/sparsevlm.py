@@ -19,6 +19,7 @@ from effivlm.methods.schedules import (
     stages,
 )
 from effivlm.methods.signals import FreedTextSums, InputEmbeds, Signal, TextRank, TextSums
+from effivlm.ops.numbers import parts
 from effivlm.ops.precision import working
 from effivlm.ops.recycle import cluster_means
 from effivlm.ops.select import others, ranked, top_k
@@ -236,7 +237,7 @@ def raters(visual: Tensor, text: Tensor, block: int = 256) -> Tensor:
     """
     said = working(text).T
     match = said.new_zeros(len(text))
-    for part in visual.split(block):
+    for part in parts(visual, block):
         match += (working(part) @ said).softmax(1).sum(0)
     match /= len(visual)
     chosen = (match > match.mean()).nonzero()[:, 0]

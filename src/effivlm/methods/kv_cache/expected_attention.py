@@ -9,6 +9,7 @@ from torch import Tensor
 from effivlm.methods.base import LayerCache, Paper
 from effivlm.methods.kv_cache.scoring import ScoredKV, joined
 from effivlm.methods.signals import FutureQueries, Signal
+from effivlm.ops.numbers import norms
 from effivlm.ops.precision import working
 from effivlm.ops.statistics import fold
 
@@ -90,6 +91,6 @@ class ExpectedAttention(ScoredKV):
             cache[FutureQueries(self.sinks, self.future)], cache.keys, sinks, self.fold
         )
         if self.value_norms:
-            scores = (scores + self.epsilon) * working(cache.values).norm(dim=-1)
+            scores = (scores + self.epsilon) * norms(working(cache.values))
         scores = joined(scores, self.shared)
         return torch.cat([torch.full_like(scores[:, :sinks], torch.inf), scores[:, sinks:]], 1)

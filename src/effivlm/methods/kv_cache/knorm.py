@@ -7,6 +7,7 @@ from torch import Tensor
 
 from effivlm.methods.base import LayerCache, Paper
 from effivlm.methods.kv_cache.scoring import ScoredKV, joined
+from effivlm.ops.numbers import norms
 from effivlm.ops.precision import working
 
 
@@ -29,4 +30,4 @@ class Knorm(ScoredKV):
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Minus the norm."""
-        return joined(-working(cache.keys).norm(dim=-1), self.shared)
+        return joined(-norms(working(cache.keys)), self.shared)

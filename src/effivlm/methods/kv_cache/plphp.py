@@ -13,6 +13,7 @@ from effivlm.methods.base import Entries, KVCache, LayerCache, Paper
 from effivlm.methods.kv_cache.allocators import Hybrid, Proportional
 from effivlm.methods.kv_cache.scoring import refuse_idle_fold
 from effivlm.methods.signals import LastRow, Signal
+from effivlm.ops.numbers import distinct, occurrences, whole
 from effivlm.ops.precision import working
 from effivlm.ops.select import ranked, top_k_mask
 from effivlm.ops.statistics import fold
@@ -27,7 +28,7 @@ def by_image(scores: Tensor, image: Tensor) -> Tensor:
     ``image`` [M], -1 for text.
     """
     out = 3 + working(scores).nan_to_num().clamp(0, 1)
-    for number in image[image >= 0].unique().tolist():
+    for number in whole(distinct(image[image >= 0])):
         members = (image == number).nonzero()[:, 0]
         order = ranked(scores[:, members])
         places = torch.arange(1, len(members) + 1, device=order.device).expand_as(order)
@@ -110,7 +111,7 @@ class PLPHP(KVCache):
             return 1.0
         seen = cache.image >= 0
         share = self.retention(float(cache[LastRow()].mean(0)[seen].sum()))
-        sizes = cache.image[seen].unique(return_counts=True)[1].tolist()
+        sizes = occurrences(cache.image[seen])
         return (
             int((~seen).sum()) + sum(max(1, math.floor(share * s + 1e-9)) for s in sizes)
         ) / cache.length

@@ -12,6 +12,10 @@ from effivlm.methods.signals import Signal
 SNAPKV = SnapKV()  # what a wrapper holds unless told otherwise
 
 
+def _scores(held: object) -> bool:
+    return isinstance(held, ScoredKV)
+
+
 @dataclass(frozen=True)
 class Wrapper(KVCache):
     """Base of methods around a scorer, any with its own parameters: ``adakv(snapkv:rows=32)@0.2``.
@@ -27,7 +31,7 @@ class Wrapper(KVCache):
 
     def __post_init__(self) -> None:
         """Refuse what is no scorer, and one that merges: a wrapper's choice only drops."""
-        if not isinstance(self.scorer, ScoredKV):
+        if not _scores(self.scorer):
             raise ValueError(
                 f"{self.name}: {self.scorer!r} is not a scorer such as snapkv, h2o or tova"
             )

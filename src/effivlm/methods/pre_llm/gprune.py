@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from effivlm.methods.base import ImageTokens, Paper, PreLLM, Selection
+from effivlm.ops.numbers import norms
 from effivlm.ops.precision import working
 from effivlm.ops.select import significant, top_k, unit
 
@@ -67,7 +68,7 @@ def walk(y: Tensor, similarity: float, temperature: float, steps: int) -> Tensor
     cosine = rows @ rows.T
     edges = (cosine >= similarity) | torch.eye(len(y), dtype=torch.bool, device=y.device)
     transition = (cosine / temperature).masked_fill(~edges, -torch.inf).softmax(1)
-    flow = working(y).nan_to_num().norm(dim=1)
+    flow = norms(working(y).nan_to_num())
     for _ in range(steps):
         flow = flow @ transition
     return flow / (transition > 0).sum(1)

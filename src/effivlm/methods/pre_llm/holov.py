@@ -9,6 +9,7 @@ from torch import Tensor
 
 from effivlm.methods.base import ImageTokens, Paper, PreLLM, Selection
 from effivlm.methods.signals import Saliency, Signal
+from effivlm.ops.numbers import distinct, whole
 from effivlm.ops.precision import working
 from effivlm.ops.regions import best_per_region, blocks, region_mean, segments, share_out
 from effivlm.ops.select import others, ranked, rounded, unit
@@ -107,7 +108,7 @@ def variety(y: Tensor, region: Tensor) -> Tensor:
     """[N] spread of a token's cosines to the others of its region (a region of one has none)."""
     rows = unit(y)
     out = rows.new_zeros(len(y))
-    for number in region.unique().tolist():
+    for number in whole(distinct(region)):
         members = (region == number).nonzero()[:, 0]
         m = len(members)
         if m > 1:

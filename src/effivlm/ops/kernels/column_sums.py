@@ -6,6 +6,9 @@ not depend on scheduling. O(L) extra memory. Needs CUDA, or TRITON_INTERPRET=1 f
 the slow twin is `ops.statistics.column_sums`.
 """
 
+# pyright: standard
+# not strict as its neighbours: what Triton compiles has no Python types
+
 import torch
 import triton  # pyright: ignore[reportMissingModuleSource]  # not installed without CUDA: typings/ has its types
 import triton.language as tl  # pyright: ignore[reportMissingModuleSource]

@@ -1,0 +1,63 @@
+"""The typed door to the parts of torch whose types its stubs leave open: what comes out of a tensor
+as Python numbers, distinct values, norms, blocks and triangular factors.
+
+Each function is the one torch call that its name says, results included; the rest of the package
+calls these, so that its own types stay checked.
+"""
+
+from typing import Any
+
+from torch import Tensor, linalg
+
+
+def _open(x: object) -> Any:
+    """X, its type left open."""
+    return x
+
+
+def whole(x: Tensor) -> list[int]:
+    """[N] of an integer dtype as Python's numbers."""
+    return _open(x).tolist()
+
+
+def floats(x: Tensor) -> list[float]:
+    """[N] of a floating dtype as Python's numbers."""
+    return _open(x).tolist()
+
+
+def distinct(x: Tensor) -> Tensor:
+    """[R] the different values of x, ascending."""
+    return _open(x).unique()
+
+
+def numbered(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`distinct` values [R], and for every element of x [N] the index of its own among them."""
+    values, where = _open(x).unique(return_inverse=True)
+    return values, where
+
+
+def occurrences(x: Tensor) -> list[int]:
+    """How often each of the `distinct` values of x occurs."""
+    return _open(x).unique(return_counts=True)[1].tolist()
+
+
+def norms(x: Tensor, keepdim: bool = False) -> Tensor:
+    """[...] Euclidean lengths of the rows of x [..., C]; [..., 1] with ``keepdim``."""
+    return _open(x).norm(dim=-1, keepdim=keepdim)
+
+
+def parts(x: Tensor, size: int, dim: int = 0) -> tuple[Tensor, ...]:
+    """Views of ``size`` elements along ``dim``, in order; the last may be shorter."""
+    return _open(x).split(size, dim)
+
+
+def triangular(x: Tensor) -> Tensor:
+    """[min(M, N), N] the factor R of the QR decomposition of x [M, N]: its singular values are
+    x's.
+    """
+    return _open(linalg).qr(x, mode="r").R
+
+
+def matrix_rank(x: Tensor, rtol: float) -> Tensor:
+    """[] long: singular values of x [M, N] above ``rtol`` times the largest."""
+    return _open(linalg).matrix_rank(x, rtol=rtol)
