@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from effivlm.metrics.intervals import pareto
+from effivlm.report.columns import check_axis
 from effivlm.report.rows import AXES, Row
-from effivlm.report.tables import check_axis
 
 # Okabe-Ito and Tol palettes: told apart under the common colour blindnesses; the marks tell them
 # apart without colour
@@ -44,7 +44,7 @@ def trade_off(rows: Sequence[Row], path: Path, axis: str = "prompt_kv") -> None:
         raise ImportError("figures need matplotlib: pip install 'effivlm[plot]'") from None
     models = list(dict.fromkeys(r.model for r in rows))
     methods = list(dict.fromkeys(method_of(r.setting) for r in rows if r.setting != "none"))
-    figure = Figure(
+    figure: Any = Figure(
         figsize=(6.4 * len(models) + 2.4, max(5.2, 0.24 * len(methods) + 1)), layout="constrained"
     )
     panels = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
