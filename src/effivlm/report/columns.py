@@ -70,7 +70,8 @@ class Column(Generic[V]):
     Attributes:
         key: its name in the CSV. title: its heading elsewhere. value: a row's value; the CSV holds
             it as it is. help: what it says, for legends; no full stop at its end.
-        text: the value as tables show it, `plain` if not given. shown: the outputs that have it.
+        text: the value as tables show it, `plain` if not given. shown: the outputs that have it;
+            the terminal, 80 columns wide, is nearly full.
         short: title and text in the terminal, where they must be narrower there.
         versus: whether it compares with ``none``: the cell of ``none`` itself is empty in tables.
         alarm: whether the page marks a row's cell. left: whether the terminal aligns it left.
@@ -81,7 +82,7 @@ class Column(Generic[V]):
     value: Callable[[Row], V]
     help: str
     text: Callable[[V], str] = plain
-    shown: tuple[Output, ...] = EVERYWHERE
+    shown: tuple[Output, ...] = ALL_BUT_TERMINAL
     short: tuple[str, Callable[[V], str]] | None = None
     versus: bool = False
     alarm: Callable[[Row], bool] = _never
@@ -131,7 +132,6 @@ def _tasks(rows: Sequence[Row], axes: Sequence[str]) -> Iterable[Column[Any]]:
             task,
             lambda r, t=task: r.scores.get(t),
             "the task's own score, percent",
-            shown=ALL_BUT_TERMINAL,
         )
 
 
@@ -212,15 +212,16 @@ def _speedup(speed: Speedup | None) -> str:
 
 
 COLUMNS: list[Entry] = [
-    Column("model", "model", lambda r: r.model, "the model", shown=ALL_BUT_TERMINAL),
+    Column("model", "model", lambda r: r.model, "the model"),
     Column(
         "setting",
         "setting",
         lambda r: r.setting,
         "the methods applied, with their budgets",
+        shown=EVERYWHERE,
         left=True,
     ),
-    Column("asked", "asked", lambda r: r.asked, "the budgets as written", shown=ALL_BUT_TERMINAL),
+    Column("asked", "asked", lambda r: r.asked, "the budgets as written"),
     Several(_chosen),
     Several(_tasks),
     Column(
@@ -228,6 +229,7 @@ COLUMNS: list[Entry] = [
         "OP",
         lambda r: r.op,
         "root mean square over tasks of score / original score, percent",
+        shown=EVERYWHERE,
     ),
     Column(
         "op_interval",
@@ -239,7 +241,13 @@ COLUMNS: list[Entry] = [
     ),
     Column("op_low", "OP low", lambda r: r.low, "lower end of OP's 95 % interval", shown=CSV),
     Column("op_high", "OP high", lambda r: r.high, "upper end of OP's 95 % interval", shown=CSV),
-    Column("ol", "OL", lambda r: r.ol, "agreement with the original model's own answers, percent"),
+    Column(
+        "ol",
+        "OL",
+        lambda r: r.ol,
+        "agreement with the original model's own answers, percent",
+        shown=EVERYWHERE,
+    ),
     Column("ol_low", "OL low", lambda r: r.ol_low, "lower end of OL's 95 % interval", shown=CSV),
     Column("ol_high", "OL high", lambda r: r.ol_high, "upper end of OL's 95 % interval", shown=CSV),
     Column(
@@ -247,7 +255,6 @@ COLUMNS: list[Entry] = [
         "OG",
         lambda r: r.og,
         "spread of the ratio over tasks, percent (lower is more even)",
-        shown=ALL_BUT_TERMINAL,
     ),
     Several(_every),
     Several(_speeds),
@@ -257,6 +264,7 @@ COLUMNS: list[Entry] = [
         lambda r: r.p,
         "paired sign-flip test against none, Holm-corrected",
         _p,
+        EVERYWHERE,
         versus=True,
     ),
     Column("documents", "documents", lambda r: r.documents, "documents compared", shown=CSV),
