@@ -14,7 +14,7 @@ from rich.console import Console
 
 from effivlm.metrics.performance import MetricError
 from effivlm.records import StoreError
-from effivlm.report import figures, html, tables
+from effivlm.report import columns, figures, html, tables
 from effivlm.report.rows import asked_of, joined, rows_of
 from effivlm.report.write import write
 from effivlm.store import RunStore
@@ -170,10 +170,8 @@ def test_table_formats_agree():
     assert all(len(r) == len(parsed[0]) and None not in r for r in parsed)
     lines = tables.markdown(rows).splitlines()
     titles, _, *cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
-    assert titles[:5] == ["model", "setting", "asked", "visual", "visual mean"] and titles[-2:] == [
-        "p",
-        "failed",
-    ]
+    assert titles[:5] == ["model", "setting", "asked", "visual", "visual mean"]
+    assert titles.index("OG") < titles.index("p") < titles.index("failed")
     for r, line in zip(rows, cells, strict=True):
         shown = dict(zip(titles, line, strict=True))
         for task in ("colour", "count"):
@@ -288,6 +286,46 @@ def test_write(folder):
     assert all(p.read_bytes() == data for p, data in again.items() if p.suffix != ".html"), (
         "the same records, the same tables"
     )
+
+
+def test_a_column_is_one_entry(folder, monkeypatch):
+    added = columns.Column(
+        key="extra_key",
+        title="extra",
+        value=lambda r: sum(mine.new_tokens for mine, _ in r.pairs) / 8 + len(r.pairs) / 1000,
+        help="tokens [all] generated, in eighths",
+        text=lambda value: f"<{value:.2f}>",
+        shown=columns.EVERYWHERE,
+    )
+    monkeypatch.setattr(columns, "COLUMNS", [*columns.COLUMNS, added])
+    rows, paths = write(folder)
+    value = 12 * 2 / 8 + 12 / 1000
+    text, data, page = (paths[i].read_text() for i in (0, 1, -1))
+
+    head, _, *lines = text.splitlines()[: 2 + len(rows)]
+    assert head.endswith("| extra |") and all(x.endswith("| <3.01> |") for x in lines)
+    assert "- `extra`: tokens [all] generated, in eighths\n" in text
+    assert "- `extra_key`: tokens [all] generated, in eighths\n" in text, "the CSV's key"
+    parsed = list(csv.DictReader(io.StringIO(data)))
+    assert [float(r["extra_key"]) for r in parsed] == [pytest.approx(value)] * len(rows)
+    assert "<th>extra</th></tr>" in page and page.count("<td>&lt;3.01&gt;</td></tr>") == len(rows)
+    assert "<b>extra</b>: tokens [all] generated, in eighths." in page
+    shown = printed(rows, 120)
+    assert shown.count("<3.01>") == len(rows) and " extra  \n" in shown
+    assert "extra: tokens [all] generated, in eighths" in shown
+
+
+@pytest.mark.parametrize("where", columns.EVERYWHERE)
+def test_an_output_has_the_columns_that_say_so_and_explains_them_all(where, monkeypatch):
+    timings = [timing(i, s) for i in range(3) for s in QUALITY]
+    rows = rows_of(answers(), timings)
+    only = columns.Column("here", "here", lambda r: 1.0, "only here", shown=(where,))
+    monkeypatch.setattr(columns, "COLUMNS", [*columns.COLUMNS, only])
+    for other in columns.EVERYWHERE:
+        heads = [c.heading(other) for c in columns.columns(other, rows)]
+        explained = [h for names in columns.legend(other, rows).values() for h in names]
+        assert sorted(explained) == sorted(heads) and len(set(heads)) == len(heads)
+        assert ("here" in heads) == (other == where)
 
 
 class Page(HTMLParser):

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from effivlm.metrics.intervals import pareto
+from effivlm.report.columns import check_axis
 from effivlm.report.rows import AXES, Row
-from effivlm.report.tables import check_axis
 
 # Okabe-Ito and Tol palettes: told apart under the common colour blindnesses; the marks tell them
 # apart without colour

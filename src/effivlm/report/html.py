@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from effivlm.report.columns import Column, columns, legend
 from effivlm.report.rows import Row, joined
-from effivlm.report.tables import columns, notes
+from effivlm.report.tables import notes
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto;
@@ -21,24 +22,15 @@ tr.none td { font-weight: 600; background: #f5f5f5; } td.failed { color: #b00020
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } code { background: #f2f2f2;
        padding: 1px 4px; }
 """
-EXPLAIN = """<p><b>OP</b>: root mean square over tasks of score / original score, percent, with
-a 95 % bootstrap interval over
-documents. <b>OL</b>: agreement with the original model's own answers. <b>OG</b>: spread of the
-ratio over tasks (lower is more
-even). <b>visual</b>, <b>visual mean</b>, <b>KV</b>: shares really retained, counted in the
-tensors. <b>OE</b>: measured
-speed-up, median of paired samples with its 95 % interval. <b>p</b>: paired sign-flip test
-against <code>none</code>,
-Holm-corrected. <b>failed</b>: documents without an answer; they score 0.</p>"""
 
 
 def page(
     title: str, rows: Sequence[Row], figures: Sequence[Path], environment: dict[str, Any]
 ) -> str:
     """The page as text; pictures are inside it."""
-    shown = columns(rows)
-    titles = "".join(f"<th>{html.escape(c.title)}</th>" for c in shown)
-    body = "".join(_row(r, [(c.title, c.cell(r)) for c in shown]) for r in rows)
+    shown = columns("html", rows)
+    titles = "".join(f"<th>{html.escape(c.heading('html'))}</th>" for c in shown)
+    body = "".join(_row(r, shown) for r in rows)
     remarks = "".join(f"<p>Note: {html.escape(n)}.</p>" for n in notes(rows))
     facts = "".join(
         f"<tr><td>{html.escape(k)}</td><td>{html.escape(_plain(v))}</td></tr>"
@@ -48,7 +40,7 @@ def page(
     parts = [
         f'<!doctype html>\n<html lang="en"><head>{head}</head><body><h1>{html.escape(title)}</h1>',
         *(_figure(f) for f in figures),
-        f'{EXPLAIN}<div class="scroll"><table><thead><tr>{titles}</tr></thead>',
+        f'{_legend(rows)}<div class="scroll"><table><thead><tr>{titles}</tr></thead>',
         f"<tbody>{body}</tbody></table></div>",
         _joined(rows) + remarks,
         '<h2>Environment</h2><div class="scroll">',
@@ -64,12 +56,19 @@ def _figure(path: Path) -> str:
     )
 
 
-def _row(row: Row, cells: Sequence[tuple[str, str]]) -> str:
+def _legend(rows: Sequence[Row]) -> str:
+    parts: list[str] = []
+    for text, names in legend("html", rows).items():
+        titles = ", ".join(f"<b>{html.escape(n)}</b>" for n in names)
+        parts.append(f"{titles}: {html.escape(text)}.")
+    return f"<p>{' '.join(parts)}</p>"
+
+
+def _row(row: Row, shown: Sequence[Column[Any]]) -> str:
     marked = (
-        (' class="failed"' if title == "failed" and row.failures else "", text)
-        for title, text in cells
+        (' class="failed"' if c.alarm(row) else "", html.escape(c.cell(row, "html"))) for c in shown
     )
-    inside = "".join(f"<td{mark}>{html.escape(text)}</td>" for mark, text in marked)
+    inside = "".join(f"<td{mark}>{text}</td>" for mark, text in marked)
     mark = ' class="none"' if row.setting == "none" else ""
     return f"<tr{mark}>{inside}</tr>"
 
@@ -90,4 +89,4 @@ def _joined(rows: Sequence[Row]) -> str:
 def _plain(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
-    return ", ".join(f"{k} {v}" for k, v in cast("dict[str, object]", value).items())
+    return ", ".join(f"{k} {v}" for k, v in cast("dict[str, Any]", value).items())

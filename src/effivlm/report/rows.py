@@ -1,7 +1,7 @@
 """Rows from records: one per model and setting, with every number that tables and figures show."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -57,6 +57,7 @@ class Row:
         documents: compared. failures: of them, without answer.
         speed: "WORKLOAD STAGE" -> measured speed-up, where the run was measured. notes: what could
             not be computed, and why.
+        pairs: the documents compared: the record under this setting, and the one under ``none``.
     """
 
     model: str
@@ -78,6 +79,7 @@ class Row:
     failures: int
     speed: dict[str, Speedup]
     notes: tuple[str, ...] = ()
+    pairs: tuple[Pair, ...] = field(default=(), repr=False, compare=False)
 
 
 def rows_of(
@@ -146,6 +148,7 @@ def _row(pairs: Mapping[str, Sequence[Pair]], setting: str, model: str, seed: in
         sum(x.failed for x, _ in flat),
         {},
         _remarks(model, pairs, unrated),
+        tuple(flat),
     )
 
 

@@ -31,7 +31,7 @@ def write(
     out = folder / "report"
     out.mkdir(exist_ok=True)
     paths = [out / "table.md", out / "table.csv"]
-    paths[0].write_text(tables.markdown(rows))
+    paths[0].write_text(tables.markdown(rows) + tables.explained(rows))
     paths[1].write_text(tables.as_csv(rows))
     pictures = [out / f"quality_{axis}.png" for axis in axes]
     try:
