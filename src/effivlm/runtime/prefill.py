@@ -255,6 +255,7 @@ class Prefill:
     def finish(self, cache: Any) -> None:
         """The last layer has run: compress what needed all layers, then audit."""
         self.tap.drop("text")
+        self.masks.clear()
         live = self.recipe.live
         if cache is not None and live is not None and needs_all_layers(live):
             self.accounts = self.compress(cache, live)
