@@ -57,8 +57,9 @@ def _check_piece(where: str, piece: Piece) -> None:
         place = place[~place.isnan().any(1)]
         if len(place):
             rows, columns = (int(x) + 1 for x in place.max(0).values)
+            grid = raster(rows, columns)[-len(place) :]  # an encoder may cut its first patches
             require(
-                torch.equal(place, raster(rows, columns)),
+                torch.equal(place, grid),
                 f"{where}: places of unit {int(unit)} are no {rows} x {columns} grid in raster"
                 " order",
             )
@@ -72,7 +73,7 @@ def sources_are_the_groups_tokens_are_made_of(name: str) -> None:
     model, _, call, pieces = _case(name, 2)
     block, source = host_of(model).blocks[0], torch.cat([p.source for p in pieces])
     with _blocks_off(model):
-        want, seen = _features(model, call), []
+        want, seen, reached = _features(model, call), list[Tensor](), set[int]()
         with _before(block, lambda x: seen.append(x) or x):
             _features(model, call)
         for patch in range(_patches(family, model, seen[0])):
@@ -84,6 +85,9 @@ def sources_are_the_groups_tokens_are_made_of(name: str) -> None:
                 found == told,
                 f"{name}: patch {patch} is part of tokens {found}, the layout says {told}",
             )
+            reached |= set(found)
+    sourced = set((source >= 0).nonzero()[:, 0].tolist())
+    require(reached == sourced, f"{name}: tokens {sorted(sourced - reached)} are of no patch")
 
 
 def groups_are_equal_and_complete(name: str) -> None:

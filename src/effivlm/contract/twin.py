@@ -5,6 +5,7 @@ masked instead.
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -68,11 +69,23 @@ def _kept(prompt: Prompt, layer: int, row: int) -> list[int]:
     return (index[row][counts] - int(prompt.real[row].int().argmax())).tolist()
 
 
+@contextlib.contextmanager
+def whole_softmax() -> Iterator[None]:
+    """Eager attention in transformers takes its softmax in float32; in float64 inside."""
+    plain = torch.nn.functional.softmax
+
+    def softmax(x: Tensor, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
+        return plain(x, *args, dtype=None if x.dtype == torch.float64 else dtype, **kwargs)
+
+    with mock.patch.object(torch.nn.functional, "softmax", softmax):
+        yield
+
+
 def generate(
     model: Any, inputs: Mapping[str, Tensor], n: int = STEPS, **kw: Any
 ) -> tuple[Tensor, Tensor, Any]:
     """Greedy decoding by transformers: tokens [B, n], logits [B, n, V] and the cache."""
-    with torch.no_grad():
+    with torch.no_grad(), whole_softmax():
         out = model.generate(
             **inputs,
             max_new_tokens=n,
@@ -211,7 +224,8 @@ def run(
     position = positions(model, inputs) if position is None else position
     length, mask = inputs["input_ids"].shape[1], inputs["attention_mask"]
     steps = tokens.shape[1]
-    with torch.no_grad(), masked(model, prefill, decode, length, embeds, writes):
+    hidden = masked(model, prefill, decode, length, embeds, writes)
+    with torch.no_grad(), whole_softmax(), hidden:
         out = model(**inputs, position_ids=position, use_cache=True)
         logits = [out.logits[:, -1]]
         for t in range(steps - 1):

@@ -68,6 +68,7 @@ def distances(x: Tensor) -> Tensor:
     square = (wide * wide).sum(1)
     total = square[:, None] + square
     apart = torch.addmm(total, wide, wide.T, alpha=-2.0)
+    apart = torch.minimum(apart, apart.T)  # both ways alike to the last bit: pairs may tie
     return apart.masked_fill_(apart <= 1e-12 * total, 0.0).sqrt_().to(working_dtype(x))
 
 
