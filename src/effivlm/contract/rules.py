@@ -179,9 +179,9 @@ def batch_of_two_is_two_singles(name: str, family: str) -> None:
     single = []
     for x in (one, other):
         with Watched(model, setting) as alone:
-            single.append((alone, generate(model, x, 4)[1], alone.accounts[0]))
+            single.append((alone, generate(model, x, 2)[1], alone.accounts[0]))
     with Watched(model, setting) as session:
-        both = generate(model, batch(family, one, other), 4)[1]
+        both = generate(model, batch(family, one, other), 2)[1]
     for i, (alone, logits, account) in enumerate(single):
         same_tokens(session.seen.prompt, alone.seen.prompt, (i, 0))
         same = dataclasses.astuple(session.accounts[i]) == dataclasses.astuple(account)

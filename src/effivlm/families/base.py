@@ -74,9 +74,6 @@ class Family:
             (InternVL); otherwise a piece is an image.
         markers: tokens that the processor writes before and after every run of placeholders
             (start and end of an image, a tile's tag): no part of what the prompt says.
-        side_inputs: text-model inputs that hold one row per visual token (Qwen3-VL's deep-stack
-            features).
-        token_types: model input that tells visual tokens (1) from text (0), if it takes one.
         resize: ``(model, call, grids) -> call``: the same images resized so that piece i has
             ``grids[i]`` tokens, or None where the encoder cannot take other sizes.
         traits: what methods may not be able to work with: ``no_grid``, ``no_encoder_signals``.
@@ -97,7 +94,6 @@ class Family:
     packed: bool = False
     run_is_image: bool = False
     markers: tuple[int, int] = (0, 0)
-    side_inputs: tuple[str, ...] = ()
     token_types: str = ""
     resize: (
         Callable[[nn.Module, Mapping[str, Any], list[tuple[int, int]]], dict[str, Any]] | None

@@ -282,7 +282,6 @@ QWEN3_VL = Family(
     markers=(1, 1),  # <|vision_start|>, <|vision_end|>
     token_types="mm_token_type_ids",
     resize=resize,
-    side_inputs=("visual_pos_masks", "deepstack_visual_embeds"),
     shapes=(
         _qwen3(
             "qwen3-vl-4b",
