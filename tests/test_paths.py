@@ -475,6 +475,16 @@ def test_prompt_lookup_is_refused_where_choices_depend_on_the_text(setting):
         model.generate(**inputs, max_new_tokens=3, prompt_lookup_num_tokens=2)
 
 
+def test_prompt_lookup_in_the_models_own_configuration_is_refused_too():
+    model = copy.deepcopy(exact("llava"))
+    model.generation_config.prompt_lookup_num_tokens = 2
+    with (
+        pytest.raises(UnsupportedCall, match="prompt_lookup_num_tokens"),
+        compress(model, "snapkv@0.4"),
+    ):
+        model.generate(**double("llava"), max_new_tokens=3)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_static_cache(family):
     """Right for `none`, refused by name for what makes layers unequal."""

@@ -13,7 +13,7 @@ from effivlm import registry
 from effivlm.contract.twin import close, generate, require
 from effivlm.families.base import Family, Piece, raster
 from effivlm.families.loading import family_of
-from effivlm.families.tiny import batch, double, exact
+from effivlm.families.tiny import batch, build, double, exact, prompt
 from effivlm.runtime.host import host_of
 from effivlm.runtime.session import Session
 
@@ -145,7 +145,7 @@ def pixels_and_attention_matter(name: str) -> None:
 
 def none_changes_no_bit(name: str) -> None:
     """Under `none` the model answers as without a session, in both precisions."""
-    for model, inputs in ((exact(name), double(name)),):
+    for model, inputs in ((exact(name), double(name)), (build(name), prompt(name))):
         want = generate(model, inputs, 3)[1]
         with Session(model, "none"):
             require(

@@ -200,17 +200,17 @@ def head_max_sums(
 ) -> Tensor:
     """[L] sum over chosen rows of the largest probability over heads."""
     out = torch.zeros(k.shape[1], dtype=working_dtype(q), device=q.device)
-    for rows, at in zip(parts(q, block, 1), parts(positions, block), strict=True):
-        out += row_probabilities(rows, k, at, scaling, mask).amax(0).sum(0)
+    for rows in _row_blocks(q, k, positions, scaling, mask, block):
+        out += rows.amax(0).sum(0)
     return out
 
 
-def _head_means(
+def _row_blocks(
     q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask, block: int
 ) -> Iterator[Tensor]:
-    """[r, L] probabilities of chosen rows, mean over heads, block by block."""
+    """[H, r, L] probabilities of chosen rows, block by block."""
     for rows, at in zip(parts(q, block, 1), parts(positions, block), strict=True):
-        yield row_probabilities(rows, k, at, scaling, mask).mean(0)
+        yield row_probabilities(rows, k, at, scaling, mask)
 
 
 def peaks(
@@ -218,8 +218,8 @@ def peaks(
 ) -> Tensor:
     """[L] the largest probability, mean over heads, that any of the chosen rows gives."""
     out = torch.zeros(k.shape[1], dtype=working_dtype(q), device=q.device)
-    for means in _head_means(q, k, positions, scaling, mask, block):
-        out = torch.maximum(out, means.amax(0))
+    for rows in _row_blocks(q, k, positions, scaling, mask, block):
+        out = torch.maximum(out, rows.mean(0).amax(0))
     return out
 
 
@@ -240,8 +240,8 @@ def row_rank(
     """
     n, size = len(columns), max(len(positions), len(columns))
     held = torch.empty(0, n, dtype=working_dtype(q), device=q.device)
-    for means in _head_means(q, k, positions, scaling, mask, min(block, n)):
-        held = torch.cat([held, means[:, columns]])
+    for rows in _row_blocks(q, k, positions, scaling, mask, min(block, n)):
+        held = torch.cat([held, rows.mean(0)[:, columns]])
         if len(held) > 2 * n:
             held = triangular(held)
     return matrix_rank(held, rtol=size * torch.finfo(held.dtype).eps)

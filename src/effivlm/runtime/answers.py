@@ -45,8 +45,7 @@ def scored(
         raise UnsupportedCall(
             "labels must begin after the last image, at one position in all rows, to score an"
             " answer under a setting that reads the prompt's text or compresses its cache:"
-            " score one"
-            " prompt a call, with -100 before the answer"
+            " score one prompt a call, with -100 before the answer"
         )
     else:
         output = forward(**plain)

@@ -40,9 +40,7 @@ def before_llm(
 def _survivors(prompt: Prompt, encoded: Encoded | None) -> list[Tensor]:
     """Offsets of every image that the encoder left in play."""
     full = [torch.arange(len(i.slots), device=i.slots.device) for i in prompt.images]
-    if encoded is None or encoded.kept is None:
-        return full
-    if not full:
+    if encoded is None or encoded.kept is None or not full:
         return full
     flags = {id(p): kept for p, kept in zip(encoded.pieces, encoded.kept, strict=True)}
     out = []

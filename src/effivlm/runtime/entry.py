@@ -2,6 +2,7 @@
 encoded as, a cache that can hold what is left. What cannot be followed is refused here.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from effivlm.runtime.attention import Tap
 from effivlm.runtime.cache import cache_of, fits, slotted
-from effivlm.runtime.geometry import everything, shifted
+from effivlm.runtime.geometry import everything, positions, shifted
 from effivlm.runtime.host import Host, UnsupportedCall, placeholders
 from effivlm.runtime.prefill import Prefill
 from effivlm.runtime.recipe import Recipe
@@ -24,12 +25,26 @@ from effivlm.setting import Setting
 SIDE = ("visual_pos_masks", "deepstack_visual_embeds")
 
 
-def arguments(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """A call's arguments by name."""
-    bound = dict(inspect.signature(function).bind(*args, **kwargs).arguments)
-    return {**bound, **bound.pop("kwargs", {})}
+def around(body: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What puts ``body(inner, call, go)`` in a function's place: the function, a call's arguments
+    by name, and the call itself.
+
+    The signature stays the function's, for `generate` reads it; it is read once, for that is slow
+    and decode steps are many.
+    """
+
+    def placed(inner: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(inner)
+
+        @functools.wraps(inner)
+        def outer(*args: Any, **kwargs: Any) -> Any:
+            bound = dict(signature.bind(*args, **kwargs).arguments)
+            call = {**bound, **bound.pop("kwargs", {})}
+            return body(inner, call, functools.partial(inner, *args, **kwargs))
+
+        return outer
+
+    return placed
 
 
 def taken(host: Host, setting: Setting, turn: Turn, call: dict[str, Any]) -> Call:
@@ -113,7 +128,7 @@ def begun(
     )
     mask = kwargs.get("attention_mask")
     special = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim == 4)
-    after = following(kwargs, past)
+    after = positions(kwargs, past)[..., -1:] + 1
     return Prefill(host, recipe, tap, lease, prompt, encoded, after, everyone, special)
 
 
@@ -131,14 +146,6 @@ def real_of(call: Call, shape: tuple[int, int], past: int, device: torch.device)
     """[B, past + L] bool: tokens that are not the batch's padding."""
     ones = torch.ones(shape[0], past + shape[1], dtype=torch.bool, device=device)
     return ones if call.real is None or call.real.shape != ones.shape else call.real.to(device)
-
-
-def following(kwargs: dict[str, Any], past: int) -> Tensor:
-    """[B, 1] or [axes, B, 1]: position of the first token after the prompt."""
-    position, embeds = kwargs.get("position_ids"), kwargs["inputs_embeds"]
-    if position is None:
-        position = everything((embeds.shape[0], embeds.shape[1]), embeds.device) + past
-    return position[..., -1:] + 1
 
 
 def _images(

@@ -65,6 +65,16 @@ def scattered(rows: Tensor, index: Tensor, valid: Tensor | None, length: int) ->
 
 
 # ---------------------------------------------------------------------------------------- positions
+def positions(kwargs: dict[str, Any], past: int) -> Tensor:
+    """[B, L] or [axes, B, L] positions in a text model's arguments; counted on from ``past`` where
+    there are none.
+    """
+    position, embeds = kwargs.get("position_ids"), kwargs["inputs_embeds"]
+    if position is not None:
+        return position
+    return everything((embeds.shape[0], embeds.shape[1]), embeds.device) + past
+
+
 def repacked(position: Tensor, index: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Positions 0, 1, ... of the tokens in play, and what decode positions must be reduced by, per
     axis.
@@ -163,13 +173,7 @@ def narrowed(given: Tensor, rows: Tensor, key: Tensor, valid: Tensor | None) -> 
     """Rows [B, M] and columns ``key`` [B, S] or [B, KV, S] of a mask [B or 1, 1, L, T] that the
     model made for the whole prompt; padding sees itself only.
     """
-    mask = take(given, rows, -2, 0)
-    if key.ndim == 3:
-        b, h = key.shape[:2]
-        wide = mask.expand(b, h, -1, -1).flatten(0, 1)
-        mask = take(wide, key.flatten(0, 1), -1, 0).unflatten(0, (b, h))
-    else:
-        mask = take(mask, key, -1, 0)
+    mask = _columns(take(given, rows, -2, 0), key)
     if valid is None:
         return mask
     itself = torch.eye(rows.shape[1], dtype=torch.bool)
@@ -213,8 +217,8 @@ def decode_mask(layer: SlotLayer, mask: Any, new: int, heads: int, attention: st
             "flash attention takes no mask per head: load the model with attn='sdpa' for caches"
             " that differ per head"
         )
-    if mask is None and layer.valid is None:
-        return None if flash else _causal(columns[:, None] if columns.ndim == 2 else columns, new)
+    if mask is None and layer.valid is None and flash:
+        return None
     mask = _gathered(mask, columns, new, flash)
     if layer.valid is not None:
         extra = columns.shape[-1] - layer.valid.shape[-1]
@@ -235,8 +239,13 @@ def _gathered(mask: Any, columns: Tensor, new: int, flash: bool) -> Tensor:
         if flash:
             return torch.ones_like(columns)
         return _causal(columns[:, None] if columns.ndim == 2 else columns, new)
-    if columns.ndim == 2:
-        return take(mask, columns, -1, 0)
-    b, h = columns.shape[:2]  # entries differ per key/value head: the mask gets a head axis
+    return _columns(mask, columns)
+
+
+def _columns(mask: Tensor, key: Tensor) -> Tensor:
+    """Columns ``key`` [B, S] of a mask, or [B, KV, S] of a 4-D one, which then gets a head axis."""
+    if key.ndim == 2:
+        return take(mask, key, -1, 0)
+    b, h = key.shape[:2]
     wide = mask.expand(b, h, -1, -1).flatten(0, 1)
-    return take(wide, columns.flatten(0, 1), -1, 0).unflatten(0, (b, h))
+    return take(wide, key.flatten(0, 1), -1, 0).unflatten(0, (b, h))

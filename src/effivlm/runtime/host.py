@@ -56,11 +56,6 @@ class Host:
         """Name of the language model's attention back end."""
         return str(self.text.config._attn_implementation)
 
-    @property
-    def flash(self) -> bool:
-        """Whether the language model runs flash attention, which takes 2-D masks only."""
-        return "flash" in self.attention
-
     def caches(self, use_cache: bool | None) -> bool:
         """Whether a call keeps a cache; None stands for the model's default."""
         return bool(

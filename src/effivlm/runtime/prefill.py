@@ -14,8 +14,8 @@ from effivlm.runtime.before_llm import Notes, before_llm
 from effivlm.runtime.cache import slot_layers
 from effivlm.runtime.geometry import (
     BLANK,
-    everything,
     narrowed,
+    positions,
     prefill_mask,
     repacked,
     side_rows,
@@ -101,10 +101,7 @@ class Prefill:
         for image, offsets in zip(prompt.images, kept, strict=True):
             keep[image.row, image.slots[offsets]] = True
         index = prompt.narrow(keep)
-        position = kwargs.get("position_ids")
-        if position is None:
-            shape = (prompt.visual.shape[0], prompt.length)
-            position = everything(shape, index.device) + prompt.past
+        position = positions(kwargs, prompt.past)
         kwargs["inputs_embeds"] = take(prompt.embeds, index, 1, 0)
         kwargs["position_ids"] = take(position, index, -1, -2)
         if self.recipe.repack:

@@ -4,7 +4,6 @@ and back to what was there.
 
 import copy
 import functools
-import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from effivlm.runtime.account import Audit
 from effivlm.runtime.answers import scored
 from effivlm.runtime.attention import Tap
 from effivlm.runtime.cache import CACHE, cache_of
-from effivlm.runtime.entry import arguments, begun, check_cache, followed, taken
+from effivlm.runtime.entry import around, begun, check_cache, followed, taken
 from effivlm.runtime.geometry import decode_mask
 from effivlm.runtime.hooks import Wrap, unwrapped
 from effivlm.runtime.host import host_of
@@ -122,10 +121,10 @@ class Session:
             patches.wrap(owner, "set_attn_implementation", refused_switch)
             patches.wrap(owner, "__reduce_ex__", refused_copy)
         patches.wrap(host.model, "_prefill", whole_prompts)
-        patches.wrap(host.model, "generate", self._generating)
-        patches.wrap(host.model, "forward", self._scoring)
-        patches.wrap(host.base, "forward", self._calling)
-        patches.wrap(host.base, "get_image_features", self._encoding)
+        patches.wrap(host.model, "generate", around(self._generating))
+        patches.wrap(host.model, "forward", around(self._scoring))
+        patches.wrap(host.base, "forward", around(self._calling))
+        patches.wrap(host.base, "get_image_features", around(self._encoding))
         patches.wrap(host.text, "_deepstack_process", lambda f: functools.partial(self._stack, f))
         patches.before(host.text, hook(self._enter_text))
         for i, layer in enumerate(host.layers):
@@ -167,47 +166,28 @@ class Session:
         self.turn.mark(visual)
 
     # ----------------------------------------------------------------------- calls from outside
-    def _generating(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(inner)
-        def generate(*args: Any, **kwargs: Any) -> Any:
-            check_call(self.setting, kwargs)
-            with self.turn.collecting():
-                return inner(*args, **kwargs)
+    def _generating(self, inner: Any, call: dict[str, Any], go: Callable[[], Any]) -> Any:
+        check_call(self.setting, self.host.model, call)
+        with self.turn.collecting():
+            return go()
 
-        return generate
+    def _scoring(self, inner: Any, call: dict[str, Any], go: Callable[[], Any]) -> Any:
+        with self.lock, self.turn.reading(call.get("logits_to_keep", 0)):
+            if call.get("labels") is None or not self.setting.acting:
+                return go()
+            return scored(inner, self.host, self.recipe, self.turn, call)
 
-    def _scoring(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(inner)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            call = arguments(inner, args, kwargs)
-            with self.lock, self.turn.reading(call.get("logits_to_keep", 0)):
-                if call.get("labels") is None or not self.setting.acting:
-                    return inner(*args, **kwargs)
-                return scored(inner, self.host, self.recipe, self.turn, call)
+    def _calling(self, inner: Any, call: dict[str, Any], go: Callable[[], Any]) -> Any:
+        with self.lock, self.turn.taking(taken(self.host, self.setting, self.turn, call)):
+            return go()
 
-        return forward
-
-    def _calling(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(inner)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            call = arguments(inner, args, kwargs)
-            with self.lock, self.turn.taking(taken(self.host, self.setting, self.turn, call)):
-                return inner(*args, **kwargs)
-
-        return forward
-
-    def _encoding(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        def get_image_features(*args: Any, **kwargs: Any) -> Any:
-            call = arguments(inner, args, kwargs)
-            with self.lock:
-                ready = self.turn.ready
-                if ready is None:
-                    ready = self.hook(self.vision.encode)(self.wrap("model", inner), call)
-                self.turn.see(ready)
-            return copy.copy(ready.output)
-
-        get_image_features.__signature__ = inspect.signature(inner)  # type: ignore[attr-defined]  # generate() reads it (5.18+)
-        return get_image_features
+    def _encoding(self, inner: Any, call: dict[str, Any], go: Callable[[], Any]) -> Any:
+        with self.lock:
+            ready = self.turn.ready
+            if ready is None:
+                ready = self.hook(self.vision.encode)(self.wrap("model", inner), call)
+            self.turn.see(ready)
+        return copy.copy(ready.output)
 
     @contextmanager
     def running(self, prefill: Prefill) -> Iterator[None]:

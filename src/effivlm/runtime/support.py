@@ -73,15 +73,20 @@ def _check_feasible(part: Part, layers: int) -> None:
     method.schedule(layers, n, budget)
 
 
-def check_call(setting: Setting, call: dict[str, Any]) -> None:
+def check_call(setting: Setting, model: Any, call: dict[str, Any]) -> None:
     """Refuse a call of `generate` whose first step holds more than the prompt, where the setting
     would read that as prompt.
+
+    Args:
+        setting: what is asked.
+        model: whose own generation configuration counts where the call has none.
+        call: the arguments of `generate` by name.
 
     Raises:
         UnsupportedCall: for assisted and prompt-lookup decoding under methods that read the text or
             compress the cache.
     """
-    config = call.get("generation_config")
+    config = call.get("generation_config") or model.generation_config
     asked = {
         name: call.get(name, getattr(config, name, None))
         for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")

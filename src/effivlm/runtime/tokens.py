@@ -44,10 +44,6 @@ class Decisions:
             self._log[place] = ask()
         return self._log[place]
 
-    def merges(self) -> dict[Hashable, Merge]:
-        """Every merge, by place."""
-        return {k: s.merged for k, s in self._log.items() if s.merged is not None}
-
 
 # --------------------------------------------------------------------------------------- the prompt
 @dataclass

@@ -157,7 +157,7 @@ class Turn(threading.local):
         """
         found, before = Decisions(), self._last
         if cacheless and ids is not None:
-            if before is not None and self.extends(ids):
+            if before is not None and _extends(ids, before[0]):
                 found = Decisions(before[1])
             self._last = (ids, found)
         else:
