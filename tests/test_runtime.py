@@ -8,7 +8,7 @@ import twin
 from tiny import FAMILIES, batch, build, generate, prompt
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from effivlm.methods.base import PreLLM, Selection
+from effivlm.methods.base import Merge, PreLLM, Selection
 from effivlm.methods.pre_llm.cdpruner import CDPruner
 from effivlm.methods.signals import ColumnSums, TextEmbeds
 from effivlm.ops import statistics
@@ -225,6 +225,47 @@ def test_broken_selections_are_errors(select, message):
     model, inputs = build("llava"), prompt("llava")
     with pytest.raises(AuditError, match=message), Session(model, setting):
         generate(model, inputs, 2)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_a_merge_before_the_llm_is_written_into_what_enters_it(family):
+    """A row made of two, embeddings and deep-stack features alike; the masked twin takes a session's embeddings and cannot see it."""
+    import dataclasses
+
+    class Pair(PreLLM):
+        name, paper, exact = "pair", None, True
+
+        def select_image(self, tokens, k):
+            ends, weight = torch.tensor([0, len(tokens.embeds) - 1]), torch.tensor([0.25, 0.75])
+            return Selection(torch.arange(k), Merge(torch.zeros(2).long(), ends, weight))
+
+    setting = parse_setting("uniform@0.5")
+    part = dataclasses.replace(setting.parts[0], method=Pair())
+    setting = dataclasses.replace(setting, parts=(part,))
+    model, inputs = build(family), prompt(family, 1)
+    entered = {}
+
+    def see(module, args, kwargs):
+        levels = [f.clone() for f in kwargs.get("deepstack_visual_embeds") or ()]
+        visual = inputs["input_ids"][0] == model.config.image_token_id
+        first = int(visual.nonzero()[0])
+        entered[len(entered)] = kwargs["inputs_embeds"][0].clone(), first, int(visual.sum()), levels
+
+    def run():
+        handle = model.get_decoder().register_forward_pre_hook(see, with_kwargs=True)
+        with torch.no_grad():
+            model(**inputs)
+        handle.remove()
+
+    run()
+    with Session(model, setting):
+        run()
+    (plain, first, n, features), (merged, _, _, levels) = entered[0], entered[1]
+    pairs = [(plain[first : first + n], merged[first])]
+    pairs += [(f, level[0]) for f, level in zip(features, levels, strict=True)]
+    assert len(pairs) == (4 if family == "qwen3_vl" else 1)
+    for before, row in pairs:
+        torch.testing.assert_close(row, 0.25 * before[0] + 0.75 * before[n - 1])
 
 
 def test_a_layer_run_twice_with_the_live_cache_is_an_error():
