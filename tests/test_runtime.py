@@ -301,6 +301,20 @@ def test_images_encoded_outside_are_an_error():
         model(**given, mm_encoder_outputs={"image": features})
 
 
+def test_images_encoded_outside_are_not_taken_for_others_that_wait():
+    """Another picture, encoded inside the session and never fed, is at hand when a foreign one comes."""
+    model, inputs, other = build("llava"), prompt("llava"), prompt("llava", seed=5)
+    features = model.model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True)
+    given = {k: v for k, v in inputs.items() if k != "pixel_values"}
+    with (
+        pytest.raises(RuntimeError, match="encoded outside this session"),
+        Session(model, "uniform@0.5"),
+        torch.no_grad(),
+    ):
+        model.model.get_image_features(pixel_values=other["pixel_values"], return_dict=True)
+        model(**given, mm_encoder_outputs={"image": features})
+
+
 def test_video_is_refused():
     model, inputs = build("qwen2_vl"), prompt("qwen2_vl", 0)
     inputs["input_ids"][0, 4] = model.config.video_token_id

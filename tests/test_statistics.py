@@ -32,6 +32,14 @@ def test_column_sums_any_block(heads, groups, length, block):
     near(got.sum(1), torch.full((heads,), float(length)))
 
 
+def test_float64_stays_float64():
+    """What the contract compares in float64 is computed in it, to far below float32's last bit."""
+    q, k = tensors(4, 2, 90, dtype=torch.float64)
+    got = statistics.column_sums(q, k, 0.3, block=16)
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got, dense(q, k, 0.3).sum(1), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_column_sums_half_precision_input(dtype):
     q, k = tensors(4, 2, 90, dtype=dtype)
