@@ -6,12 +6,13 @@ table with the ratio they realise.
 """
 
 import sys
+from dataclasses import replace
 
 import torch
 from kv_source import Layer
 
 from effivlm.budget import Budget
-from effivlm.methods.base import KVCache
+from effivlm.methods.base import KVCache, Room
 from effivlm.methods.kv_cache.adakv import AdaKV
 from effivlm.methods.kv_cache.h2o import H2O
 from effivlm.methods.kv_cache.layer_adaptive import LayerAdaptive
@@ -33,12 +34,11 @@ def budget_of(text: str) -> Budget:
 def realised(method: KVCache, stack: list[Layer], budget: Budget) -> int:
     """Entries kept over all layers and KV heads."""
     caches = [layer.cache(method) for layer in stack]
-    own = [method.layer_budget(c, budget) for c in caches]
-    if (allocator := method.allocator) is not None:
-        numbers = [method.statistic(c) for c in caches] if allocator.needs_statistics else None
-        final = allocator([c.length for c in caches], budget.as_share(caches[0].length), numbers)
-    else:
-        final = own
+    room = Room(KVCache, tuple(c.length for c in caches), len(caches))
+    own = final = method.counts(room, budget)
+    if method.waits:
+        known = replace(room, statistics=tuple(method.statistic(c) for c in caches))
+        final = method.counts(known, budget)
     total = 0
     for cache, first, k in zip(caches, own, final, strict=True):
         keeps_all = k >= cache.length

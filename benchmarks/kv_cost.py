@@ -99,7 +99,7 @@ def measured(work: Callable[[], object]) -> tuple[float, int]:
 def compress(method: KVCache, layer: Layer, k: int) -> None:
     """Signals, scores, statistic and choice of one layer."""
     cache = layer.cache(method, fresh=True)
-    if method.allocator is not None and method.allocator.needs_statistics:
+    if method.waits:
         method.statistic(cache)
     method.choose(cache, method.score(cache, k), k)
 

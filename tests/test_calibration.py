@@ -12,6 +12,7 @@ from effivlm.calibration import (
     withdrawal_divergence,
     withdrawal_layer,
 )
+from effivlm.methods.base import IntraLLM, Room
 from effivlm.methods.intra_llm.fitprune import FitPrune
 
 SHAPE = Shape(64, 128)
@@ -85,7 +86,8 @@ def test_deletions_average_over_prompts_and_make_a_curve():
     assert len(left) == 6 and list(left) == sorted(left, reverse=True)
     assert left[0] == math.floor((50 - each[0][0]) * 576 / 50)
     method = FitPrune(left=left)
-    assert method.schedule(6, 576, None)[-1].keep <= left[4]
+    room = Room(IntraLLM, (576,) * 6, 6)
+    assert method.counts(room, None)[-1] <= left[4]
 
 
 def test_bad_calibration_inputs_are_refused():

@@ -8,6 +8,7 @@ from method_contexts import block_tokens
 
 from effivlm.budget import parse_budget
 from effivlm.families.tiny import double, exact
+from effivlm.methods.base import EncoderReducer, Room
 from effivlm.methods.encoder.tome import ToMe
 from effivlm.ops import merge
 from effivlm.runtime.audit import check_selection
@@ -54,12 +55,13 @@ def test_tome_merges_pairs_by_size(kind, dtype, k, prefix):
 @pytest.mark.parametrize("blocks", [2, 3, 24, 32])
 @pytest.mark.parametrize("budget", ["0.05", "0.4", "1tok", "0.9"])
 def test_tome_schedule_reaches_the_budget_in_even_steps(blocks, budget):
-    cuts = ToMe().encoder_schedule(blocks, 576, parse_budget(budget, "visual"))
-    counts = [576, *(c.keep for c in cuts)]
+    room = Room(EncoderReducer, (576,) * blocks, 32)
+    counts = ToMe().counts(room, parse_budget(budget, "visual"))
     steps = [a - b for a, b in itertools.pairwise(counts)]
+    assert len(counts) == blocks and counts[0] == 576
     assert counts[-1] == parse_budget(budget, "visual").count(576)
-    assert max(steps) - min(steps) <= 1
-    assert [c.layer for c in cuts] == list(range(1, max(2, blocks - 1)))
+    last = max(1, blocks - 2)
+    assert max(steps[:last]) - min(steps[:last]) <= 1 and not any(steps[last:])
 
 
 @pytest.mark.parametrize(("family", "prefix"), [("llava", 1), ("mantis", 0), ("internvl", 1)])

@@ -11,7 +11,7 @@ from test_intra_llm import average, best, clusters_twin, cos, dense, merged_twin
 from tiny import build, generate, prompt
 
 from effivlm.budget import BudgetError, parse_budget
-from effivlm.methods.base import ImageTokens, LayerCache
+from effivlm.methods.base import EncoderReducer, ImageTokens, KVCache, LayerCache, Room
 from effivlm.methods.hybrid.illava import ILLaVA
 from effivlm.methods.hybrid.must_drop import MustDrop, MustDropStage1, uniformity, windows
 from effivlm.methods.hybrid.polymorphic import Polymorphic, PolymorphicStage1, matches
@@ -67,13 +67,13 @@ def test_mustdrop_encoder_stage_is_exact_on_any_grid(kind, dtype):
     for rows, columns in ((1, 2), (2, 2), (1, 7), (4, 4), (7, 5), (24, 24)):
         n = rows * columns
         for share in (0.01, 0.3, 0.9):
-            (cut,) = MustDrop().encoder_schedule(12, n, parse_budget(str(share), "visual"))
-            assert cut.layer == 1 and cut.keep >= parse_budget(str(share), "visual").count(n)
-            if cut.keep < n:
-                got = MustDrop().reduce_block(
-                    block_tokens(kind, rows, columns, dtype=dtype), cut.keep
-                )
-                check_selection(MustDrop(), got.keep, got.merged, cut.keep, n)
+            budget = parse_budget(str(share), "visual")
+            first, *later = MustDrop().counts(Room(EncoderReducer, (n,) * 12, 32), budget)
+            keep = later[0]
+            assert first == n and set(later) == {keep} and keep >= budget.count(n)
+            if keep < n:
+                got = MustDrop().reduce_block(block_tokens(kind, rows, columns, dtype=dtype), keep)
+                check_selection(MustDrop(), got.keep, got.merged, keep, n)
 
 
 @KINDS
@@ -123,7 +123,9 @@ def test_mustdrop_caches_hold_the_final_set():
     check_entries(method, entries, 7, 9, 2)
     assert position[entries.keep[1]].tolist() == [0, 1, 3, 5, 7, 9, 10]
     lengths = [500] * 3 + [400] * 4 + [300] * 4 + [250] * 4 + [200] * 17
-    assert method.allocator(lengths, 0.2, None) == [500] * 2 + [200] * 30
+    budget, known = parse_budget("0.2", "visual"), (0.0,) * 32
+    room = Room(KVCache, tuple(lengths), 32, known)
+    assert method.waits and method.counts(room, budget) == [500] * 2 + [200] * 30
 
 
 # ------------------------------------------------------------------------------------------------------------- iLLaVA
@@ -148,11 +150,12 @@ def test_illava_collapses_the_least_attended(kind, dtype, variant, k):
 def test_illava_splits_the_published_reduction():
     """729 to 361 in the encoder and 70 % of that in the LLM: 0.347 in all; four equal cuts."""
     budget = parse_budget("253", "visual")
-    cuts = ILLaVA().encoder_schedule(26, 729, budget)
-    assert [c.layer for c in cuts] == [5, 6, 7, 8] and abs(cuts[-1].keep - 361) <= 3
-    steps = [729 - cuts[0].keep, *(a.keep - b.keep for a, b in itertools.pairwise(cuts))]
-    assert max(steps) - min(steps) <= 1
-    assert [c.layer for c in ILLaVA().encoder_schedule(3, 729, budget)] == [2]
+    counts = ILLaVA().counts(Room(EncoderReducer, (729,) * 26, 32), budget)
+    steps = [a - b for a, b in itertools.pairwise(counts)]
+    assert [i + 1 for i, s in enumerate(steps) if s] == [5, 6, 7, 8]
+    assert abs(counts[-1] - 361) <= 3 and max(steps[4:8]) - min(steps[4:8]) <= 1
+    two = ILLaVA().counts(Room(EncoderReducer, (729,) * 3, 32), budget)
+    assert two == [729, 729, counts[-1]]
 
 
 # --------------------------------------------------------------------------------------------------------- Polymorphic

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from effivlm.budget import Budget, BudgetError, parse_budget
-from effivlm.methods.base import Cut, PreLLM
+from effivlm.methods.base import IntraLLM, PreLLM, Room
 from effivlm.methods.hybrid.illava import ILLaVA
 from effivlm.methods.hybrid.must_drop import MustDrop
 from effivlm.methods.hybrid.polymorphic import Polymorphic
@@ -52,20 +52,20 @@ LAYERS, TOKENS, SHARES = (
 GRID = list(itertools.product(LAYERS, TOKENS, SHARES))
 
 
-def total(cuts, layers, n):
-    """Tokens processed, layer by layer."""
-    out, now, table = 0, n, {c.layer: c.keep for c in cuts}
-    for layer in range(layers):
-        now = table.get(layer, now)
-        out += now
-    return out
+def inside(method, layers, n, budget):
+    """Tokens entering every decoder layer."""
+    return list(method.counts(Room(IntraLLM, (n,) * layers, layers), budget))
 
 
-def sound(cuts, layers, n):
-    assert [c.layer for c in cuts] == sorted({c.layer for c in cuts})
-    counts = [n, *(c.keep for c in cuts)]
-    assert all(a > b for a, b in itertools.pairwise(counts)), "a cut that drops nothing, or adds"
-    assert all(0 < c.layer < layers for c in cuts)
+def enters(method, layers, n, budget):
+    """Tokens entering the LLM."""
+    (count,) = method.counts(Room(PreLLM, (n,), layers), budget)
+    return count
+
+
+def sound(counts, layers, n):
+    assert len(counts) == layers and counts[0] == n
+    assert all(a >= b >= 0 for a, b in itertools.pairwise(counts))
 
 
 @pytest.mark.parametrize("method", SCHEDULED, ids=NAMES)
@@ -75,21 +75,21 @@ def test_mean_never_exceeds_and_comes_close(method):
     for layers, n, share in GRID:
         budget = parse_budget(str(share), "visual_mean")
         try:
-            cuts = method.schedule(layers, n, budget)
+            counts = inside(method, layers, n, budget)
         except BudgetError as error:
             smallest = float(str(error).split("smallest feasible share is ")[1].split(";")[0])
             assert share < smallest + 1e-4, (layers, n, share, str(error))
-            method.schedule(layers, n, Budget(min(1.0, smallest + 1e-3), None, "visual_mean", "x"))
+            inside(method, layers, n, Budget(min(1.0, smallest + 1e-3), None, "visual_mean", "x"))
             continue
         feasible += 1
-        sound(cuts, layers, n)
-        spent = total(cuts, layers, n)
-        assert abs(spent / (layers * n) - mean_share(cuts, layers, n)) < 1e-12
-        assert spent <= share * layers * n + 1e-6, (layers, n, share, cuts)
+        sound(counts, layers, n)
+        spent = sum(counts)
+        assert abs(spent / (layers * n) - mean_share(counts, n)) < 1e-12
+        assert spent <= share * layers * n + 1e-6, (layers, n, share, counts)
         if (
-            n >= 64 and cuts
+            n >= 64 and counts[-1] < n
         ):  # each stage is floored to a whole token: less than a token per layer is lost
-            assert spent > share * layers * n - layers - 1e-6, (layers, n, share, cuts)
+            assert spent > share * layers * n - layers - 1e-6, (layers, n, share, counts)
     assert feasible > 70
 
 
@@ -97,9 +97,9 @@ def test_mean_never_exceeds_and_comes_close(method):
 def test_visual_is_the_count_after_the_last_cut(method):
     for layers, n, share in GRID:
         budget = parse_budget(str(share), "visual")
-        cuts = method.schedule(layers, n, budget)
-        sound(cuts, layers, n)
-        assert (cuts[-1].keep if cuts else n) == budget.count(n)
+        counts = inside(method, layers, n, budget)
+        sound(counts, layers, n)
+        assert counts[-1] == budget.count(n)
 
 
 # ------------------------------------------------------------------------------------------------ published averages
@@ -127,9 +127,7 @@ def test_visual_is_the_count_after_the_last_cut(method):
     ],
 )
 def test_published_lists_cost_more_than_their_names_say(method, layers, mean):
-    assert mean_share(method.schedule(layers, 576, None), layers, 576) * 576 == pytest.approx(
-        mean, abs=0.06
-    )
+    assert mean_share(inside(method, layers, 576, None), 576) * 576 == pytest.approx(mean, abs=0.06)
 
 
 @pytest.mark.parametrize(
@@ -138,19 +136,18 @@ def test_published_lists_cost_more_than_their_names_say(method, layers, mean):
 def test_fitprune_curves(preset, mean):
     """Known at seven layers only, interpolated between: within three points of the published averages."""
     method = FitPrune(preset=preset)
-    assert mean_share(method.schedule(32, 576, None), 32, 576) == pytest.approx(mean, abs=0.03)
+    assert mean_share(inside(method, 32, 576, None), 576) == pytest.approx(mean, abs=0.03)
 
 
 def test_single_cut_arithmetic():
     """r = (K + (L - K) R) / L; 28 layers, cut before 2, 10 % at the cut: 16.4 % on average."""
-    cuts = FastV().schedule(28, 10000, parse_budget("0.1", "visual"))
-    assert cuts == (Cut(2, 1000),) and mean_share(cuts, 28, 10000) == pytest.approx(
-        0.1643, abs=1e-4
-    )
-    (cut,) = FastV().schedule(28, 10000, parse_budget("0.2", "visual_mean"))
-    assert cut.keep == int(10000 * (0.2 * 28 - 2) / 26)
+    counts = inside(FastV(), 28, 10000, parse_budget("0.1", "visual"))
+    assert counts == [10000] * 2 + [1000] * 26
+    assert mean_share(counts, 10000) == pytest.approx(0.1643, abs=1e-4)
+    counts = inside(FastV(), 28, 10000, parse_budget("0.2", "visual_mean"))
+    assert counts[2:] == [int(10000 * (0.2 * 28 - 2) / 26)] * 26
     with pytest.raises(BudgetError, match=r"smallest feasible share is 0\.07"):
-        FastV().schedule(28, 10000, parse_budget("0.05", "visual_mean"))
+        inside(FastV(), 28, 10000, parse_budget("0.05", "visual_mean"))
 
 
 @pytest.mark.parametrize(
@@ -168,21 +165,21 @@ def test_hybrids_meet_their_mean_through_both_stages():
         for layers, n, share in GRID:
             budget = parse_budget(str(share), "visual_mean")
             k = budget.count(n)
-            entering = method.image_budget(layers, n, budget)
-            cuts = method.schedule(layers, entering, Budget(None, k, "visual_mean", "x"))
+            entering = enters(method, layers, n, budget)
+            counts = inside(method, layers, entering, Budget(None, k, "visual_mean", "x"))
             assert k <= entering <= n
-            assert total(cuts, layers, entering) <= k * layers
+            assert sum(counts) <= k * layers
             if n >= 64 and k > 20:
-                assert total(cuts, layers, entering) > (k - 2) * layers
+                assert sum(counts) > (k - 2) * layers
 
 
 def test_vscan_reproduces_its_example():
     """96 tokens enter, 32 stay after layer 16: 64 on average."""
     budget = Budget(None, 64, "visual_mean", "64")
-    assert VScan().image_budget(32, 576, budget) == 96
-    assert VScan().schedule(32, 96, budget) == (Cut(16, 32),)
-    assert VScan().image_budget(32, 576, parse_budget("32", "visual")) == 96
-    assert Polymorphic().image_budget(32, 576, parse_budget("0.1", "visual_mean")) == 2 * 57
+    assert enters(VScan(), 32, 576, budget) == 96
+    assert inside(VScan(), 32, 96, budget) == [96] * 16 + [32] * 16
+    assert enters(VScan(), 32, 576, parse_budget("32", "visual")) == 96
+    assert enters(Polymorphic(), 32, 576, parse_budget("0.1", "visual_mean")) == 2 * 57
 
 
 def test_shallow_models_move_the_layers():
@@ -197,10 +194,11 @@ def test_shallow_models_move_the_layers():
         3,
     )
     assert scaled_layers((2,), 2) == (1,)
+    four = Room(IntraLLM, (100,) * 4, 4)
     with pytest.raises(BudgetError, match="do not fit a model of 4 decoder layers"):
-        stages("x", (1, 5), (0.5, 0.2), 4, 100, parse_budget("0.1", "visual"))
+        stages("x", (1, 5), (0.5, 0.2), four, parse_budget("0.1", "visual"))
     with pytest.raises(BudgetError, match="do not fit"):
-        geometric("x", (2, 2), 4, 100, parse_budget("0.1", "visual"))
+        geometric("x", (2, 2), four, parse_budget("0.1", "visual"))
 
 
 def test_most_entering():
@@ -213,34 +211,29 @@ def test_most_entering():
 def test_preset_or_budget_not_both_not_neither(method):
     preset = "paper" if method is PyramidDrop else "60" if method is FitPrune else "64"
     with pytest.raises(BudgetError, match="got neither"):
-        method().schedule(32, 576, None)
+        inside(method(), 32, 576, None)
     with pytest.raises(BudgetError, match="got both"):
-        method(preset=preset).schedule(32, 576, parse_budget("0.1", "visual"))
+        inside(method(preset=preset), 32, 576, parse_budget("0.1", "visual"))
     with pytest.raises(ValueError, match="expected"):
         method(preset="17")
-    assert method(preset=preset).schedule(32, 144, None)[-1].keep <= 72
+    assert inside(method(preset=preset), 32, 144, None)[-1] <= 72
 
 
 def test_vtw():
     budget = parse_budget("0.5", "visual_mean")
-    assert VTW().schedule(32, 576, None) == VTW().schedule(32, 576, budget) == (Cut(16, 0),)
-    assert VTW().schedule(28, 10, parse_budget("0.2", "visual_mean")) == (Cut(5, 0),)
-    assert VTW().schedule(32, 0, budget) == ()
+    half = [576] * 16 + [0] * 16
+    assert inside(VTW(), 32, 576, None) == inside(VTW(), 32, 576, budget) == half
+    assert inside(VTW(), 28, 10, parse_budget("0.2", "visual_mean")) == [10] * 5 + [0] * 23
+    assert inside(VTW(), 32, 0, budget) == [0] * 32
     with pytest.raises(BudgetError, match=r"smallest feasible share is 0\.0312"):
-        VTW().schedule(32, 576, parse_budget("0.02", "visual_mean"))
+        inside(VTW(), 32, 576, parse_budget("0.02", "visual_mean"))
     with pytest.raises(BudgetError, match="does not exist"):
-        VTW(layer=40).schedule(32, 576, None)
+        inside(VTW(layer=40), 32, 576, None)
 
 
 def test_fitprune_fitted_curve():
     left = curve_of((573, 517, 464, 321, 290, 208, 173))
     assert left[0] == 573 and left[31] == 173 and len(left) == 32
-    assert FitPrune(left=left).schedule(32, 576, None) == FitPrune(preset="50").schedule(
-        32, 576, None
-    )
-    assert (
-        mean_share(
-            FitPrune(left=left).schedule(32, 576, parse_budget("0.3", "visual_mean")), 32, 576
-        )
-        <= 0.3
-    )
+    fitted = FitPrune(left=left)
+    assert inside(fitted, 32, 576, None) == inside(FitPrune(preset="50"), 32, 576, None)
+    assert mean_share(inside(fitted, 32, 576, parse_budget("0.3", "visual_mean")), 576) <= 0.3

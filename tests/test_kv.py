@@ -8,8 +8,8 @@ import pytest
 import torch
 from kv_contexts import kept, layer_cache, spans
 
-from effivlm.budget import BudgetError
-from effivlm.methods.base import KVCache
+from effivlm.budget import BudgetError, parse_budget
+from effivlm.methods.base import KVCache, Room
 from effivlm.methods.baselines import RandomKV
 from effivlm.methods.kv_cache import allocators, scoring
 from effivlm.methods.kv_cache.adakv import AdaKV
@@ -50,7 +50,7 @@ WRAPPED = [
     *(AdaKV(s) for s in SCORERS),
     AdaKV(normalize=True),
     *(CriticalKV(s) for s in SCORERS if s.amounts),
-    *(LayerAdaptive(s) for s in SCORERS if s.allocator is None),
+    *(LayerAdaptive(s) for s in SCORERS if not s.spreads),
 ]
 ALL = [cls() for cls in EVERY] + WRAPPED
 SHARED = [
@@ -205,9 +205,12 @@ def test_criticalkv_halves_the_count_a_layer_gets():
 def test_wrappers_keep_the_layer_budgets_of_their_scorer(wrapper):
     for scorer in (PyramidKV(beta=7), VLCache(uniform=0.4)):
         method = wrapper(scorer)
-        assert method.allocator == scorer.allocator and method.signals >= scorer.signals
+        room = Room(KVCache, (80,) * 4, 4, (0.9, 0.5, 0.2, 0.01) if scorer.waits else None)
+        budget = parse_budget("0.2", "prompt_kv")
+        assert method.counts(room, budget) == scorer.counts(room, budget)
+        assert method.signals >= scorer.signals and method.waits == scorer.waits and method.spreads
         cache, _ = layer_cache(method, 80)
-        if method.allocator.needs_statistics:
+        if method.waits:
             assert method.statistic(cache) == scorer.statistic(cache) > 0
 
 
@@ -436,7 +439,9 @@ def test_hybrid_mixes_any_adaptive_allocator():
     assert allocators.Hybrid(inner, 0)([1000] * 4, None, shares) == own_rule
     with pytest.raises(BudgetError, match=r"uniform=0\.8 spreads a budget, and none was given"):
         allocators.Hybrid(inner, 0.8)([1000] * 4, None, shares)
-    assert PLPHP(uniform=0.8).allocator == allocators.Hybrid(inner, 0.8)
+    room = Room(KVCache, (1000,) * 4, 4, tuple(shares))
+    spread = PLPHP(uniform=0.8).counts(room, parse_budget("0.1", "prompt_kv"))
+    assert spread == allocators.Hybrid(inner, 0.8)([1000] * 4, 0.1, shares)
 
 
 def test_vl_cache_one_hot_layer_is_sparse_and_flat_is_dense():
@@ -476,7 +481,7 @@ def attention_to_images(share, length=80):
 def test_plphp_keeps_its_share_of_every_image(attention, r):
     method, image = PLPHP(), spans(80)
     cache, a = layer_cache(method, 80, attention=attention_to_images(attention))
-    count = method.allocator([80], None, [method.statistic(cache)])[0]
+    (count,) = method.counts(Room(KVCache, (80,), 1, (method.statistic(cache),)), None)
     keep = method.choose(cache, method.score(cache, 80), count).keep
     for h in range(2):
         assert bool(keep[h, image < 0].all())
@@ -492,7 +497,7 @@ def test_plphp_small_images_keep_their_best_entry():
     image = spans(80, ((5, 8), (20, 60)))
     method = PLPHP(alpha=0.99, beta=0.98)  # every layer is indifferent: a tenth of each image
     cache, a = layer_cache(method, 80, attention=attention_to_images(0.01), image=image)
-    count = method.allocator([80], None, [method.statistic(cache)])[0]
+    (count,) = method.counts(Room(KVCache, (80,), 1, (method.statistic(cache),)), None)
     keep = method.choose(cache, method.score(cache, 80), count).keep
     assert count == 37 + 1 + 4
     assert keep[:, 5:8].sum(1).tolist() == [1, 1] and keep[:, 20:60].sum(1).tolist() == [4, 4]
@@ -650,11 +655,9 @@ def fingerprint(method):
     scores = method.score(cache, 40)
     entries = method.choose(cache, scores, 40)
     merged = entries.merged and (entries.merged.target.tolist(), entries.merged.weight.tolist())
-    allocator, spread, statistic = method.allocator, None, None
-    if allocator is not None:
-        if allocator.needs_statistics:
-            statistic = method.statistic(cache)
-        spread = [allocator([80] * 4, share, [0.9, 0.5, 0.2, 0.01]) for share in (0.1, 0.6)]
+    statistic = method.statistic(cache) if method.waits else None
+    room = Room(KVCache, (80,) * 4, 4, (0.9, 0.5, 0.2, 0.01) if method.waits else None)
+    spread = [method.counts(room, parse_budget(b, "prompt_kv")) for b in ("0.1", "0.6")]
     return scores.tolist(), entries.keep.tolist(), merged, spread, statistic, method.signals
 
 

@@ -9,7 +9,7 @@ from method_contexts import features, grid, image_tokens
 
 from effivlm import registry
 from effivlm.budget import parse_budget, split
-from effivlm.methods.base import ImageTokens, PreLLM
+from effivlm.methods.base import ImageTokens, PreLLM, Room
 from effivlm.methods.baselines import Downsample, Pool, RandomPre, Uniform
 from effivlm.methods.pre_llm.cdpruner import CDPruner
 from effivlm.methods.pre_llm.divprune import DivPrune
@@ -523,7 +523,8 @@ def test_messages(build, words):
 
 def test_budgets_count_the_same_for_every_method():
     for method in METHODS:
-        assert method.image_budget(32, 576, parse_budget("0.1", "visual")) == 57
+        room = Room(PreLLM, (576,), 32)
+        assert method.counts(room, parse_budget("0.1", "visual")) == [57]
 
 
 def test_encoder_features_not_embeddings_decide_diversity():

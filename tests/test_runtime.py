@@ -94,9 +94,9 @@ def test_statistics_equal_the_dense_matrices(family):
         maps = build(family, "eager")(**inputs, output_attentions=True).attentions
     original = prefill.score_layer
 
-    def spy(part, caches):
+    def spy(part, caches, counts):
         seen[caches[0].layer] = caches[0][ColumnSums()]
-        return original(part, caches)
+        return original(part, caches, counts)
 
     prefill.score_layer = spy
     try:

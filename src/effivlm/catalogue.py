@@ -9,6 +9,7 @@ from effivlm.families.base import Family
 from effivlm.families.loading import shapes
 from effivlm.methods.base import IntraLLM, Method
 from effivlm.methods.schedules import TOKENS, mean_share
+from effivlm.runtime.counts import in_layers
 from effivlm.runtime.support import Unsupported, check_supported
 from effivlm.setting import STAGES, Part, Setting, parse_setting
 from effivlm.tasks.builtin import load_task, suite_names, task_names
@@ -67,9 +68,8 @@ def _presets(cls: type[Method]) -> Iterator[str]:
     for fields in cls.presets if issubclass(cls, IntraLLM) else ():
         text, means = f"{cls.name}:{fields}", []
         (part,) = parse_setting(text).parts
-        assert isinstance(part.method, IntraLLM)
         for layers in (32, 40):  # the 7B and 13B models that schedules were published for
-            share = mean_share(part.method.schedule(layers, TOKENS, None), layers, TOKENS)
+            share = mean_share(in_layers(part, layers, TOKENS, None), TOKENS)
             means.append(f"{share * TOKENS:.1f} ({100 * share:.1f} %) over {layers} layers")
         yield f"published {text}: of {TOKENS} tokens the layers see, on average, {', '.join(means)}"
 

@@ -21,8 +21,9 @@ from effivlm.families.loading import load
 from effivlm.measure import peaks, workloads
 from effivlm.measure.memory import weight_bytes
 from effivlm.measure.roofline import Peaks, TextShape, VisionShape, Work, segments_of
-from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, PreLLM
+from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, Method, PreEncoder, PreLLM
 from effivlm.runtime.audit import Account
+from effivlm.runtime.counts import entering
 from effivlm.runtime.in_llm import plan_cuts
 from effivlm.setting import Part, Setting, parse_setting
 
@@ -101,7 +102,7 @@ def expected(setting: Setting, layers: int, text: int, images: Sequence[int]) ->
 def _resized(setting: Setting, images: Sequence[int]) -> float:
     """Share of the patches that the encoder is given."""
     for part in setting.stage(PreEncoder):
-        return sum(_budget(part).count(n) for n in images) / max(sum(images), 1)
+        return sum(_left_by(part, PreEncoder, 1, n) for n in images) / max(sum(images), 1)
     return 1.0
 
 
@@ -121,15 +122,18 @@ def _before(setting: Setting, layers: int, n: int, entered: dict[str, int]) -> i
     """Tokens of an image of ``n`` that enter the LLM; notes what every pre-LLM method was given."""
     full = n
     for part in setting.stage(PreEncoder):
-        n = min(n, _budget(part).count(n))
+        n = min(n, _left_by(part, PreEncoder, layers, n))
     for part in setting.stage(EncoderReducer):
-        assert isinstance(part.method, EncoderReducer)
-        n = min(n, part.method.encoder_budget(n, part.budget))
+        n = min(n, _left_by(part, EncoderReducer, layers, n))
     for part in setting.stage(PreLLM):
-        assert isinstance(part.method, PreLLM)
         entered[part.method.name] = full if part.at(EncoderReducer) else n
-        n = min(n, part.method.image_budget(layers, n, _budget(part)))
+        n = min(n, _left_by(part, PreLLM, layers, n))
     return n
+
+
+def _left_by(part: Part, stage: type[Method], layers: int, n: int) -> int:
+    _budget(part)
+    return entering(part, stage, layers, n)
 
 
 def _left(promise: Any, number: int, kept: int, layer: int) -> int:

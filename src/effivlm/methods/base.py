@@ -6,9 +6,9 @@ what it decides. Shapes: N visual tokens of one image (or tile), M tokens in pla
 heads, E entries of a merge.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -83,13 +83,27 @@ class Entries:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """One step of a schedule: before layer (or block) ``layer``, reduce to ``keep`` tokens of one
-    image.
+class Room:
+    """Where a stage spends a budget: what each of its steps would hold if it dropped nothing.
+
+    Attributes:
+        stage: the stage class that asks; a method of several stages answers each by itself.
+        lengths: [steps]. Before the encoder, and before the LLM, one step: an image's tokens. In
+            the encoder its blocks: the groups of one unit. In the LLM its layers: an image's
+            tokens. In the cache its layers: the entries of one prompt.
+        layers: decoder layers of the model.
+        statistics: [steps] `KVCache.statistic` of every layer, once all are known; else None.
     """
 
-    layer: int
-    keep: int
+    stage: type["Method"]
+    lengths: tuple[int, ...]
+    layers: int
+    statistics: tuple[float, ...] | None = None
+
+    @property
+    def n(self) -> int:
+        """What the first step would hold."""
+        return self.lengths[0]
 
 
 @dataclass(frozen=True)
@@ -128,23 +142,24 @@ class Method:
         """
         return {}
 
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
+        """[steps] what each step of a stage holds under a budget: the one place where a method
+        turns a budget into counts. A step whose count is less than the one before cuts.
+
+        Token stages never grow from step to step, and nothing is cut before the encoder's first
+        block. The default keeps the budget of every length.
+
+        Raises:
+            BudgetError: if the budget is infeasible; names the smallest feasible one.
+        """
+        assert budget is not None
+        return [budget.count(n) for n in room.lengths]
+
 
 class EncoderReducer(Method):
     """Reduces merge groups between vision-encoder blocks."""
 
     units: ClassVar[tuple[str, ...]] = ("visual", "visual_mean")
-
-    def encoder_schedule(self, blocks: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
-        """Cuts ``Cut(block, groups kept)`` for a unit of ``n`` groups; a cut happens before
-        ``block`` >= 1.
-        """
-        raise NotImplementedError
-
-    def encoder_budget(self, n: int, budget: Budget | None) -> int:
-        """Groups of an image of ``n`` that may leave the encoder; hybrid methods override it to
-        leave work for later.
-        """
-        return n if budget is None else budget.count(n)
 
     def reduce_block(self, tokens: BlockTokens, k: int) -> Selection:
         """Keep ``k`` of the groups in play; every dropped group should be a merge source (else it
@@ -179,20 +194,13 @@ class PreLLM(Method):
         fill ``notes``.
         """
 
-    def image_budget(self, layers: int, n: int, budget: Budget | None) -> int:
-        """Tokens to keep of an image of ``n``; hybrid methods override it to leave work for later
-        stages.
-        """
-        assert budget is not None
-        return budget.count(n)
-
     def select_image(self, tokens: ImageTokens, k: int) -> Selection:
         """Keep ``k`` of the N tokens (0 < k < N); indices into N."""
         raise NotImplementedError
 
 
 class IntraLLM(Method):
-    """Selects and merges visual tokens before the decoder layers its schedule names, image by
+    """Selects and merges visual tokens before the decoder layers where its counts fall, image by
     image.
 
     Attributes:
@@ -203,15 +211,6 @@ class IntraLLM(Method):
     units: ClassVar[tuple[str, ...]] = ("visual", "visual_mean")
     presets: ClassVar[tuple[str, ...]] = ()
 
-    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
-        """Cuts for an image that enters the LLM with ``n`` tokens, in a model with ``layers``
-        decoder layers.
-
-        Raises:
-            BudgetError: if the budget is infeasible; names the smallest feasible one.
-        """
-        raise NotImplementedError
-
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Keep ``k`` of this image's N tokens (0 <= k < N); indices into N, that is into
         ``tokens.visual``.
@@ -221,53 +220,35 @@ class IntraLLM(Method):
         raise NotImplementedError
 
 
-class Allocator(Protocol):
-    """How a budget is spread over layers. ``needs_statistics``: it must see every layer before the
-    first choice.
-    """
-
-    needs_statistics: ClassVar[bool]
-
-    def __call__(
-        self, lengths: list[int], share: float | None, statistics: list[float] | None
-    ) -> list[int]:
-        """Entries per KV head and layer; ``lengths`` [layers] entries held now; sums exactly to the
-        asked total.
-
-        ``share`` is None for a method with a rule of its own that was given no budget.
-        """
-        ...
-
-
 class KVCache(Method):
-    """Compresses the cache after prefill: score at each layer, allocate over layers, choose
-    entries.
+    """Compresses the cache after prefill: score at each layer, count over layers, choose entries.
+
+    Its counts are entries per KV head and layer, and their sum is what keeping the budget of every
+    layer would spend.
     """
 
     units: ClassVar[tuple[str, ...]] = ("prompt_kv",)
 
     @property
-    def allocator(self) -> Allocator | None:
-        """None: every layer keeps ``budget.count(length)`` and is compressed as soon as it
-        finishes.
+    def spreads(self) -> bool:
+        """Whether layers get unequal shares of the budget."""
+        return False
+
+    @property
+    def waits(self) -> bool:
+        """Whether its counts need `statistic` of every layer, so that no layer can be compressed
+        before the last has run; until then it is asked without (``room.statistics`` is None), for
+        the counts that scores may assume.
         """
-        return None
+        return False
 
     def statistic(self, cache: LayerCache) -> float:
-        """This layer's number for an allocator that needs statistics."""
+        """This layer's number for counts that wait."""
         raise NotImplementedError
-
-    def layer_budget(self, cache: LayerCache, budget: Budget | None) -> int:
-        """Entries per KV head to keep in this layer when there is no allocator."""
-        assert budget is not None
-        return budget.count(cache.length)
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """[KV, M] float32, higher = keep, or a stack of such for `choose`; computed while the
-        layer's queries are at hand. ``k``: see `choose`.
-
-        With an allocator that needs statistics ``k`` is the uniform budget, for the final one is
-        not known yet.
+        layer's queries are at hand. ``k``: this layer's count (see `waits`).
         """
         raise NotImplementedError
 

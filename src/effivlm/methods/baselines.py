@@ -2,6 +2,7 @@
 smaller image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor
 
 from effivlm.budget import Budget, split
 from effivlm.methods.base import (
-    Cut,
     Entries,
     ImageTokens,
     IntraLLM,
@@ -21,6 +21,7 @@ from effivlm.methods.base import (
     Paper,
     PreEncoder,
     PreLLM,
+    Room,
     Selection,
 )
 from effivlm.methods.kv_cache.scoring import joined, recent, window_and_top
@@ -79,9 +80,9 @@ class RandomIntra(IntraLLM):
     layer: int = 2
     seed: int = 0
 
-    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
         """One cut."""
-        return single_cut(self.name, self.layer, layers, n, budget)
+        return single_cut(self.name, self.layer, room, budget)
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Keep ``k`` at random."""

@@ -1,11 +1,11 @@
-"""Schedules of intra-LLM methods: from a budget to the cuts that meet it."""
+"""Schedules of intra-LLM methods: from a budget to the counts over decoder layers that meet it."""
 
 import math
 from collections.abc import Sequence
 from typing import TypeVar
 
 from effivlm.budget import Budget, BudgetError, solve_mean
-from effivlm.methods.base import Cut
+from effivlm.methods.base import Room
 
 T = TypeVar("T")
 
@@ -13,26 +13,19 @@ DEPTH = 32  # decoder layers of the models that published cut layers and token c
 TOKENS = 576
 
 
-def single_cut(
-    name: str, layer: int, layers: int, n: int, budget: Budget | None
-) -> tuple[Cut, ...]:
+def single_cut(name: str, layer: int, room: Room, budget: Budget | None) -> list[int]:
     """One cut before ``layer``: ``visual`` keeps the budget there; ``visual_mean`` averages to it
     over all layers.
 
     Raises:
         BudgetError: if the layer is outside the model or the mean is infeasible.
     """
-    return stages(name, (layer,), (1.0,), layers, n, budget)
+    return stages(name, (layer,), (1.0,), room, budget)
 
 
 def stages(
-    name: str,
-    at: Sequence[int],
-    ratios: Sequence[float],
-    layers: int,
-    n: int,
-    budget: Budget | None,
-) -> tuple[Cut, ...]:
+    name: str, at: Sequence[int], ratios: Sequence[float], room: Room, budget: Budget | None
+) -> list[int]:
     """Cuts before the layers ``at`` whose retained shares follow ``ratios``, scaled to the budget.
 
     ``visual``: the share after the last cut is the budget; earlier cuts lie between 1 and it in the
@@ -44,30 +37,29 @@ def stages(
         BudgetError: if a layer is outside the model or the budget is infeasible; names the smallest
             feasible one.
     """
-    if not (budget := _checked(name, at, layers, n, budget)):
-        return ()
+    if not (budget := _checked(name, at, room, budget)):
+        return list(room.lengths)
     if budget.unit == "visual_mean":
-        m = solve_mean(budget.as_share(n), layers, list(zip(at, ratios, strict=True)))
-        return _within(at, [m * r for r in ratios], layers, n, budget)
-    return _down_to(at, [math.log(r) for r in ratios], n, budget)
+        share = budget.as_share(room.n)
+        m = solve_mean(share, room.layers, list(zip(at, ratios, strict=True)))
+        return _within(at, [m * r for r in ratios], room, budget)
+    return _down_to(at, [math.log(r) for r in ratios], room, budget)
 
 
-def geometric(
-    name: str, at: Sequence[int], layers: int, n: int, budget: Budget | None
-) -> tuple[Cut, ...]:
+def geometric(name: str, at: Sequence[int], room: Room, budget: Budget | None) -> list[int]:
     """Cuts before the layers ``at``, each keeping the same share of what it finds: that share is
     solved for the budget.
 
     Raises:
         BudgetError: as `stages`.
     """
-    if not (budget := _checked(name, at, layers, n, budget)):
-        return ()
+    if not (budget := _checked(name, at, room, budget)):
+        return list(room.lengths)
     steps = range(1, len(at) + 1)
     if budget.unit == "visual_mean":
-        factor = equal_factor(budget.as_share(n), layers, at)
-        return _within(at, [factor**i for i in steps], layers, n, budget)
-    return _down_to(at, [-float(i) for i in steps], n, budget)
+        factor = equal_factor(budget.as_share(room.n), room.layers, at)
+        return _within(at, [factor**i for i in steps], room, budget)
+    return _down_to(at, [-float(i) for i in steps], room, budget)
 
 
 def equal_factor(share: float, layers: int, at: Sequence[int]) -> float:
@@ -88,18 +80,16 @@ def equal_factor(share: float, layers: int, at: Sequence[int]) -> float:
     return low
 
 
-def published(
-    name: str, at: Sequence[int], counts: Sequence[int], layers: int, n: int
-) -> tuple[Cut, ...]:
-    """Cuts of a published list of counts for 576 tokens, in proportion for other ``n``; at least 1
-    unless the list says 0.
+def published(name: str, at: Sequence[int], counts: Sequence[int], room: Room) -> list[int]:
+    """A published list of counts for 576 tokens, in proportion for other lengths; at least 1 unless
+    the list says 0.
 
     Raises:
         BudgetError: if a layer is outside the model.
     """
-    _check_layers(name, at, layers)
-    scaled = [min(n, max(min(k, 1), k * n // TOKENS)) for k in counts]
-    return _falling(at, scaled, n)
+    _check_layers(name, at, room.layers)
+    n = room.n
+    return falling(at, [min(n, max(min(k, 1), k * n // TOKENS)) for k in counts], room)
 
 
 def most_entering(mean: int, first: int, layers: int) -> int:
@@ -109,14 +99,21 @@ def most_entering(mean: int, first: int, layers: int) -> int:
     return (mean * layers - (layers - first)) // first
 
 
-def mean_share(cuts: Sequence[Cut], layers: int, n: int) -> float:
-    """Average share of ``n`` tokens that the layers of a model process under these cuts: what a
-    preset truly costs.
+def mean_share(counts: Sequence[int], n: int) -> float:
+    """Average share of ``n`` tokens that the layers of a model process: what a preset truly
+    costs.
     """
-    at, counts = [0, *(c.layer for c in cuts)], [n, *(c.keep for c in cuts)]
-    return sum(k * (b - a) for k, a, b in zip(counts, at, [*at[1:], layers], strict=True)) / (
-        layers * n
-    )
+    return sum(counts) / (len(counts) * n)
+
+
+def falling(at: Sequence[int], counts: Sequence[int], room: Room) -> list[int]:
+    """[steps] what every step holds if there are ``counts`` left from the steps ``at`` (ascending)
+    on; a count above the one before is that one.
+    """
+    out = list(room.lengths)
+    for step, k in zip(at, counts, strict=True):
+        out[step:] = [min(k, held) for held in out[step:]]
+    return out
 
 
 def scaled_layers(at: Sequence[int], layers: int, given: Sequence[int] = ()) -> tuple[int, ...]:
@@ -160,11 +157,10 @@ def _check_layers(name: str, at: Sequence[int], layers: int) -> None:
         )
 
 
-def _checked(
-    name: str, at: Sequence[int], layers: int, n: int, budget: Budget | None
-) -> Budget | None:
+def _checked(name: str, at: Sequence[int], room: Room, budget: Budget | None) -> Budget | None:
     """The budget, or None where there is nothing to cut."""
     assert budget is not None
+    n, layers = room.n, room.layers
     _check_layers(name, at, layers)
     if n == 0 or budget.as_share(n) >= 1.0:
         return None
@@ -181,21 +177,21 @@ def _checked(
     return budget
 
 
-def _down_to(at: Sequence[int], logs: Sequence[float], n: int, budget: Budget) -> tuple[Cut, ...]:
+def _down_to(at: Sequence[int], logs: Sequence[float], room: Room, budget: Budget) -> list[int]:
     """Counts that end at the budget, with logarithms in the proportion of ``logs``."""
+    n = room.n
     final = budget.count(n)
     parts = [min(1.0, v / logs[-1]) if logs[-1] else 1.0 for v in logs]
     counts = [max(final, math.floor(n * (final / n) ** p + 1e-9)) for p in parts]
     counts[-1] = final
-    return _falling(at, counts, n)
+    return falling(at, counts, room)
 
 
-def _within(
-    at: Sequence[int], shares: Sequence[float], layers: int, n: int, budget: Budget
-) -> tuple[Cut, ...]:
+def _within(at: Sequence[int], shares: Sequence[float], room: Room, budget: Budget) -> list[int]:
     """Floored counts, at least 1, whose sum over layers is the most that fits the mean budget in
     this shape.
     """
+    n, layers = room.n, room.layers
     limit = math.floor(budget.as_share(n) * n * layers + 1e-6)
     counts = [min(n, max(1, math.floor(s * n + 1e-9))) for s in shares]
     spans = [b - a for a, b in zip(at, [*at[1:], layers], strict=True)]
@@ -204,15 +200,4 @@ def _within(
         i = max(i for i, k in enumerate(counts) if k == max(counts))
         counts[i] -= 1
         total -= spans[i]
-    return _falling(at, counts, n)
-
-
-def _falling(at: Sequence[int], counts: Sequence[int], n: int) -> tuple[Cut, ...]:
-    """Cuts that never grow and that drop something."""
-    out: list[Cut] = []
-    previous = n
-    for layer, k in zip(at, counts, strict=True):
-        if k < previous:
-            out.append(Cut(layer, k))
-            previous = k
-    return tuple(out)
+    return falling(at, counts, room)

@@ -58,7 +58,7 @@ class Promise:
 
     def tokens(self, prompt: Prompt, row: int, layer: int) -> int:
         """All tokens of a row entering a layer, padding apart."""
-        return int((prompt.real[row] & ~prompt.visual[row]).sum()) + self.visual(prompt, row, layer)
+        return prompt.texts[row] + self.visual(prompt, row, layer)
 
 
 def audit_prompt(prompt: Prompt, promise: Promise, layers: int, cache: Any) -> list[Account]:

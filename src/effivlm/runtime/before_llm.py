@@ -11,6 +11,7 @@ from effivlm.budget import split
 from effivlm.methods.base import EncoderReducer, ImageTokens, PreLLM, Selection
 from effivlm.methods.signals import TextEmbeds
 from effivlm.runtime.audit import check_selection
+from effivlm.runtime.counts import entering
 from effivlm.runtime.tokens import Image, Prompt
 from effivlm.runtime.vision import Encoded
 from effivlm.setting import Part
@@ -66,7 +67,7 @@ def _reduce_image(
     assert isinstance(method, PreLLM)
     n = len(offsets)
     image.entered[method.name] = len(image.slots) if part.at(EncoderReducer) else n
-    k = method.image_budget(layers, n, part.budget)
+    k = entering(part, PreLLM, layers, n)
     if k >= n and not method.observes:
         return offsets
     pinned = offsets[n - 1 :] if image.last else offsets[:0]  # the row that predicts stays

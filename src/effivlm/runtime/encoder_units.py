@@ -10,8 +10,9 @@ from torch import Tensor
 
 from effivlm.budget import BudgetError
 from effivlm.families.base import Piece
-from effivlm.methods.base import Cut, EncoderReducer, Merge
+from effivlm.methods.base import Merge
 from effivlm.methods.signals import Signal
+from effivlm.runtime.counts import in_blocks
 from effivlm.runtime.tokens import merge_rows
 from effivlm.setting import Part
 
@@ -50,41 +51,33 @@ class Unit:
         self.owner, self.groups, self.sizes = heir[self.owner], self.groups[keep], new_sizes[keep]
 
 
-def planned_cuts(part: Part, blocks: int, counts: list[int], images: int) -> dict[int, list[Cut]]:
-    """Block -> the cut of every unit before it.
+def planned_cuts(
+    part: Part, blocks: int, layers: int, counts: list[int], images: int
+) -> dict[int, list[int]]:
+    """Block -> what every unit keeps before it, for the blocks where some unit is cut.
 
     Args:
         part: an encoder reducer with its budget.
         blocks: encoder blocks that matter.
+        layers: decoder layers.
         counts: groups of every unit.
         images: how many images the units are.
 
     Raises:
-        BudgetError: for budgets in tokens where units are tiles, and cuts that do not fit.
+        BudgetError: for budgets in tokens where units are tiles, and counts that do not fit.
     """
     method, budget = part.method, part.budget
-    assert isinstance(method, EncoderReducer)
     if budget is not None and budget.tokens is not None and len(counts) != images:
         raise BudgetError(
             f"{method.name}@{budget.text} counts tokens per image, but this family encodes tiles:"
             " give a share"
         )
-    out: dict[int, list[Cut]] = {}
-    for n in counts:
-        for cut in method.encoder_schedule(blocks, n, budget):
-            if not 1 <= cut.layer < blocks or not 1 <= cut.keep <= n:
-                raise BudgetError(
-                    f"{method.name}: cut {cut} does not fit an encoder of {blocks} blocks and {n}"
-                    " groups"
-                )
-            out.setdefault(cut.layer, []).append(cut)
-    bad = [b for b, cuts in out.items() if len(cuts) != len(counts)]
-    if bad:
-        raise BudgetError(
-            f"{method.name}: images of one call need cuts at the same blocks, not only some at"
-            f" {bad}"
-        )
-    return out
+    held = [in_blocks(part, blocks, layers, n) for n in counts]
+    return {
+        b: [unit[b] for unit in held]
+        for b in range(1, blocks)
+        if any(unit[b] < unit[b - 1] for unit in held)
+    }
 
 
 def places(units: list[Unit], number: int, pieces: list[Piece] | None) -> Tensor:

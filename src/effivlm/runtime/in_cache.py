@@ -17,13 +17,10 @@ from effivlm.setting import Part
 
 @dataclass
 class Scored:
-    """One cache method's reading of one layer: per row, scores [KV, M], a statistic, and the
-    layer's own budget.
-    """
+    """One cache method's reading of one layer: per row, scores [KV, M] and a statistic."""
 
     scores: list[Tensor]
     statistics: list[float]
-    budgets: list[int]
 
 
 def layer_caches(
@@ -64,40 +61,21 @@ def layer_caches(
     return out
 
 
-def needs_all_layers(part: Part) -> bool:
+def waits(part: Part) -> bool:
     """Whether a cache method must see every layer before it can compress the first."""
-    allocator = part.method.allocator if isinstance(part.method, KVCache) else None
-    return allocator is not None and allocator.needs_statistics
+    return isinstance(part.method, KVCache) and part.method.waits
 
 
-def score_layer(part: Part, caches: list[LayerCache]) -> Scored:
-    """Ask a cache method for its scores while the layer's queries are at hand."""
+def score_layer(part: Part, caches: list[LayerCache], counts: list[int]) -> Scored:
+    """Ask a cache method for its scores while the layer's queries are at hand; ``counts``: entries
+    per KV head, row by row, as far as they are known.
+    """
     method = part.method
     assert isinstance(method, KVCache)
-    budgets = [method.layer_budget(c, part.budget) for c in caches]
-    needs = needs_all_layers(part)
     return Scored(
-        [method.score(c, k) for c, k in zip(caches, budgets, strict=True)],
-        [method.statistic(c) if needs else 0.0 for c in caches],
-        budgets,
+        [method.score(c, k) for c, k in zip(caches, counts, strict=True)],
+        [method.statistic(c) if method.waits else 0.0 for c in caches],
     )
-
-
-def allocate(part: Part, scored: list[Scored], lengths: list[list[int]]) -> list[list[int]]:
-    """Entries per KV head: [layers][rows], from the method's allocator or its own layer budgets."""
-    method = part.method
-    assert isinstance(method, KVCache)
-    if method.allocator is None:
-        return [s.budgets for s in scored]
-    columns = []
-    for row in range(len(lengths[0])):
-        held = [layer[row] for layer in lengths]
-        share = part.budget.as_share(held[0]) if part.budget is not None else None
-        statistics = (
-            [s.statistics[row] for s in scored] if method.allocator.needs_statistics else None
-        )
-        columns.append(method.allocator(held, share, statistics))
-    return [list(layer) for layer in zip(*columns, strict=True)]
 
 
 def compress_layer(

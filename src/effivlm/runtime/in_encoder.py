@@ -18,6 +18,7 @@ from effivlm.methods.base import BlockTokens, EncoderReducer
 from effivlm.ops.precision import working
 from effivlm.runtime.attention import Tap, received, segments_of
 from effivlm.runtime.audit import check_selection
+from effivlm.runtime.counts import in_blocks
 from effivlm.runtime.encoder_units import (
     Unit,
     full_sequence,
@@ -56,6 +57,7 @@ class BlockReduction:
         self.n_blocks = (
             self.family.feature_block(host.model.config, len(host.blocks)) + 1
         )  # what comes after is never used
+        self.n_layers = len(host.layers)
         self.spare = frozenset(self.tap.watched)  # sites that signals read later
         for i, block in enumerate(host.blocks):
             self.patches.before(block, self.hook(self._enter(i)))
@@ -116,9 +118,9 @@ class BlockReduction:
 
     def survivors(self, pieces: list[Piece]) -> list[Tensor]:
         """Per piece, [n] bool: see `encoder_units.survivors`."""
-        assert self.part is not None and isinstance(self.part.method, EncoderReducer)
-        method, budget = self.part.method, self.part.budget
-        return survivors(self.units, pieces, lambda n: method.encoder_budget(n, budget))
+        part, blocks, layers = self.part, self.n_blocks, self.n_layers
+        assert part is not None
+        return survivors(self.units, pieces, lambda n: in_blocks(part, blocks, layers, n)[-1])
 
     # --------------------------------------------------------------------------------------- blocks
     def _enter(self, i: int) -> Any:
@@ -145,14 +147,14 @@ class BlockReduction:
     def _begin(self, hidden: Tensor) -> None:
         """First block of a call: units and their cuts."""
         part = self.part
-        assert part is not None and isinstance(part.method, EncoderReducer)
+        assert part is not None
         if self.family.packed:
             counts = [len(p.source) for p in self.pieces]
         else:
             counts = [(hidden.shape[1] - self.prefix) // self.members] * hidden.shape[0]
         self.units = [Unit(n, hidden.device) for n in counts]
         self.notes: list[dict[str, Any]] = [{} for _ in counts]
-        self.cuts = planned_cuts(part, self.n_blocks, counts, len(self.pieces))
+        self.cuts = planned_cuts(part, self.n_blocks, self.n_layers, counts, len(self.pieces))
         self.tap.watch("vision", {i for _, i in self.spare} | {i - 1 for i in self.cuts})
         self.boundaries = (
             torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], device=hidden.device)
@@ -177,7 +179,7 @@ class BlockReduction:
         keys, got = self._attention(i - 1)
         out, start = [], 0
         for number, (unit, rows) in enumerate(zip(self.units, self._split(hidden), strict=True)):
-            g, k = len(unit.groups), self.cuts[i][number].keep
+            g, k = len(unit.groups), self.cuts[i][number]
             mean = working(rows.view(g, self.members, -1)).mean(1)
             span = slice(start, start + g)
             start += g

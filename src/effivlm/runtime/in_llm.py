@@ -13,32 +13,31 @@ from effivlm.budget import Budget, BudgetError
 from effivlm.methods.base import EncoderReducer, IntraLLM, LayerTokens, PreLLM
 from effivlm.runtime.audit import PlannedCut, Promise, check_selection
 from effivlm.runtime.before_llm import Notes
+from effivlm.runtime.counts import in_layers
 from effivlm.runtime.signals import LayerSource
 from effivlm.runtime.tokens import Image, Prompt, merge_rows
 from effivlm.setting import Part, Setting
 
 
 def plan_cuts(prompt: Prompt, kept: list[Tensor], parts: Sequence[Part], layers: int) -> Promise:
-    """Ask every intra-LLM part for its schedule, image by image.
+    """Ask every intra-LLM part for its counts, image by image.
 
     Raises:
-        BudgetError: if a cut lies outside the model or grows a token count.
+        BudgetError: if they are not one a layer, or grow.
     """
     promise = Promise([len(k) for k in kept])
     now = list(promise.before)
     for part in parts:
         assert isinstance(part.method, IntraLLM)
         for number, n in enumerate(list(now)):
+            image = prompt.images[number]
             previous = n
-            for cut in part.method.schedule(layers, n, _left_over(part, prompt.images[number])):
-                if not 0 <= cut.layer < layers or cut.keep > previous or cut.keep < 0:
-                    raise BudgetError(
-                        f"{part.method.name}: cut {cut} does not fit {layers} layers and {previous}"
-                        " tokens in play"
-                    )
-                keep = max(cut.keep, int(prompt.images[number].last))  # the row that predicts stays
-                promise.cuts.setdefault(cut.layer, []).append(PlannedCut(part.method, number, keep))
-                previous = keep
+            for layer, count in enumerate(in_layers(part, layers, n, _left_over(part, image))):
+                if count == previous:
+                    continue
+                keep = max(count, int(image.last))  # the row that predicts stays
+                promise.cuts.setdefault(layer, []).append(PlannedCut(part.method, number, keep))
+                previous = count
             now[number] = previous
     return promise
 

@@ -12,6 +12,7 @@ from effivlm.runtime.attention import Tap
 from effivlm.runtime.audit import AuditError, Promise, audit_prompt
 from effivlm.runtime.before_llm import Notes, before_llm
 from effivlm.runtime.cache import slot_layers
+from effivlm.runtime.counts import in_cache
 from effivlm.runtime.geometry import (
     BLANK,
     narrowed,
@@ -24,11 +25,10 @@ from effivlm.runtime.geometry import (
 from effivlm.runtime.host import Host
 from effivlm.runtime.in_cache import (
     Scored,
-    allocate,
     compress_layer,
     layer_caches,
-    needs_all_layers,
     score_layer,
+    waits,
 )
 from effivlm.runtime.in_llm import Place, cut_layer, first_cuts, plan_cuts
 from effivlm.runtime.recipe import Recipe, Recorded
@@ -51,6 +51,7 @@ class Prefill:
         real: [B, past + L] bool, False for padding, earlier turns included.
         special: the model made this prompt's masks itself (bidirectional images).
         promise: counts by budget. notes: scratch of hybrid methods.
+        counts: entries each cache method keeps, as far as known.
         scores: what cache methods read, layer by layer. inputs: recorded layers (sharing).
         delta: what decode positions are reduced by under repacking, or None.
         memo: signals by place, dropped as layers pass. masks: made for this prompt, by window.
@@ -68,6 +69,7 @@ class Prefill:
     special: bool = False
     promise: Promise = field(default_factory=lambda: Promise([]))
     notes: Notes = field(default_factory=dict)
+    counts: dict[Part, list[list[int]]] = field(default_factory=dict)
     scores: dict[Part, list[Scored]] = field(default_factory=dict)
     inputs: dict[int, Recorded] = field(default_factory=dict)
     record: frozenset[int] = frozenset()
@@ -166,6 +168,7 @@ class Prefill:
 
         place = Place(prompt, i, self.promise.before, source, self.notes)
         hidden, keep = cut_layer(place, self.promise.cuts[i], hidden)
+        self.counts.clear()  # a method that is not exact may have kept less than was promised
         if keep is None:
             return hidden
         sub = prompt.narrow_inside(keep)
@@ -216,19 +219,18 @@ class Prefill:
 
         for part in self.recipe.observers:
             caches = layer_caches(prompt, layer, i, self.layers, part, self.notes, source)
-            scored = score_layer(part, caches)
+            if part not in self.counts:
+                self.counts[part] = in_cache(part, self._lengths())
+            counts = self.counts[part][i]
+            scored = score_layer(part, caches, counts)
             self.scores.setdefault(part, []).append(scored)
-            if part is self.recipe.live and not needs_all_layers(part):
-                budgets = self._budgets(part)[i]
-                compress_layer(prompt, layer, i, part, caches, scored, budgets)
+            if part is self.recipe.live and not waits(part):
+                compress_layer(prompt, layer, i, part, caches, scored, counts)
 
-    def _budgets(self, part: Part) -> list[list[int]]:
-        """Entries per KV head, [layers so far or all][rows]."""
-        rows = range(len(self.prompt.keys))
-        lengths = [
-            [self.promise.tokens(self.prompt, row, i) for row in rows] for i in range(self.layers)
-        ]
-        return allocate(part, self.scores[part], lengths)
+    def _lengths(self) -> list[list[int]]:
+        """[rows][layers] tokens entering, by promise."""
+        rows, layers = range(len(self.prompt.keys)), range(self.layers)
+        return [[self.promise.tokens(self.prompt, row, i) for i in layers] for row in rows]
 
     def compress(self, cache: Any, part: Part) -> list[Account]:
         """Compress a prefilled cache (or a fork of it) in place, by what ``part`` read during
@@ -238,10 +240,12 @@ class Prefill:
             The accounts of the compressed prompt. Raises AuditError when tensors and promise
             differ.
         """
-        scored, budgets = self.scores[part], self._budgets(part)
+        scored = self.scores[part]
+        statistics = [*zip(*(s.statistics for s in scored), strict=True)] if waits(part) else None
+        counts = in_cache(part, self._lengths(), statistics)
         for i, layer in enumerate(slot_layers(cache)):
             caches = layer_caches(self.prompt, layer, i, self.layers, part, self.notes)
-            compress_layer(self.prompt, layer, i, part, caches, scored[i], budgets[i])
+            compress_layer(self.prompt, layer, i, part, caches, scored[i], counts[i])
         return self.account(cache)
 
     def account(self, cache: Any) -> list[Account]:
@@ -254,7 +258,7 @@ class Prefill:
         self.tap.drop("text")
         self.masks.clear()
         live = self.recipe.live
-        if cache is not None and live is not None and needs_all_layers(live):
+        if cache is not None and live is not None and waits(live):
             self.accounts = self.compress(cache, live)
         else:
             self.accounts = self.account(cache)
@@ -281,8 +285,9 @@ class Prefill:
         prompt.kept.update((i, old.kept[i]) for i in range(start))
         prompt.lengths.update((i, old.lengths[i]) for i in range(start))
         scores = {p: [*self.scores.get(p, [])[:start]] for p in recipe.observers}
-        fresh: dict[str, Any] = {"inputs": {}, "memo": {}, "masks": {}, "accounts": []}
+        fresh: dict[str, Any] = {k: {} for k in ("inputs", "memo", "masks", "counts")}
         fresh |= {"notes": copy.deepcopy(self.notes), "record": frozenset(), "scores": scores}
+        fresh["accounts"] = []
         return replace(self, recipe=recipe, promise=promise, prompt=prompt, **fresh)
 
     def entered(self) -> Prompt:

@@ -11,6 +11,7 @@ from effivlm.families.base import Family
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, PreLLM
 from effivlm.methods.signals import TextEmbeds
 from effivlm.runtime.cache import cache_of
+from effivlm.runtime.counts import entering, in_layers
 from effivlm.runtime.host import UnsupportedCall
 from effivlm.runtime.vision import ENCODER_SIGNALS
 from effivlm.setting import Part, Setting, SettingError
@@ -65,12 +66,10 @@ def _check_feasible(part: Part, layers: int) -> None:
     if budget is not None and (
         part.at(EncoderReducer) or part.at(PreLLM)
     ):  # earlier stages leave a count to the schedule
-        if isinstance(method, EncoderReducer):
-            n = method.encoder_budget(n, budget)
-        if isinstance(method, PreLLM):
-            n = method.image_budget(layers, n, budget)
+        for stage in (EncoderReducer, PreLLM):
+            n = entering(part, stage, layers, n) if part.at(stage) else n
         budget = replace(budget, share=None, tokens=budget.count(MANY))
-    method.schedule(layers, n, budget)
+    in_layers(part, layers, n, budget)
 
 
 def check_call(setting: Setting, model: Any, call: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 Shapes: B batch, L prompt length, M tokens in play (short rows padded on the left), D width.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
@@ -112,6 +113,11 @@ class Prompt:
     past: int = 0
     markers: tuple[int, int] = (0, 0)
     written: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
+
+    @functools.cached_property
+    def texts(self) -> list[int]:
+        """Per row, tokens that are neither visual nor padding."""
+        return (self.real & ~self.visual).sum(1).tolist()
 
     @property
     def counts(self) -> Tensor:

@@ -19,6 +19,7 @@ from effivlm.methods.base import PreEncoder
 from effivlm.methods.signals import ClsLogits, EncoderFeatures, EncoderKeys, Saliency, Signal
 from effivlm.ops.precision import working
 from effivlm.runtime.attention import AttentionCall, Tap, first_row, received, segments_of
+from effivlm.runtime.counts import entering
 from effivlm.runtime.encoder_units import first_of_each
 from effivlm.runtime.hooks import Wrap, unwrapped
 from effivlm.runtime.host import Host
@@ -117,7 +118,7 @@ class VisionStage:
         new layout.
         """
         part = self.resizing
-        assert part is not None and part.budget is not None and isinstance(part.method, PreEncoder)
+        assert part is not None and isinstance(part.method, PreEncoder)
         if self.family.resize is None:
             raise NotImplementedError(
                 f"{part.method.name} resizes images before the encoder, which {self.family.name}"
@@ -126,7 +127,8 @@ class VisionStage:
         grids = []
         for piece in pieces:
             rows, columns = (int(x) + 1 for x in piece.place.max(0).values.tolist())
-            grids.append(part.method.resize(rows, columns, part.budget.count(len(piece.source))))
+            k = entering(part, PreEncoder, len(self.host.layers), len(piece.source))
+            grids.append(part.method.resize(rows, columns, k))
         small = self.family.resize(self.model, call, grids)
         owners, kept, new = [], [], []
         for piece, (rows, columns), little in zip(

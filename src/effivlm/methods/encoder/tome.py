@@ -2,13 +2,14 @@
 attention counts sizes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from effivlm.budget import Budget
-from effivlm.methods.base import BlockTokens, Cut, EncoderReducer, Merge, Paper, Selection
+from effivlm.methods.base import BlockTokens, EncoderReducer, Merge, Paper, Room, Selection
 from effivlm.ops.merge import average, bipartite
 from effivlm.ops.select import others
 
@@ -58,11 +59,11 @@ class ToMe(EncoderReducer):
         """As ``prop_attn``."""
         return self.prop_attn
 
-    def encoder_schedule(self, blocks: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
         """Equal steps down to the budget, before every block but the first and the last."""
         assert budget is not None
-        k, steps = budget.count(n), max(1, blocks - 2)
-        return tuple(Cut(t, n - (n - k) * t // steps) for t in range(1, steps + 1))
+        n, k, steps = room.n, budget.count(room.n), max(1, len(room.lengths) - 2)
+        return [n - (n - k) * min(t, steps) // steps for t in range(len(room.lengths))]
 
     def reduce_block(self, tokens: BlockTokens, k: int) -> Selection:
         """Merge pairs until ``k`` groups are left; a mean weighs what it stands for by size.

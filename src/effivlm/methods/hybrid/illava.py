@@ -3,6 +3,7 @@ one.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,15 +13,15 @@ from torch import Tensor
 from effivlm.budget import Budget
 from effivlm.methods.base import (
     BlockTokens,
-    Cut,
     EncoderReducer,
     IntraLLM,
     LayerTokens,
     Merge,
     Paper,
+    Room,
     Selection,
 )
-from effivlm.methods.schedules import scaled_layers, single_cut
+from effivlm.methods.schedules import falling, scaled_layers, single_cut
 from effivlm.methods.signals import LastRow, Signal
 from effivlm.ops.precision import working
 from effivlm.ops.select import ranked
@@ -91,26 +92,22 @@ class ILLaVA(EncoderReducer, IntraLLM):
         """The last prompt token's row; block statistics come unasked."""
         return frozenset({LastRow()})
 
-    def encoder_budget(self, n: int, budget: Budget | None) -> int:
-        """The encoder's part of the reduction."""
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
+        """The encoder's part of the reduction in equal steps before four blocks, then one cut in
+        the LLM.
+        """
         assert budget is not None
-        k = budget.count(n)
-        return min(n, max(k, math.ceil(n * (k / n) ** self.encoder - 1e-9)))
-
-    def encoder_schedule(self, blocks: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
-        """Equal steps before four blocks."""
-        at = tuple(sorted({min(b, blocks - 1) for b in BLOCKS}))
-        k = self.encoder_budget(n, budget)
-        return tuple(Cut(b, n - (n - k) * (i + 1) // len(at)) for i, b in enumerate(at))
+        if room.stage is EncoderReducer:
+            n, k = room.n, budget.count(room.n)
+            k = min(n, max(k, math.ceil(n * (k / n) ** self.encoder - 1e-9)))
+            at = sorted({min(b, len(room.lengths) - 1) for b in BLOCKS})
+            return falling(at, [n - (n - k) * (i + 1) // len(at) for i in range(len(at))], room)
+        (at,) = scaled_layers(AT, room.layers, () if self.layer == -1 else (self.layer,))
+        return single_cut(self.name, at, room, budget)
 
     def reduce_block(self, tokens: BlockTokens, k: int) -> Selection:
         """The least attended collapse into the most attended of them."""
         return collapse(tokens.received, k, self.variant == "official")
-
-    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
-        """One cut."""
-        (at,) = scaled_layers(AT, layers, () if self.layer == -1 else (self.layer,))
-        return single_cut(self.name, at, layers, n, budget)
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """As in the encoder, by the last prompt token's attention."""

@@ -3,6 +3,7 @@ then trim early caches.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,6 @@ from torch import Tensor
 from effivlm.budget import Budget, BudgetError
 from effivlm.methods.base import (
     BlockTokens,
-    Cut,
     EncoderReducer,
     Entries,
     ImageTokens,
@@ -23,9 +23,10 @@ from effivlm.methods.base import (
     Merge,
     Paper,
     PreLLM,
+    Room,
     Selection,
 )
-from effivlm.methods.schedules import geometric, scaled_layers
+from effivlm.methods.schedules import falling, geometric, scaled_layers
 from effivlm.methods.signals import Saliency, Signal, TextPeaks, TextSums
 from effivlm.ops.merge import mean_into
 from effivlm.ops.numbers import floats, numbered, whole
@@ -33,21 +34,6 @@ from effivlm.ops.precision import working
 from effivlm.ops.select import others, ranked, top_k, unit
 
 AT = (3, 7, 11, 15)
-
-
-@dataclass(frozen=True)
-class FinalSet:
-    """Caches from layer ``first`` on hold what the last layer holds; earlier ones stay full."""
-
-    layers: tuple[int, ...]
-    needs_statistics: ClassVar[bool] = True  # the final set is known only after the last cut
-
-    def __call__(
-        self, lengths: list[int], share: float | None, statistics: list[float] | None
-    ) -> list[int]:
-        """Entries per layer."""
-        first = scaled_layers(AT, len(lengths), self.layers)[0] - 1
-        return [held if i < first else lengths[-1] for i, held in enumerate(lengths)]
 
 
 @dataclass(frozen=True)
@@ -81,9 +67,10 @@ class MustDropStage1(EncoderReducer):
         if self.window < 2:
             raise ValueError(f"{self.name}: window={self.window} must be at least 2")
 
-    def encoder_schedule(self, blocks: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
         """One cut, after the first block."""
-        return (Cut(1, self.encoder_budget(n, budget)),)
+        assert budget is not None
+        return falling((1,), (budget.count(room.n),), room)
 
     def reduce_block(self, tokens: BlockTokens, k: int) -> Selection:
         """The most uniform windows become one token each.
@@ -181,16 +168,23 @@ class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
         """Encoder saliency for the key set, what text rows look at for the cuts."""
         return frozenset({Saliency(at="last"), TextSums(), TextPeaks()})
 
-    # ----------------------------------------------------------------------------- stage 1: encoder
-    def encoder_budget(self, n: int, budget: Budget | None) -> int:
-        """The ``spatial`` share, or the budget where that is more."""
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
+        """In the encoder the ``spatial`` share, or the budget where that is more; nothing between
+        encoder and LLM; four cuts with equal factors inside; then, in the caches from the layer
+        before the first cut on, what the last layer holds.
+        """
         assert budget is not None
-        return min(n, max(budget.count(n), math.ceil(self.spatial * n - 1e-9)))
+        if room.stage is EncoderReducer:
+            share = math.ceil(self.spatial * room.n - 1e-9)
+            return falling((1,), (max(budget.count(room.n), share),), room)
+        at = scaled_layers(AT, room.layers, self.layers)
+        if room.stage is IntraLLM:
+            return geometric(self.name, at, room, budget)
+        if room.stage is KVCache and room.statistics is not None:
+            return [m if i < at[0] - 1 else room.lengths[-1] for i, m in enumerate(room.lengths)]
+        return room.lengths
 
-    def image_budget(self, layers: int, n: int, budget: Budget | None) -> int:
-        """Nothing is cut between encoder and LLM."""
-        return n
-
+    # ----------------------------------------------------------------------------- stage 1: encoder
     def observe_image(self, tokens: ImageTokens) -> None:
         """Remember every patch's saliency by its position in the prompt."""
         saliency = floats(working(tokens[Saliency(at="last")]))
@@ -198,10 +192,6 @@ class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
         tokens.notes.setdefault("saliency", {}).update(pairs)
 
     # --------------------------------------------------------------------------------- stage 2: LLM
-    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
-        """Four cuts, equal factors."""
-        return geometric(self.name, scaled_layers(AT, layers, self.layers), layers, n, budget)
-
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """The key set first, then whatever any text row, or all of them, look at."""
         total = tokens[TextSums()].mean(0)[tokens.visual]
@@ -222,16 +212,12 @@ class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
 
     # ------------------------------------------------------------------------------- stage 3: cache
     @property
-    def allocator(self) -> FinalSet:
-        """The final set's size from the first pruned layer on."""
-        return FinalSet(self.layers)
-
-    def layer_budget(self, cache: LayerCache, budget: Budget | None) -> int:
-        """Known only at the end."""
-        return cache.length
+    def waits(self) -> bool:
+        """The final set is known only after the last cut."""
+        return True
 
     def statistic(self, cache: LayerCache) -> float:
-        """None is needed; the allocator only waits."""
+        """None is needed; the counts only wait."""
         return 0.0
 
     def score(self, cache: LayerCache, k: int) -> Tensor:

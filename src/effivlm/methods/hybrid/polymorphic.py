@@ -2,6 +2,7 @@
 with the text and re-cluster.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,13 +11,13 @@ from torch import Tensor
 
 from effivlm.budget import Budget
 from effivlm.methods.base import (
-    Cut,
     ImageTokens,
     IntraLLM,
     LayerTokens,
     Merge,
     Paper,
     PreLLM,
+    Room,
     Selection,
 )
 from effivlm.methods.schedules import geometric, most_entering, scaled_layers
@@ -111,20 +112,19 @@ class Polymorphic(PolymorphicStage1, IntraLLM):
         if self.multiple < 1:
             raise ValueError(f"polymorphic: multiple={self.multiple} must be at least 1")
 
-    def image_budget(self, layers: int, n: int, budget: Budget | None) -> int:
-        """``multiple`` times the budget, less where the first cut would come too late for it."""
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
+        """``multiple`` times the budget enters the LLM, less where the first cut would come too
+        late for it; then equal factors at three layers.
+        """
         assert budget is not None
-        k = budget.count(n)
+        at = scaled_layers(AT, room.layers, self.layers)
+        if room.stage is IntraLLM:
+            return geometric(self.name, at, room, budget)
+        k = budget.count(room.n)
         entering = int(self.multiple * k + 1e-9)
         if budget.unit == "visual_mean":
-            entering = min(
-                entering, most_entering(k, scaled_layers(AT, layers, self.layers)[0], layers)
-            )
-        return min(n, max(k, entering))
-
-    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
-        """Equal factors at three layers."""
-        return geometric(self.name, scaled_layers(AT, layers, self.layers), layers, n, budget)
+            entering = min(entering, most_entering(k, at[0], room.layers))
+        return [min(room.n, max(k, entering))]
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Best match with the text that matches the image, the others as clusters."""

@@ -2,6 +2,7 @@
 more inside the LLM.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,13 +11,13 @@ from torch import Tensor
 
 from effivlm.budget import Budget, split
 from effivlm.methods.base import (
-    Cut,
     ImageTokens,
     IntraLLM,
     LayerTokens,
     Merge,
     Paper,
     PreLLM,
+    Room,
     Selection,
 )
 from effivlm.methods.schedules import most_entering, scaled_layers, single_cut
@@ -128,26 +129,22 @@ class VScan(VScanStage1, IntraLLM):
         """Two encoder blocks and the last token's row."""
         return super().signals | {LastRow()}
 
-    def image_budget(self, layers: int, n: int, budget: Budget | None) -> int:
-        """``ratio`` times what is left after the second cut."""
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
+        """``ratio`` times what is left after the second cut enters the LLM; one cut there."""
         assert budget is not None
-        k = budget.count(n)
+        (at,) = scaled_layers(AT, room.layers, () if self.layer == -1 else (self.layer,))
+        if room.stage is IntraLLM:
+            return single_cut(self.name, at, room, budget)
+        layers, k = room.layers, budget.count(room.n)
+        entering = int(self.ratio * k + 1e-9)
         if budget.unit == "visual_mean":
-            at = self._at(layers)
             entering = int(k * layers / (at + (layers - at) / self.ratio) + 1e-9)
-            return min(n, max(k, min(entering, most_entering(k, at, layers))))
-        return min(n, max(k, int(self.ratio * k + 1e-9)))
-
-    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
-        """One cut."""
-        return single_cut(self.name, self._at(layers), layers, n, budget)
+            entering = min(entering, most_entering(k, at, layers))
+        return [min(room.n, max(k, entering))]
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Highest attention from the last prompt token."""
         return Selection(top_k(tokens[LastRow()].mean(0)[tokens.visual], k))
-
-    def _at(self, layers: int) -> int:
-        return scaled_layers(AT, layers, () if self.layer == -1 else (self.layer,))[0]
 
 
 def scans(deep: Tensor, shallow: Tensor, place: Tensor, k: int, side: int) -> Tensor:

@@ -2,11 +2,12 @@
 re-weigh at every stage.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from effivlm.budget import Budget
-from effivlm.methods.base import Cut, IntraLLM, LayerTokens, Paper, Selection
+from effivlm.methods.base import IntraLLM, LayerTokens, Paper, Room, Selection
 from effivlm.methods.schedules import preset_or_budget, published, resample, scaled_layers, stages
 from effivlm.methods.signals import MutualTextSums, Signal
 from effivlm.ops.select import top_k
@@ -72,12 +73,12 @@ class AdaptInfer(IntraLLM):
         """Text rows of the layer before, weighed by their role."""
         return frozenset({MutualTextSums()})
 
-    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
         """Three stages, or the published counts."""
-        at = scaled_layers(AT, layers, self.layers)
+        at = scaled_layers(AT, room.layers, self.layers)
         if preset_or_budget(self.name, self.preset, tuple(COUNTS), budget):
-            return published(self.name, at, resample(COUNTS[self.preset], len(at)), layers, n)
-        return stages(self.name, at, resample(SHAPE, len(at)), layers, n, budget)
+            return published(self.name, at, resample(COUNTS[self.preset], len(at)), room)
+        return stages(self.name, at, resample(SHAPE, len(at)), room, budget)
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Highest score."""

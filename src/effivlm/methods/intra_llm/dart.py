@@ -2,6 +2,7 @@
 needs no attention.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from effivlm.budget import Budget
-from effivlm.methods.base import Cut, IntraLLM, LayerTokens, Paper, Selection
+from effivlm.methods.base import IntraLLM, LayerTokens, Paper, Room, Selection
 from effivlm.methods.schedules import single_cut
 from effivlm.methods.signals import Keys, NormedHidden, Signal
 from effivlm.ops.precision import working
@@ -70,9 +71,9 @@ class DART(IntraLLM):
         """Keys for the pivots, normed hidden states for the similarities."""
         return frozenset({Keys(), NormedHidden()})
 
-    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
         """One cut before ``layer``."""
-        return single_cut(self.name, self.layer, layers, n, budget)
+        return single_cut(self.name, self.layer, room, budget)
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Pivots, then the least similar tokens, pivot by pivot."""

@@ -3,6 +3,7 @@ there.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from effivlm.budget import Budget
-from effivlm.methods.base import Cut, ImageTokens, IntraLLM, LayerTokens, Paper, PreLLM, Selection
+from effivlm.methods.base import ImageTokens, IntraLLM, LayerTokens, Paper, PreLLM, Room, Selection
 from effivlm.methods.schedules import single_cut
 from effivlm.methods.signals import ColumnSums, LastRow, Saliency, Signal, TextSums
 from effivlm.ops.numbers import floats, whole
@@ -69,9 +70,9 @@ class FastV(IntraLLM):
         """The rows it averages."""
         return frozenset({_SIGNALS[self.rows]})
 
-    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
         """One cut before ``layer``."""
-        return single_cut(self.name, self.layer, layers, n, budget)
+        return single_cut(self.name, self.layer, room, budget)
 
     def scores(self, tokens: LayerTokens) -> Tensor:
         """[N] attention summed over the chosen rows, mean over heads."""
@@ -126,9 +127,9 @@ class FastVSink(FastV, PreLLM):
         """FastV's rows and the encoder's saliency."""
         return super().signals | {Saliency()}
 
-    def image_budget(self, layers: int, n: int, budget: Budget | None) -> int:
-        """Everything enters the LLM."""
-        return n
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
+        """Everything enters the LLM; there FastV's cut."""
+        return room.lengths if room.stage is PreLLM else super().counts(room, budget)
 
     def observe_image(self, tokens: ImageTokens) -> None:
         """Remember every patch's saliency by its position in the prompt."""

@@ -2,11 +2,12 @@
 tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from effivlm.budget import Budget
-from effivlm.methods.base import Cut, IntraLLM, LayerTokens, Paper, Selection
+from effivlm.methods.base import IntraLLM, LayerTokens, Paper, Room, Selection
 from effivlm.methods.schedules import TOKENS, preset_or_budget, published, stages
 from effivlm.methods.signals import HeadMaxSums, Signal
 from effivlm.ops.select import top_k
@@ -75,16 +76,17 @@ class FitPrune(IntraLLM):
         """Attention received from text and from visual rows, maximum over heads."""
         return frozenset({HeadMaxSums(rows="text"), HeadMaxSums(rows="visual")})
 
-    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
         """A cut before every layer but the first."""
+        layers = room.layers
         at = tuple(range(1, layers))
         fitted = bool(self.left) and budget is None
         direct = fitted or preset_or_budget(self.name, self.preset, tuple(LEFT), budget)
         curve = self.left or curve_of(LEFT[self.preset or "60"])
         counts = [curve[min(len(curve) - 1, (a - 1) * len(curve) // layers)] for a in at]
         if direct:
-            return published(self.name, at, counts, layers, n)
-        return stages(self.name, at, [k / TOKENS for k in counts], layers, n, budget)
+            return published(self.name, at, counts, room)
+        return stages(self.name, at, [k / TOKENS for k in counts], room, budget)
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Drop the lowest products."""

@@ -2,11 +2,12 @@
 token's attention.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from effivlm.budget import Budget
-from effivlm.methods.base import Cut, IntraLLM, LayerTokens, Paper, Selection
+from effivlm.methods.base import IntraLLM, LayerTokens, Paper, Room, Selection
 from effivlm.methods.schedules import preset_or_budget, published, resample, scaled_layers, stages
 from effivlm.methods.signals import LastRow, Signal
 from effivlm.ops.select import top_k
@@ -62,14 +63,13 @@ class PyramidDrop(IntraLLM):
         """The last prompt token's row in the coming layer."""
         return frozenset({LastRow(of="next")})
 
-    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
         """Stages whose shares fall by ``ratio``, or the published counts."""
-        at = scaled_layers(AT, layers, self.layers)
+        at = scaled_layers(AT, room.layers, self.layers)
         if preset_or_budget(self.name, self.preset, ("paper",), budget):
-            return published(self.name, at, resample(COUNTS, len(at)), layers, n)
-        return stages(
-            self.name, at, [self.ratio ** (i + 1) for i in range(len(at))], layers, n, budget
-        )
+            return published(self.name, at, resample(COUNTS, len(at)), room)
+        ratios = [self.ratio ** (i + 1) for i in range(len(at))]
+        return stages(self.name, at, ratios, room, budget)
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Highest attention from the last prompt token, mean over query heads."""

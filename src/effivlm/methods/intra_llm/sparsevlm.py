@@ -2,6 +2,7 @@
 return as cluster means.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from effivlm.budget import Budget
-from effivlm.methods.base import Cut, IntraLLM, LayerTokens, Merge, Paper, Selection
+from effivlm.methods.base import IntraLLM, LayerTokens, Merge, Paper, Room, Selection
 from effivlm.methods.schedules import (
+    falling,
     geometric,
     preset_or_budget,
     published,
@@ -119,14 +121,13 @@ class SparseVLM(IntraLLM):
         plus = self.variant == "plus"
         return frozenset({InputEmbeds(), FreedTextSums() if plus else TextSums()})
 
-    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
         """Three stages, or the published counts."""
-        at, table = scaled_layers(AT, layers, self.layers), COUNTS[self.variant]
+        at, table = scaled_layers(AT, room.layers, self.layers), COUNTS[self.variant]
         if preset_or_budget(self.name, self.preset, tuple(table), budget):
-            return published(self.name, at, resample(table[self.preset], len(at)), layers, n)
-        return stages(
-            self.name, at, [k / 576 for k in resample(table["192"], len(at))], layers, n, budget
-        )
+            return published(self.name, at, resample(table[self.preset], len(at)), room)
+        ratios = [k / 576 for k in resample(table["192"], len(at))]
+        return stages(self.name, at, ratios, room, budget)
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Keep by score; version 1.5 clusters the best of what is dropped."""
@@ -196,12 +197,12 @@ class SparseVLMRank(SparseVLM):
         """Those of version 1.5, and the rank of what the raters look at."""
         return super().signals | {TextRank()}
 
-    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
         """Four stages that follow the budget, or without one only drop at least a token each."""
-        at = scaled_layers((*AT, 20), layers, self.layers)
+        at = scaled_layers((*AT, 20), room.layers, self.layers)
         if budget is not None:
-            return geometric(self.name, at, layers, n, budget)
-        return tuple(Cut(a, n - 1 - i) for i, a in enumerate(at) if n - 1 - i > 0)
+            return geometric(self.name, at, room, budget)
+        return falling(at, [max(min(room.n, 1), room.n - 1 - i) for i in range(len(at))], room)
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """As version 1.5, with the count of the rank where that is less."""

@@ -3,13 +3,14 @@ withdrawn there.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from effivlm.budget import Budget, BudgetError
-from effivlm.methods.base import Cut, IntraLLM, LayerTokens, Paper, Selection
+from effivlm.methods.base import IntraLLM, LayerTokens, Paper, Room, Selection
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,18 @@ class VTW(IntraLLM):
                 f"vtw: layer={self.layer} must be at least 1 (or -1 for half of the layers)"
             )
 
-    def schedule(self, layers: int, n: int, budget: Budget | None) -> tuple[Cut, ...]:
-        """One cut to nothing.
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
+        """Nothing from one layer on.
 
         Raises:
             BudgetError: for less than one layer's share, or a ``layer`` outside the model.
         """
-        if n == 0:
-            return ()
+        if room.n == 0:
+            return room.lengths
+        layers = room.layers
         layer = layers // 2 if self.layer == -1 else self.layer
         if budget is not None:
-            layer = math.floor(budget.as_share(n) * layers + 1e-9)
+            layer = math.floor(budget.as_share(room.n) * layers + 1e-9)
         if layer < 1:
             raise BudgetError(
                 f"vtw@{budget.text if budget else ''}: visual tokens must enter at least one of"
@@ -64,7 +66,7 @@ class VTW(IntraLLM):
             raise BudgetError(
                 f"vtw: layer={layer} does not exist in a model of {layers} decoder layers"
             )
-        return (Cut(layer, 0),) if layer < layers else ()
+        return [n if i < layer else 0 for i, n in enumerate(room.lengths)]
 
     def select_layer(self, tokens: LayerTokens, k: int) -> Selection:
         """Nothing stays."""

@@ -1,17 +1,41 @@
 """Layer allocators: how many entries every layer keeps, given lengths, a share and, for some, one
-number per layer.
+number per layer. `counts` of a cache method applies one.
 
 Each spends exactly what keeping the share of every layer would spend, unless its docstring says
 otherwise.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal, Protocol
 
 from effivlm.budget import Budget, BudgetError, split
-from effivlm.methods.base import Allocator
+from effivlm.methods.base import Room
 from effivlm.methods.kv_cache.scoring import recent
 from effivlm.ops.allocate import bounded, density_shares, pyramid, pyramid_floor
+
+
+class Allocator(Protocol):
+    """How a budget is spread over layers."""
+
+    def __call__(
+        self, lengths: list[int], share: float | None, statistics: list[float] | None
+    ) -> list[int]:
+        """Entries per KV head and layer.
+
+        Args:
+            lengths: [layers] entries held now.
+            share: of every layer's entries; None for a method with a rule of its own and no budget.
+            statistics: [layers], or None for an allocator that reads none.
+        """
+        ...
+
+
+def allocated(allocator: Allocator, room: Room, budget: Budget | None) -> list[int]:
+    """The counts of an allocator; until the statistics are known, those of an even share."""
+    share = None if budget is None else budget.as_share(room.n)
+    if room.statistics is None:
+        return list(room.lengths) if share is None else uniform_counts(list(room.lengths), share)
+    return allocator(list(room.lengths), share, list(room.statistics))
 
 
 def uniform_counts(lengths: list[int], share: float) -> list[int]:
@@ -39,7 +63,6 @@ class Pyramid:
     beta: int
     window: float
     variant: Literal["exact", "effivlm"] = "exact"
-    needs_statistics: ClassVar[bool] = False
 
     def __call__(
         self, lengths: list[int], share: float | None, statistics: list[float] | None
@@ -78,7 +101,6 @@ class Density:
     uniform: float = 0.0
     low: float = 0.01
     renormalise: bool = True
-    needs_statistics: ClassVar[bool] = True
 
     def __call__(
         self, lengths: list[int], share: float | None, statistics: list[float] | None
@@ -117,14 +139,12 @@ class Hybrid:
     U-40, U-80).
 
     Attributes:
-        inner: it needs statistics. uniform: the part spread evenly; the counts of ``inner`` are
+        inner: the adaptive one. uniform: the part spread evenly; the counts of ``inner`` are
             mixed, their total kept.
     """
 
     inner: Allocator
     uniform: float
-
-    needs_statistics: ClassVar[bool] = True
 
     def __call__(
         self, lengths: list[int], share: float | None, statistics: list[float] | None
@@ -152,8 +172,6 @@ class Proportional:
     """Statistics are the shares a method's own rule keeps; a budget scales them, without one they
     hold as they are.
     """
-
-    needs_statistics: ClassVar[bool] = True
 
     def __call__(
         self, lengths: list[int], share: float | None, statistics: list[float] | None

@@ -2,11 +2,13 @@
 U-40, U-80).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from effivlm.methods.base import LayerCache, Paper
-from effivlm.methods.kv_cache.allocators import Density
+from effivlm.budget import Budget
+from effivlm.methods.base import LayerCache, Paper, Room
+from effivlm.methods.kv_cache.allocators import Density, allocated
 from effivlm.methods.kv_cache.wrapper import Wrapper
 from effivlm.methods.signals import Signal, ThresholdCounts
 
@@ -47,7 +49,7 @@ class LayerAdaptive(Wrapper):
                 f"layer_adaptive: {got}: uniform and window must be in [0, 1] and p in (0, 1)"
             )
         self._needs(
-            self.scorer.allocator is None,
+            not self.scorer.spreads,
             "it has layer budgets of its own, which this would replace: write for example"
             f" {self.scorer.name}@0.2",
         )
@@ -64,9 +66,18 @@ class LayerAdaptive(Wrapper):
         return self.scorer.signals | {ThresholdCounts(self.p)}
 
     @property
-    def allocator(self) -> Density:
+    def spreads(self) -> bool:
+        """By density."""
+        return True
+
+    @property
+    def waits(self) -> bool:
+        """Densities of all layers compete."""
+        return True
+
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
         """By density, partly even."""
-        return Density(self.window, self.uniform)
+        return allocated(Density(self.window, self.uniform), room, budget)
 
     def statistic(self, cache: LayerCache) -> float:
         """Density: the share of entries that count, mean over heads."""

@@ -3,14 +3,16 @@ images there.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from effivlm.methods.base import Entries, KVCache, LayerCache, Paper
-from effivlm.methods.kv_cache.allocators import Hybrid, Proportional
+from effivlm.budget import Budget
+from effivlm.methods.base import Entries, KVCache, LayerCache, Paper, Room
+from effivlm.methods.kv_cache.allocators import Hybrid, Proportional, allocated
 from effivlm.methods.kv_cache.scoring import refuse_idle_fold
 from effivlm.methods.signals import LastRow, Signal
 from effivlm.ops.numbers import distinct, occurrences, whole
@@ -93,9 +95,20 @@ class PLPHP(KVCache):
         return frozenset({LastRow()})
 
     @property
-    def allocator(self) -> Hybrid:
-        """In proportion to what the rule keeps, partly even."""
-        return Hybrid(Proportional(), self.uniform)
+    def spreads(self) -> bool:
+        """By attention to images."""
+        return True
+
+    @property
+    def waits(self) -> bool:
+        """A budget scales what the rule keeps over all layers."""
+        return True
+
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
+        """In proportion to what the rule keeps, partly even; scores assume nothing."""
+        if room.statistics is None:
+            return room.lengths
+        return allocated(Hybrid(Proportional(), self.uniform), room, budget)
 
     def retention(self, attention: float) -> float:
         """Share of each image kept in a layer whose last token pays this much attention to visual
@@ -115,10 +128,6 @@ class PLPHP(KVCache):
         return (
             int((~seen).sum()) + sum(max(1, math.floor(share * s + 1e-9)) for s in sizes)
         ) / cache.length
-
-    def layer_budget(self, cache: LayerCache, budget: object) -> int:
-        """Not used: the allocator decides, once every layer is known."""
-        return cache.length
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Text, then every image's entries by attention of the last token."""

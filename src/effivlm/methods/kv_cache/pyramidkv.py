@@ -1,9 +1,11 @@
 """PyramidKV: SnapKV's scores with a budget that shrinks from the first layer to the last."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from effivlm.methods.base import Paper
+from effivlm.budget import Budget
+from effivlm.methods.base import Paper, Room
 from effivlm.methods.kv_cache.allocators import Pyramid
 from effivlm.methods.kv_cache.snapkv import SnapKV
 
@@ -42,6 +44,12 @@ class PyramidKV(SnapKV):
             raise ValueError(f"pyramidkv: beta={self.beta} must be at least 1")
 
     @property
-    def allocator(self) -> Pyramid:
+    def spreads(self) -> bool:
+        """Less and less from layer to layer."""
+        return True
+
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
         """The pyramid."""
-        return Pyramid(self.beta, self.window, self.variant)
+        assert budget is not None
+        pyramid = Pyramid(self.beta, self.window, self.variant)
+        return pyramid(list(room.lengths), budget.as_share(room.n), None)

@@ -1,12 +1,14 @@
 """VL-Cache: rows after the image decide what stays, and layers with dense attention get more."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from effivlm.methods.base import LayerCache, Paper
-from effivlm.methods.kv_cache.allocators import Density
+from effivlm.budget import Budget
+from effivlm.methods.base import LayerCache, Paper, Room
+from effivlm.methods.kv_cache.allocators import Density, allocated
 from effivlm.methods.kv_cache.scoring import WindowedKV, protect_recent, recent
 from effivlm.methods.signals import PostVisionRows, Signal, ThresholdCounts
 
@@ -60,9 +62,19 @@ class VLCache(WindowedKV):
         return frozenset({PostVisionRows(), ThresholdCounts(self.p)})
 
     @property
-    def allocator(self) -> Density:
+    def spreads(self) -> bool:
         """By density."""
-        return Density(self.window, self.uniform, renormalise=self.renormalise)
+        return True
+
+    @property
+    def waits(self) -> bool:
+        """Densities of all layers compete."""
+        return True
+
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
+        """By density."""
+        density = Density(self.window, self.uniform, renormalise=self.renormalise)
+        return allocated(density, room, budget)
 
     def statistic(self, cache: LayerCache) -> float:
         """Density: the share of entries that count, mean over heads."""

@@ -1,10 +1,12 @@
 """What methods around a scorer share: the scorer they hold, and what they may ask of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from effivlm.methods.base import Allocator, Entries, KVCache, LayerCache
+from effivlm.budget import Budget
+from effivlm.methods.base import Entries, KVCache, LayerCache, Room
 from effivlm.methods.kv_cache.scoring import ScoredKV
 from effivlm.methods.kv_cache.snapkv import SnapKV
 from effivlm.methods.signals import Signal
@@ -51,9 +53,18 @@ class Wrapper(KVCache):
         return self.scorer.signals
 
     @property
-    def allocator(self) -> Allocator | None:
+    def spreads(self) -> bool:
+        """As the scorer."""
+        return self.scorer.spreads
+
+    @property
+    def waits(self) -> bool:
+        """As the scorer."""
+        return self.scorer.waits
+
+    def counts(self, room: Room, budget: Budget | None) -> Sequence[int]:
         """The scorer's."""
-        return self.scorer.allocator
+        return self.scorer.counts(room, budget)
 
     def statistic(self, cache: LayerCache) -> float:
         """The scorer's."""
