@@ -15,7 +15,8 @@ from torch import Tensor
 from effivlm.errors import EffivlmError
 from effivlm.families.base import Family, Piece
 from effivlm.methods.base import Merge, Selection
-from effivlm.ops.precision import working, working_dtype
+from effivlm.ops.merge import apply
+from effivlm.ops.precision import working
 from effivlm.runtime.geometry import scattered, to_index
 
 
@@ -24,11 +25,7 @@ def merge_rows(x: Tensor, where: Tensor, merge: Merge) -> Tensor:
     ``where[source]``, in float32.
     """
     target, source = where[merge.target.to(x.device)], where[merge.source.to(x.device)]
-    rows = torch.zeros(x.shape, dtype=working_dtype(x), device=x.device)
-    rows.index_add_(0, target, working(merge.weight.to(x.device)[:, None]) * working(x[source]))
-    out = x.clone()
-    out[target] = rows[target].to(x.dtype)
-    return out
+    return apply(x, (target, source, working(merge.weight.to(x.device)))).to(x.dtype)
 
 
 class Decisions:
