@@ -173,9 +173,9 @@ def test_column_sums_respect_the_window():
     with torch.no_grad():
         maps = windowed("internvl", "eager")(**inputs, output_attentions=True).attentions
 
-    def spy(part, caches):
+    def spy(part, caches, counts):
         seen[caches[0].layer] = caches[0][ColumnSums()]
-        return original(part, caches)
+        return original(part, caches, counts)
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad(), compress(model, "h2o@0.5"):
         patch.setattr(prefill, "score_layer", spy)

@@ -15,6 +15,7 @@ STAGES = {
     "PreLLM": "pre_llm",
     "IntraLLM": "intra_llm",
     "KVCache": "kv_cache",
+    "KVFormat": "kv_format",
 }
 
 

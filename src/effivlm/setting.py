@@ -18,7 +18,15 @@ from typing import Any, cast
 from effivlm import registry
 from effivlm.budget import Budget, BudgetError, parse_budget
 from effivlm.errors import EffivlmError
-from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, Method, PreEncoder, PreLLM
+from effivlm.methods.base import (
+    EncoderReducer,
+    IntraLLM,
+    KVCache,
+    KVFormat,
+    Method,
+    PreEncoder,
+    PreLLM,
+)
 
 PART = re.compile(
     r"(?P<name>\w+)(?:\((?P<held>.*)\))?(?:@(?P<budget>[^:()]*))?(?::(?P<fields>[^()]*))?"
@@ -30,6 +38,7 @@ STAGES: dict[str, type[Method]] = {
     "pre_llm": PreLLM,
     "intra_llm": IntraLLM,
     "kv_cache": KVCache,
+    "kv_format": KVFormat,
 }
 
 
@@ -115,11 +124,10 @@ def _check(setting: Setting) -> None:
         raise SettingError(
             f"positions={setting.positions!r}: expected one of {', '.join(POSITIONS)}"
         )
-    if len(setting.stage(KVCache)) > 1:
-        names = " and ".join(p.method.name for p in setting.stage(KVCache))
-        raise SettingError(
-            f"{names} both compress the KV cache: a setting can hold one cache method"
-        )
+    for stage, what in ((KVCache, "choose what the cache keeps"), (KVFormat, "store the cache")):
+        if len(setting.stage(stage)) > 1:
+            names = " and ".join(p.method.name for p in setting.stage(stage))
+            raise SettingError(f"{names} both {what}: a setting can hold one such method")
     before = any(setting.stage(s) for s in (PreEncoder, EncoderReducer, PreLLM))
     if setting.positions == "repack" and (not before or setting.stage(IntraLLM)):
         raise SettingError(

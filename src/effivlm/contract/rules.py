@@ -23,7 +23,15 @@ from effivlm.contract.twin import (
     same_tokens,
 )
 from effivlm.families.tiny import batch, double, exact
-from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, Method, PreEncoder, PreLLM
+from effivlm.methods.base import (
+    EncoderReducer,
+    IntraLLM,
+    KVCache,
+    KVFormat,
+    Method,
+    PreEncoder,
+    PreLLM,
+)
 from effivlm.runtime.plan import Plan
 from effivlm.runtime.session import Session
 from effivlm.runtime.support import check_supported
@@ -79,8 +87,8 @@ def kept_indices_are_sound_and_text_stays(name: str, family: str) -> None:
 def dropping_equals_masking(name: str, family: str) -> None:
     """Through six decode steps, against the uncompressed model that hides the same tokens."""
     setting, session, tokens, logits, _ = _watched(name, family)
-    if any(getattr(p.method, "merges_cache", False) for p in setting.parts):
-        return  # merged keys have no masked twin; the method's own tests cover them
+    if any(getattr(p.method, "merges_cache", False) or p.at(KVFormat) for p in setting.parts):
+        return  # merged and rounded keys have no masked twin; the method's own tests cover them
     seen, inputs = session.seen.prompt, double(family)
     prefill, decode = kept_masks(session, session.host.heads)
     eager, writes = exact(family, "eager"), dict(session.writes)
@@ -92,6 +100,8 @@ def dropping_equals_masking(name: str, family: str) -> None:
 def dropping_changes_something(name: str, family: str) -> None:
     """So that an equality above cannot be that of doing nothing."""
     run = _watched(name, family)
+    if any(p.at(KVFormat) for p in run[0].parts):
+        return  # nothing is dropped, and a window may hide all that is rounded
     moved = _moved(family, *run[:4])
     if moved <= 1e-4:  # a window may hide all that a cache method drops at this share
         setting = setting_for(name, family, 0.1)
@@ -119,7 +129,7 @@ def _check_counts(setting: Setting, session: Watched, cache: Any) -> None:
     (part,), seen, account = setting.parts, session.seen.prompt, session.accounts[0]
     text = int((~seen.visual).sum())
     for i, layer in enumerate(cache.layers):
-        held, kept = layer.keys.shape[2] - STEPS + 1, account.kv_per_layer[i]
+        held, kept = layer.stored()[0].shape[2] - STEPS + 1, account.kv_per_layer[i]
         if not layer.window:
             require(
                 held == layer.index.shape[-1],

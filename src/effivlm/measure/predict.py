@@ -21,10 +21,20 @@ from effivlm.families.loading import load
 from effivlm.measure import peaks, workloads
 from effivlm.measure.memory import weight_bytes
 from effivlm.measure.roofline import Peaks, TextShape, VisionShape, Work, segments_of
-from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, Method, PreEncoder, PreLLM
+from effivlm.methods.base import (
+    EncoderReducer,
+    Format,
+    IntraLLM,
+    KVCache,
+    KVFormat,
+    Method,
+    PreEncoder,
+    PreLLM,
+)
 from effivlm.runtime.audit import Account
 from effivlm.runtime.counts import entering
 from effivlm.runtime.in_llm import plan_cuts
+from effivlm.runtime.packed import bytes_stored
 from effivlm.setting import Part, Setting, parse_setting
 
 
@@ -35,11 +45,13 @@ class Expected:
 
     Attributes:
         encoded: share of the patches that the encoder is given (resized images).
+        form: how the entries are stored; None: element by element.
     """
 
     tokens: tuple[int, ...]
     kv: tuple[float, ...]
     encoded: float = 1.0
+    form: Format | None = None
 
 
 @dataclass(frozen=True)
@@ -94,9 +106,15 @@ def expected(setting: Setting, layers: int, text: int, images: Sequence[int]) ->
         text + sum(_left(promise, number, k, i) for number, k in enumerate(kept))
         for i in range(layers)
     ]
-    return Expected(
-        tuple(tokens), tuple(float(n) for n in _held(setting, tokens)), _resized(setting, images)
-    )
+    held = tuple(float(n) for n in _held(setting, tokens))
+    return Expected(tuple(tokens), held, _resized(setting, images), _form(setting))
+
+
+def _form(setting: Setting) -> Format | None:
+    for part in setting.stage(KVFormat):
+        assert isinstance(part.method, KVFormat)
+        return part.method.format
+    return None
 
 
 def _resized(setting: Setting, images: Sequence[int]) -> float:
@@ -204,14 +222,24 @@ class Predictor:
             "vision": Work(whole.flops * counts.encoded, whole.bytes),
             "prefill": self.text.prefill_work(counts.tokens, self.size, self.batch),
             "decode_per_token": self.text.decode_work(
-                counts.kv, self.new_tokens, self.size, self.batch
+                counts.kv, self.new_tokens, self.size, self.batch, self._stored(counts)
             ),
         }
+
+    def _stored(self, counts: Expected) -> float:
+        """Bytes of one prompt's entries."""
+        text = self.text
+        if counts.form is None:
+            return sum(counts.kv) * text.kv_entry(self.size)
+        return text.kv_heads * sum(
+            bytes_stored(counts.form, round(n), text.head_dim, self.size) for n in counts.kv
+        )
 
     def floors(self, account: Account, setting: Setting, limits: Peaks) -> dict[str, float]:
         """Least seconds of the stages of a run, by the counts its audit found in the tensors."""
         share = _resized(setting, self.images)
-        counts = Expected(account.tokens_per_layer, account.kv_per_layer, share)
+        form = _form(setting)
+        counts = Expected(account.tokens_per_layer, account.kv_per_layer, share, form)
         floors = {k: w.floor(limits) for k, w in self.works(counts).items()}
         ttft = floors["vision"] + floors["prefill"]
         return floors | {
@@ -223,7 +251,7 @@ class Predictor:
         """Floors on a device. Raises BudgetError, see `expected`."""
         counts = self.counts(setting)
         floors = {k: w.floor(limits) for k, w in self.works(counts).items()}
-        kv = round(self.batch * sum(counts.kv) * self.text.kv_entry(self.size))
+        kv = round(self.batch * self._stored(counts))
         grown = self.batch * self.new_tokens * self.text.layers * self.text.kv_entry(self.size)
         # one layer's hidden states, queries, keys, values and the MLP's two products are alive at
         # the widest place

@@ -106,7 +106,12 @@ class TextShape:
         return Work(batch * self.prefill_flops(tokens_per_layer), self.weights * size + written)
 
     def decode_work(
-        self, kv_per_layer: Sequence[float], new_tokens: int, size: int, batch: int = 1
+        self,
+        kv_per_layer: Sequence[float],
+        new_tokens: int,
+        size: int,
+        batch: int = 1,
+        kv_bytes: float | None = None,
     ) -> Work:
         """One decode step, averaged over an answer of ``new_tokens``: every weight once, every
         row's cache once.
@@ -116,12 +121,15 @@ class TextShape:
             new_tokens: generated; the first comes from prefill.
             size: bytes an element.
             batch: rows decoded side by side.
+            kv_bytes: of a row's prompt entries, where they are not stored element by element.
         """
-        held = sum(kv_per_layer) + self.layers * new_tokens / 2
+        grown = self.layers * new_tokens / 2
+        held = sum(kv_per_layer) + grown
+        stored = sum(kv_per_layer) * self.kv_entry(size) if kv_bytes is None else kv_bytes
         attention = 4 * held * self.heads * self.head_dim
         return Work(
             batch * (2 * self.weights + attention),
-            self.weights * size + batch * held * self.kv_entry(size),
+            self.weights * size + batch * (stored + grown * self.kv_entry(size)),
         )
 
 

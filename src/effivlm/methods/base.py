@@ -257,3 +257,33 @@ class KVCache(Method):
         signals here.
         """
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the entries of a cache layer are stored.
+
+    Attributes:
+        bits: of a stored number.
+        group: entries (of keys, channel by channel) or channels (of values, entry by entry) that
+            share a scale and an offset.
+        residual: newest entries that stay as they are.
+        floats: 8-bit floats instead of levels between a group's extremes; no scales, no residual.
+    """
+
+    bits: int
+    group: int = 1
+    residual: int = 0
+    floats: bool = False
+
+
+class KVFormat(Method):
+    """Says how what is left in the cache is stored, at the end of prefill and as tokens come."""
+
+    budget: ClassVar[str] = "none"
+    exact: ClassVar[bool] = True
+
+    @property
+    def format(self) -> Format:
+        """How a layer's entries are stored."""
+        raise NotImplementedError

@@ -10,8 +10,10 @@ from torch import Tensor
 from effivlm.errors import EffivlmError
 from effivlm.methods.base import Entries, Merge, Method
 from effivlm.runtime.account import Account
+from effivlm.runtime.packed import PackedLayer, bytes_stored
 from effivlm.runtime.slots import SlotLayer
 from effivlm.runtime.tokens import Prompt
+from effivlm.setting import Part
 
 
 class AuditError(EffivlmError, RuntimeError):
@@ -89,11 +91,10 @@ def _account(prompt: Prompt, promise: Promise, layers: int, row: int, cache: Any
     slots = cache.layers if cache is not None else ()
     for layer in (x for x in slots if isinstance(x, SlotLayer)):
         counts = _held(prompt, layer, row)
-        keys = layer.stored()[0]
-        one = keys.shape[1] * 2 * keys.shape[-1] * keys.element_size()
         held.append(float(counts.float().mean()))
-        size.append(round(held[-1] * one))
-        stored.append(int(counts.max()) * one)
+        of_entries, of_tensors = layer.bytes_of(counts)
+        size.append(of_entries)
+        stored.append(of_tensors)
     real, seen = int(prompt.real[row].sum()), int(prompt.visual[row].sum())
     return Account(
         real, seen, tuple(visual), tuple(tokens), tuple(held), tuple(size), tuple(stored)
@@ -177,6 +178,23 @@ def check_entries(method: Method, entries: Entries, k: int, length: int, heads: 
         m = entries.merged
         if not bool(keep[m.head, m.target].all()):
             raise AuditError(f"{method.name} merges into cache entries it does not keep")
+
+
+def check_stored(part: Part, layer: PackedLayer, number: int) -> None:
+    """The tensors of a layer hold the bytes that its format says, filling included.
+
+    Raises:
+        AuditError: naming the layer.
+    """
+    rows, heads, slots, width = layer.stored()[0].shape
+    size = SlotLayer.stored(layer)[0].element_size()
+    filled = slots + layer.filling
+    promised = rows * heads * bytes_stored(layer.format, filled, width, size)
+    if layer.bytes_held() != promised:
+        raise AuditError(
+            f"layer {number} holds {layer.bytes_held()} bytes, {part} promises {promised} for"
+            f" {filled} slots of {rows * heads} heads"
+        )
 
 
 def check_layers(what: str, promised: Sequence[int], found: Sequence[int]) -> None:

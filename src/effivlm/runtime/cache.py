@@ -9,6 +9,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from effivlm.runtime.packed import PackedLayer
 from effivlm.runtime.slots import SlotLayer
 
 # transformers 5.24 renamed the argument and the output field `past_key_values`
@@ -71,7 +72,6 @@ def stack(caches: list[Cache]) -> Cache:
 
 
 def _stacked(layers: Sequence[SlotLayer]) -> SlotLayer:
-    out = copy.copy(layers[0])
     keys, values = zip(*(x.stored() for x in layers), strict=True)
     width, heads = max(k.shape[-2] for k in keys), keys[0].shape[1]
     assert len({(x.seen, x.prompt, x.gone) for x in layers}) == 1, (
@@ -81,8 +81,6 @@ def _stacked(layers: Sequence[SlotLayer]) -> SlotLayer:
     pad = [width - k.shape[-2] for k in keys]
     equal = not any(pad) and all(x.valid is None for x in layers)
     fill = torch.nn.functional.pad
-    both_keys = torch.cat([fill(k, (0, 0, p, 0)) for k, p in zip(keys, pad, strict=True)])
-    both_values = torch.cat([fill(v, (0, 0, p, 0)) for v, p in zip(values, pad, strict=True)])
     index, valid = [], []
     for x, p in zip(layers, pad, strict=True):
         assert x.index is not None
@@ -94,8 +92,16 @@ def _stacked(layers: Sequence[SlotLayer]) -> SlotLayer:
             rows, ok = (t[:, None].expand(-1, heads, -1) for t in (rows, ok))
         index.append(fill(rows, (p, 0)))
         valid.append(fill(ok, (p, 0)))
-    both_valid = None if equal else torch.cat(valid)
-    out.narrow(both_keys, both_values, torch.cat(index), both_valid)
+    both_index, both_valid = torch.cat(index), None if equal else torch.cat(valid)
+    packed = [x for x in layers if isinstance(x, PackedLayer)]
+    if packed:
+        alike = len(packed) == len(layers) and len({(x.format, x.live.shape[-1]) for x in packed})
+        assert alike == 1, "stacked caches must be stored alike"
+        return packed[0].stacked(packed, both_index, both_valid)
+    both_keys = torch.cat([fill(k, (0, 0, p, 0)) for k, p in zip(keys, pad, strict=True)])
+    both_values = torch.cat([fill(v, (0, 0, p, 0)) for v, p in zip(values, pad, strict=True)])
+    out = copy.copy(layers[0])
+    out.narrow(both_keys, both_values, both_index, both_valid)
     return out
 
 

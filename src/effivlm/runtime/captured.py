@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from effivlm.runtime.cache import CACHE, stack
 from effivlm.runtime.generate import Generated, Prefilled, finished
+from effivlm.runtime.packed import PackedLayer
 from effivlm.runtime.slots import SlotLayer
 
 WARM = 3  # steps before the capture, on a side stream, as CUDA graphs ask
@@ -35,6 +36,11 @@ class FixedLayer(SlotLayer):
 
     def __init__(self, layer: SlotLayer, step: Tensor, limit: int) -> None:
         super().__init__()
+        if isinstance(layer, PackedLayer):
+            raise NotImplementedError(
+                "fixed slots hold numbers as they are, and this cache is stored in"
+                f" {layer.format.bits} bits: decode with runtime.generate.decode"
+            )
         self.seen, self.prompt, self.step, self.is_initialized = (
             layer.seen,
             layer.prompt,

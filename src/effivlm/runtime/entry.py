@@ -77,14 +77,14 @@ def check_cache(setting: Setting, recipe: Recipe, cache: Any, past: int) -> None
         UnsupportedCall: for a cache method without a cache, a cache whose layers have one length,
             and stages that cannot follow images in a later turn.
     """
-    live = recipe.live
+    late = recipe.live or recipe.form
     if cache is None:
-        if live is not None:
+        if late is not None:
             raise UnsupportedCall(
-                f"{live} compresses the cache, and this call keeps none: leave out use_cache=False"
+                f"{late} compresses the cache, and this call keeps none: leave out use_cache=False"
             )
     elif past:
-        if live is not None or recipe.inside or recipe.repack:
+        if late is not None or recipe.inside or recipe.repack:
             raise UnsupportedCall(
                 f"images in a later turn under {setting}: only what happens before the LLM can"
                 " follow a cached conversation; send it in one prompt"

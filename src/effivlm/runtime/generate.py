@@ -17,6 +17,7 @@ from effivlm.methods.base import IntraLLM
 from effivlm.runtime.account import Account
 from effivlm.runtime.cache import CACHE, fork, stack
 from effivlm.runtime.geometry import side_rows
+from effivlm.runtime.in_cache import store
 from effivlm.runtime.in_llm import plan_cuts
 from effivlm.runtime.prefill import Prefill
 from effivlm.runtime.session import Session
@@ -142,14 +143,18 @@ def _offsets(prompt: Prompt, number: int) -> Tensor:
 
 
 @torch.inference_mode()
-def compress(session: Session, done: Prefilled, part: Part | None) -> Prefilled:
-    """A fork of a prefill whose cache is compressed by ``part`` (None: left whole); the original
-    stays as it is.
+def compress(
+    session: Session, done: Prefilled, part: Part | None, form: Part | None = None
+) -> Prefilled:
+    """A fork of a prefill whose cache is compressed by ``part`` (None: left whole) and stored as
+    ``form`` says (None: as it is); the original stays as it is.
     """
-    cache = fork(done.cache)
-    if part is None or part.full:
-        return dataclasses.replace(done, cache=cache, accounts=done.state.account(cache))
-    return dataclasses.replace(done, cache=cache, accounts=done.state.compress(cache, part))
+    cache, state = fork(done.cache), done.state
+    if part is not None and not part.full:
+        state.compress(cache, part)
+    if form is not None:
+        store(state.prompt, cache, form)
+    return dataclasses.replace(done, cache=cache, accounts=state.account(cache))
 
 
 @dataclass(frozen=True)

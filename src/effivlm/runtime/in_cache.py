@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effivlm.methods.base import Entries, KVCache, KVMerge, LayerCache
+from effivlm.methods.base import Entries, KVCache, KVFormat, KVMerge, LayerCache
 from effivlm.ops.precision import working, working_dtype
-from effivlm.runtime.audit import check_entries
+from effivlm.runtime.audit import check_entries, check_stored
 from effivlm.runtime.before_llm import Notes
+from effivlm.runtime.cache import slot_layers
+from effivlm.runtime.packed import PackedLayer
 from effivlm.runtime.slots import SlotLayer
 from effivlm.runtime.tokens import Prompt
 from effivlm.setting import Part
@@ -109,6 +111,25 @@ def compress_layer(
     apply_entries(
         layer, [alive_slots(prompt, index, valid, row) for row in range(len(index))], chosen
     )
+
+
+def store(prompt: Prompt, cache: Any, part: Part) -> None:
+    """Store a prefilled cache (or a fork of it) in a part's format, layer by layer, in place.
+
+    Raises:
+        AuditError: if the tensors hold other bytes than the format says.
+    """
+    method = part.method
+    assert isinstance(method, KVFormat)
+    for i, layer in enumerate(slot_layers(cache)):
+        assert layer.index is not None
+        real, place = prompt.real, layer.index - prompt.past
+        if place.ndim == 3:
+            real = real[:, None].expand(-1, place.shape[1], -1)
+        counts = real.gather(-1, place)
+        counts = counts if layer.valid is None else counts & layer.valid
+        cache.layers[i] = packed = PackedLayer.of(layer, method.format, counts)
+        check_stored(part, packed, i)
 
 
 def alive_slots(prompt: Prompt, index: Tensor, valid: Tensor | None, row: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, PreLLM
+from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, KVFormat, PreEncoder, PreLLM
 from effivlm.methods.signals import Signal
 from effivlm.runtime import generate
 from effivlm.runtime.audit import Account
@@ -99,7 +99,7 @@ class Plan:
             limit: new tokens at most.
             stop: ids that end an answer.
         """
-        waiting: list[Leaf] = []
+        waiting: dict[tuple[Part, ...], list[Leaf]] = {}  # those stored alike decode together
         for encoder, trunks in self.encoders:
             leaves = [leaf for _, t in trunks for leaf in t.leaves]
             try:
@@ -113,11 +113,12 @@ class Plan:
                     if isinstance(done, Exception):
                         yield Outcome(setting, None, None, done)
                         continue
-                    waiting.append((setting, done))
-                    if len(waiting) == self.width:
-                        yield from self._decode(waiting, limit, stop)
-                        waiting = []
-        yield from self._decode(waiting, limit, stop)
+                    alike = waiting.setdefault(setting.stage(KVFormat), [])
+                    alike.append((setting, done))
+                    if len(alike) == self.width:
+                        yield from self._decode(waiting.pop(setting.stage(KVFormat)), limit, stop)
+        for leaves in waiting.values():
+            yield from self._decode(leaves, limit, stop)
 
     def _leaves(
         self, session: Session, trunk: Trunk, inputs: Mapping[str, Any], encoded: Any
@@ -147,16 +148,13 @@ class Plan:
         out: list[tuple[Setting, Any]] = []
         for leaf in leaves:
             try:
-                out.append(
-                    (leaf, generate.compress(session, done, next(iter(leaf.stage(KVCache)), None)))
-                )
+                live, form = (next(iter(leaf.stage(s)), None) for s in (KVCache, KVFormat))
+                out.append((leaf, generate.compress(session, done, live, form)))
             except Exception as error:
                 out.append((leaf, error))
         return out
 
     def _decode(self, waiting: list[Leaf], limit: int, stop: Sequence[int]) -> list[Outcome]:
-        if not waiting:
-            return []
         try:
             with self.decoder:
                 answers = generate.decode(self.decoder, [done for _, done in waiting], limit, stop)

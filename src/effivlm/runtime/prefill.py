@@ -28,6 +28,7 @@ from effivlm.runtime.in_cache import (
     compress_layer,
     layer_caches,
     score_layer,
+    store,
     waits,
 )
 from effivlm.runtime.in_llm import Place, cut_layer, first_cuts, plan_cuts
@@ -232,13 +233,9 @@ class Prefill:
         rows, layers = range(len(self.prompt.keys)), range(self.layers)
         return [[self.promise.tokens(self.prompt, row, i) for i in layers] for row in rows]
 
-    def compress(self, cache: Any, part: Part) -> list[Account]:
+    def compress(self, cache: Any, part: Part) -> None:
         """Compress a prefilled cache (or a fork of it) in place, by what ``part`` read during
         prefill.
-
-        Returns:
-            The accounts of the compressed prompt. Raises AuditError when tensors and promise
-            differ.
         """
         scored = self.scores[part]
         statistics = [*zip(*(s.statistics for s in scored), strict=True)] if waits(part) else None
@@ -246,7 +243,6 @@ class Prefill:
         for i, layer in enumerate(slot_layers(cache)):
             caches = layer_caches(self.prompt, layer, i, self.layers, part, self.notes)
             compress_layer(self.prompt, layer, i, part, caches, scored[i], counts[i])
-        return self.account(cache)
 
     def account(self, cache: Any) -> list[Account]:
         """The cost of every row. Raises AuditError when tensors and promise differ."""
@@ -257,11 +253,12 @@ class Prefill:
         """The last layer has run: compress what needed all layers, then audit."""
         self.tap.drop("text")
         self.masks.clear()
-        live = self.recipe.live
+        live, form = self.recipe.live, self.recipe.form
         if cache is not None and live is not None and waits(live):
-            self.accounts = self.compress(cache, live)
-        else:
-            self.accounts = self.account(cache)
+            self.compress(cache, live)
+        if cache is not None and form is not None:
+            store(self.prompt, cache, form)
+        self.accounts = self.account(cache)
         slots = [x for x in getattr(cache, "layers", ()) if isinstance(x, SlotLayer)]
         self.held = [(layer.index, layer.valid) for layer in slots]
         if slots and self.delta is not None:

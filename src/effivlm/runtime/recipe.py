@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from effivlm.methods.base import IntraLLM, KVCache, PreLLM
+from effivlm.methods.base import IntraLLM, KVCache, KVFormat, PreLLM
 from effivlm.runtime.attention import AttentionCall
 from effivlm.setting import Part, Setting
 
@@ -16,7 +16,7 @@ class Recipe:
 
     Attributes:
         before: parts before the LLM. inside: parts inside it. live: the part that compresses the
-            cache, or None.
+            cache, or None. form: the part that says how it is stored, or None.
         watch: cache methods that are scored but not applied (sharing).
         branches: settings that will resume from this prefill; the layers they need are recorded.
         repack: renumber positions over what is kept.
@@ -25,6 +25,7 @@ class Recipe:
     before: tuple[Part, ...] = ()
     inside: tuple[Part, ...] = ()
     live: Part | None = None
+    form: Part | None = None
     watch: tuple[Part, ...] = ()
     branches: tuple[Setting, ...] = ()
     repack: bool = False
@@ -38,9 +39,10 @@ class Recipe:
     ) -> "Recipe":
         """A setting's; ``trunk`` leaves out what happens inside the LLM and to the cache."""
         live = None if trunk else next(iter(setting.stage(KVCache)), None)
+        form = None if trunk else next(iter(setting.stage(KVFormat)), None)
         inside = () if trunk else setting.stage(IntraLLM)
         repack = setting.positions == "repack"
-        return Recipe(setting.stage(PreLLM), inside, live, watch, branches, repack)
+        return Recipe(setting.stage(PreLLM), inside, live, form, watch, branches, repack)
 
     @property
     def observers(self) -> tuple[Part, ...]:

@@ -219,6 +219,14 @@ class SlotLayer(DynamicLayer):
             self.index = self.index[..., old:]
             self.valid = None if self.valid is None else self.valid[..., old:]
 
+    def bytes_of(self, counts: Tensor) -> tuple[int, int]:
+        """Bytes of the prompt entries of one row (``counts`` [KV] or []: entries held), and of the
+        tensors they are stored in, which pad heads to the longest.
+        """
+        keys = self.stored()[0]
+        one = keys.shape[1] * 2 * keys.shape[-1] * keys.element_size()
+        return round(float(counts.float().mean()) * one), int(counts.max()) * one
+
     def bytes_held(self) -> int:
         """Bytes of the stored keys and values, padding included."""
         return sum(x.numel() * x.element_size() for x in self.stored())

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from effivlm.families.base import Family
-from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, PreLLM
+from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, KVFormat, PreEncoder, PreLLM
 from effivlm.methods.signals import TextEmbeds
 from effivlm.runtime.cache import cache_of
 from effivlm.runtime.counts import entering, in_layers
@@ -95,13 +95,14 @@ def check_call(setting: Setting, model: Any, call: dict[str, Any]) -> None:
     if found and readers:
         raise UnsupportedCall(
             f"{found[0]}: the first step of assisted decoding holds proposed tokens beside the"
-            f" prompt, and {readers[0].method.name} would choose by them: leave it out"
+            f" prompt, and {readers[0].method.name} would choose by them or could not give them"
+            " back: leave it out"
         )
 
 
 def reads_prompt(part: Part) -> bool:
-    """Whether a part's choice depends on the text or on what the LLM makes of the prompt."""
-    late = part.at(IntraLLM) or part.at(KVCache)
+    """Whether what a part does depends on the text or on what the LLM makes of the prompt."""
+    late = part.at(IntraLLM) or part.at(KVCache) or part.at(KVFormat)
     return late or TextEmbeds() in part.method.signals
 
 

@@ -1,0 +1,1 @@
+"""How cache entries are stored, one file per number format."""
