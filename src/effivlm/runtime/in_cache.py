@@ -128,7 +128,7 @@ def store(prompt: Prompt, cache: Any, part: Part) -> None:
             real = real[:, None].expand(-1, place.shape[1], -1)
         counts = real.gather(-1, place)
         counts = counts if layer.valid is None else counts & layer.valid
-        cache.layers[i] = packed = PackedLayer.of(layer, method.format, counts)
+        cache.layers[i] = packed = PackedLayer(layer, method.format, counts)
         check_stored(part, packed, i)
 
 

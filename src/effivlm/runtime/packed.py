@@ -34,8 +34,7 @@ class PackedLayer(SlotLayer):
     live: Tensor
     filling: int = 0
 
-    @classmethod
-    def of(cls, layer: SlotLayer, form: Format, counts: Tensor) -> Self:
+    def __init__(self, layer: SlotLayer, form: Format, counts: Tensor) -> None:
         """A prefilled layer's entries in a format.
 
         Args:
@@ -48,17 +47,18 @@ class PackedLayer(SlotLayer):
         """
         keys, values = layer.stored()
         check_width(form, keys.shape[-1])
-        out = cls()
-        vars(out).update(vars(layer))
+        super().__init__()
+        vars(self).update(vars(layer))
         stored = max(0, keys.shape[-2] - form.residual)
-        out.filling = -stored % form.group + max(0, form.residual - keys.shape[-2])
-        front = (out.filling, 0)
-        out.format = form
-        out.keys, out.values = (torch.nn.functional.pad(x, (0, 0, *front)) for x in (keys, values))
+        self.format = form
+        self.filling = -stored % form.group + max(0, form.residual - keys.shape[-2])
+        front = (self.filling, 0)
+        self.keys, self.values = (
+            torch.nn.functional.pad(x, (0, 0, *front)) for x in (keys, values)
+        )
         counts = counts[:, None] if counts.ndim == 2 else counts
-        out.live = torch.nn.functional.pad(counts, front)
-        out._store()
-        return out
+        self.live = torch.nn.functional.pad(counts, front)
+        self._store()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -110,16 +110,19 @@ class PackedLayer(SlotLayer):
         all their slots, padded on the left.
         """
         out = copy.copy(self)
-        groups = max(x.groups for x in layers)
-        out.filling = min(x.filling + (groups - x.groups) * self.format.group for x in layers)
-        heads = max(x.live.shape[1] for x in layers)
-        out.live = torch.cat([x.live.expand(-1, heads, -1) for x in layers])
-        out.keys = torch.cat([SlotLayer.stored(x)[0] for x in layers])
-        out.values = torch.cat([SlotLayer.stored(x)[1] for x in layers])
-        if groups:
-            out.codes = _beside([x.grown(groups) for x in layers])
-        out.index, out.valid = index, valid
+        out._hold(layers, index, valid)
         return out
+
+    def _hold(self, layers: "Sequence[PackedLayer]", index: Tensor, valid: Tensor | None) -> None:
+        groups = max(x.groups for x in layers)
+        fillings = [x.filling + (groups - x.groups) * self.format.group for x in layers]
+        heads = max(x.live.shape[1] for x in layers)
+        parts = [SlotLayer.stored(x) for x in layers]
+        self.codes = _beside([x.grown(groups) for x in layers]) if groups else None
+        self.filling = min(fillings)
+        self.live = torch.cat([x.live.expand(-1, heads, -1) for x in layers])
+        self.keys, self.values = (torch.cat(x) for x in zip(*parts, strict=True))
+        self.index, self.valid = index, valid
 
     @property
     def groups(self) -> int:
