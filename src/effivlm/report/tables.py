@@ -8,7 +8,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from effivlm.report.columns import columns, legend, plain
+from effivlm.report.column import plain
+from effivlm.report.columns import columns, legend
 from effivlm.report.rows import REALISED, Row, joined
 
 
