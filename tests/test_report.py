@@ -183,14 +183,19 @@ def test_json_holds_all_numbers_and_no_nan():
     found = json.loads(tables.as_json(rows), parse_constant=refuse)
     assert [r["setting"] for r in found] == list(QUALITY)
     worse, task = found[1], found[1]["tasks"]["colour"]
-    assert worse["op"]["value"] == row(rows, "fastv@0.1").op and worse["decision"]["as_good"] == "no"
+    assert (
+        worse["op"]["value"] == row(rows, "fastv@0.1").op and worse["decision"]["as_good"] == "no"
+    )
     assert task["difference"]["value"] == pytest.approx(
         task["score"]["value"] - task["original"]["value"]
     )
     assert sum(t["flips"]["lost"] for t in worse["tasks"].values()) == worse["flips"]["lost"] > 0
-    assert json.loads(tables.as_json(rows_of(answers(quality={"none": 0.9, "x@1": 0.9}))))[1][
-        "decision"
-    ]["needed"] == "infinite"
+    assert (
+        json.loads(tables.as_json(rows_of(answers(quality={"none": 0.9, "x@1": 0.9}))))[1][
+            "decision"
+        ]["needed"]
+        == "infinite"
+    )
 
 
 def test_table_formats_agree():

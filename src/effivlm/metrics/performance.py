@@ -95,7 +95,8 @@ def task_score(records: Sequence[DocumentRecord]) -> float:
     Raises:
         MetricError: without records, or for an answer without a score.
     """
-    return float(metric_of(records).join(values(records).mean(0)))
+    found = values(records)
+    return float(metric_of(records).join(found.mean(0)))
 
 
 def ratios(scores: Mapping[str, float], original: Mapping[str, float]) -> dict[str, float]:
