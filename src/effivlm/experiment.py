@@ -190,8 +190,7 @@ class Runner:
             "document": document.id,
             "metric": task.metric,
             "references": document.answers,
-            "digest": asked.digest,
-            "cluster": asked.cluster,
+            **asked._asdict(),
         }
         if outcome.error is not None or outcome.generated is None or outcome.account is None:
             error = outcome.error or RuntimeError("no answer")
