@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from effivlm.metrics.intervals import holm, paired_test
+from effivlm.metrics.paired import holm, paired_test
 from effivlm.metrics.performance import pairs_of
 from effivlm.records import DocumentRecord, read_run
 from effivlm.report.rows import Row, rows_of

@@ -3,7 +3,7 @@
 
 Runs `findings_kv.yaml` (all settings share one prefill a document; what ``runs/`` holds is not done
 again), then compares the settings of each finding document by document. Prints Markdown: mean over
-tasks of the difference in score, in points, its 95 % bootstrap interval over documents, and the
+tasks of the difference in score, in points, its 95 % interval over documents, and the
 p-value of a sign-flip test, Holm-corrected within a finding. ``all`` is the mean of each document
 over the budgets.
 """
@@ -16,7 +16,9 @@ import numpy as np
 
 from effivlm.config import load_experiment
 from effivlm.experiment import run
-from effivlm.metrics.intervals import bootstrap_mean, holm, paired_test
+from effivlm.metrics import intervals
+from effivlm.metrics.paired import holm, paired_test
+from effivlm.metrics.sample import Part
 from effivlm.records import DocumentRecord, read_run
 
 KEEP = ("0.05", "0.1", "0.2", "0.4")
@@ -83,7 +85,8 @@ def table(scores: Scores, comparisons: Sequence[tuple[str, str, str]]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for (what, keep, x), p in zip(rows, corrected, strict=True):
-        mean, (low, high) = 100 * np.mean([d.mean() for d in x.values()]), bootstrap_mean(x)
+        parts = [Part(d, np.arange(len(d)) + 10**6 * i) for i, d in enumerate(x.values())]
+        mean, (low, high) = 100 * intervals.average(parts), intervals.difference(parts)
         cells = (
             what,
             keep,

@@ -2,8 +2,10 @@
 
 import csv
 import io
+import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -65,7 +67,9 @@ def row(rows, setting):
 
 def test_rows_by_hand():
     records = [document(0), document(1), document(2), document(3, answer="blue", score=0.0)]
+    records += [document(n) for n in range(10, 18)]
     mine = [
+        *(document(n, "fastv@0.1", cost=False) for n in range(10, 18)),
         document(0, "fastv@0.1", share=0.1),
         document(1, "fastv@0.1", share=0.3, answer="blue", score=0.0),
         document(2, "fastv@0.1", error=ERROR),
@@ -79,17 +83,17 @@ def test_rows_by_hand():
         100,
         1,
         0,
-        4,
+        12,
     )
     assert (
-        found.scores == {"colour": 25}
-        and found.op == pytest.approx(100 * 0.25 / 0.75)
-        and found.ratios == {"colour": 1 / 3}
+        found.scores == {"colour": pytest.approx(75)}
+        and found.op == pytest.approx(100 * 9 / 11)
+        and found.ratios == {"colour": pytest.approx(9 / 11)}
     )
-    assert found.ol == 50, (
+    assert found.ol == pytest.approx(100 * 10 / 12), (
         "red and blue agree; the changed answer and the failure do not; d9 was never asked of the original"
     )
-    assert (found.failures, found.documents) == (1, 4)
+    assert (found.failures, found.documents) == (1, 12)
     assert found.shares["visual"] == pytest.approx(0.2) and found.shares["asked"] == 0.1, (
         "over documents with an account"
     )
@@ -99,8 +103,10 @@ def test_rows_by_hand():
     assert found.p == pytest.approx(0.5), (
         "two documents worse, none better: 2 of 4 sign patterns are as extreme"
     )
+    assert found.comparison.flips == (2, 0, 0, 10)
     excluded = rows_of([*mine, *records], failures="exclude")[1]
-    assert (excluded.documents, excluded.failures) == (3, 0) and excluded.op == pytest.approx(50)
+    assert (excluded.documents, excluded.failures) == (11, 0)
+    assert excluded.op == pytest.approx(90)
 
 
 def test_p_values_are_corrected_per_model():
@@ -124,15 +130,15 @@ def test_a_task_the_original_fails_is_named_everywhere():
     wrong = [
         document(n, s, "hopeless", answer="blue", score=0.0)
         for s in ("none", "fastv@0.1")
-        for n in range(3)
+        for n in range(9)
     ]
-    fine = [document(n, s) for s in ("none", "fastv@0.1") for n in range(3)]
+    fine = [document(n, s) for s in ("none", "fastv@0.1") for n in range(9)]
     rows = rows_of([*wrong, *fine])
     assert row(rows, "fastv@0.1").op == pytest.approx(100)
-    expected = "tiny: OP and OG leave out hopeless: the original model scores 0 there"
+    expected = "clearly above what can be said without looking: hopeless (0.0 against 0.0)"
     assert expected in tables.markdown(rows) and expected in html.page("x", rows, [], {})
     only = rows_of(wrong)
-    assert np.isnan(only[1].op) and "| - | - |" in tables.markdown(only)
+    assert np.isnan(only[1].op) and "| - | - | " in tables.markdown(only)
 
 
 @pytest.mark.parametrize(
@@ -153,12 +159,43 @@ def test_what_was_asked(setting, asked, share):
     assert np.isnan(found) if share is None else found == pytest.approx(share)
 
 
-def test_few_documents_are_said_to_be_few():
+def test_what_can_be_said_without_looking_does_not_enter_op():
+    """One answer fits 8 of 10 questions: an original that is right 9 times of 10 has not shown that it looks."""
+    asked = [("red",)] * 32 + [("blue",)] * 8
+    records = [
+        document(n, s, answer=r[0], references=r, score=float(n % 10 > 0))
+        for s in ("none", "fastv@0.1")
+        for n, r in enumerate(asked)
+    ]
+    found = rows_of(records)[1]
+    assert np.isnan(found.op) and found.ratios == {} and found.scores == {"colour": 90}
+    assert found.comparison.decision.difference.value == 0, "absolute scores and differences stand"
+    assert "without looking: colour (90.0 against 80.0)" in found.notes[0]
+    told = rows_of([replace(r, references=(f"{r.references[0]} {r.document}",)) for r in records])
+    assert told[1].op == 100 and not told[1].notes, "the same scores, and nothing to guess"
+
+
+def test_json_holds_all_numbers_and_no_nan():
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    rows = rows_of(answers())
+    found = json.loads(tables.as_json(rows), parse_constant=refuse)
+    assert [r["setting"] for r in found] == list(QUALITY)
+    worse, task = found[1], found[1]["tasks"]["colour"]
     assert (
-        "intervals are too narrow where tasks have fewer than 20 documents (colour 5, count 5)"
-        in tables.markdown(rows_of(answers(count=5)))
+        worse["op"]["value"] == row(rows, "fastv@0.1").op and worse["decision"]["as_good"] == "no"
     )
-    assert "too narrow" not in tables.markdown(rows_of(answers(count=20)))
+    assert task["difference"]["value"] == pytest.approx(
+        task["score"]["value"] - task["original"]["value"]
+    )
+    assert sum(t["flips"]["lost"] for t in worse["tasks"].values()) == worse["flips"]["lost"] > 0
+    assert (
+        json.loads(tables.as_json(rows_of(answers(quality={"none": 0.9, "x@1": 0.9}))))[1][
+            "decision"
+        ]["needed"]
+        == "infinite"
+    )
 
 
 def test_table_formats_agree():
@@ -273,12 +310,13 @@ def test_write(folder):
     assert [p.name for p in paths] == [
         "table.md",
         "table.csv",
+        "table.json",
         "quality_prompt_kv.png",
         "quality_visual_mean.png",
         "report.html",
     ]
     assert all(p.stat().st_size > 500 for p in paths)
-    for path in paths[2:4]:
+    for path in paths[3:5]:
         picture = np.asarray(Image.open(path).convert("RGB"))
         assert min(picture.shape[:2]) > 400 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
     again = {p: p.read_bytes() for p in paths if p.suffix != ".png"}

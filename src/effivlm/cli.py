@@ -251,7 +251,7 @@ def _report(folder: Path) -> None:
 @app.command(name="list")
 def list_(
     what: Annotated[
-        str, typer.Argument(help="methods, families, suites, tasks, models or support")
+        str, typer.Argument(help="methods, families, metrics, suites, tasks, models or support")
     ],
 ) -> None:
     """List what there is."""

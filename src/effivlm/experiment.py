@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -92,6 +92,13 @@ def sample(task: Task, spec: TaskSpec, seed: int) -> list[Document]:
     return [documents[i] for i in sorted(chosen)]
 
 
+class Asked(NamedTuple):
+    """What records say of a question: its digest, and the cluster it belongs to."""
+
+    digest: str
+    cluster: str
+
+
 class Runner:
     """Answers documents for one model; keeps one plan per set of settings still to do."""
 
@@ -143,8 +150,8 @@ class Runner:
                 counts["failed"] += before[document.id]
             else:
                 todo.append(setting)
-        for outcome, digest in self._outcomes(task, document, tuple(todo)):
-            record = self._record(task, document, outcome, digest)
+        for outcome, asked in self._outcomes(task, document, tuple(todo)):
+            record = self._record(task, document, outcome, asked)
             self.store.append(self.path(outcome.setting, task), record)
             counts["recorded"] += 1
             counts["failed"] += record.failed
@@ -157,22 +164,24 @@ class Runner:
 
     def _outcomes(
         self, task: Task, document: Document, todo: tuple[Setting, ...]
-    ) -> Iterator[tuple[Outcome, str]]:
+    ) -> Iterator[tuple[Outcome, Asked]]:
         if not todo:
             return
         try:
             images = [open_image() for open_image in document.images]
-            inputs, digest = prepare(self.loaded, document, images), media_digest(images)
+            inputs, media = prepare(self.loaded, document, images), media_digest(images)
         except Exception as error:
             log.warning("%s %s cannot be asked: %s", task.name, document.id, error)
-            yield from ((Outcome(s, None, None, error), "") for s in todo)
+            yield from ((Outcome(s, None, None, error), Asked("", "")) for s in todo)
             return
-        digest = hashlib.sha256((document.prompt + digest).encode()).hexdigest()[:16]
+        digest = hashlib.sha256((document.prompt + media).encode()).hexdigest()[:16]
+        declared = f"{task.name}:{document.cluster}" if document.cluster else ""
+        asked = Asked(digest, declared or (media if images else ""))
         for outcome in self.plan(todo).run(inputs, task.max_new_tokens, stop_ids(self.loaded)):
-            yield outcome, digest
+            yield outcome, asked
 
     def _record(
-        self, task: Task, document: Document, outcome: Outcome, digest: str
+        self, task: Task, document: Document, outcome: Outcome, asked: Asked
     ) -> DocumentRecord:
         common = {
             "model": self.loaded.name,
@@ -181,7 +190,7 @@ class Runner:
             "document": document.id,
             "metric": task.metric,
             "references": document.answers,
-            "digest": digest,
+            **asked._asdict(),
         }
         if outcome.error is not None or outcome.generated is None or outcome.account is None:
             error = outcome.error or RuntimeError("no answer")

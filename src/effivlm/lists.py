@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 
-from effivlm import outline
+from effivlm import outline, registry
 
 
 def _methods() -> Iterator[str]:
@@ -12,6 +12,11 @@ def _methods() -> Iterator[str]:
         return
     for name, (stages, first) in outline.methods().items():
         yield f"{name:20} {', '.join(stages) or '-':24} {first}"
+
+
+def _metrics() -> Iterator[str]:
+    for name, metric in registry.metrics().items():
+        yield f"{name:20} {metric.help}"
 
 
 def _from_catalogue(name: str) -> Callable[[], Iterator[str]]:
@@ -25,5 +30,6 @@ def _from_catalogue(name: str) -> Callable[[], Iterator[str]]:
 
 LISTS: dict[str, Callable[[], Iterator[str]]] = {
     "methods": _methods,
+    "metrics": _metrics,
     **{n: _from_catalogue(n) for n in ("families", "models", "suites", "support", "tasks")},
 }

@@ -58,7 +58,9 @@ class DocumentRecord:
         metric: the score's name. references: accepted answers. new_tokens: generated. finish:
             ``stop`` or ``length``.
         error: None, or ``{"type", "message"}``. digest: of prompt and media.
-        cost: see `CostAccount`; None where the document failed.
+        cost: see `CostAccount`; None where the document failed. cluster: documents of the same one
+            depend on each other and are drawn together: those that share media (digest of the media
+            alone), or what the task declares; empty where a document stands for itself.
 
     Raises:
         ValueError: if it has both an answer and an error, or neither, or a score that is no finite
@@ -78,6 +80,7 @@ class DocumentRecord:
     error: dict[str, str] | None
     digest: str
     cost: CostAccount | dict[str, Any] | None = field(repr=False, default=None)
+    cluster: str = ""
 
     def __post_init__(self) -> None:
         if (self.answer is None) == (self.error is None):

@@ -1,4 +1,4 @@
-"""Finds methods, families and suites by walking the packages and by entry points; near names on a
+"""Finds methods, families and metrics by walking the packages and by entry points; near names on a
 miss, clash = error.
 """
 
@@ -16,6 +16,7 @@ from effivlm.errors import EffivlmError
 if TYPE_CHECKING:
     from effivlm.families.base import Family
     from effivlm.methods.base import Method
+    from effivlm.metrics.metric import Metric
 
 
 class UnknownName(EffivlmError, KeyError):
@@ -99,3 +100,21 @@ def families() -> Mapping[str, "Family"]:
                     yield value.name, value, value.name + " in " + value.origin
 
     return _table("family", found())
+
+
+@cache
+def metrics() -> Mapping[str, "Metric"]:
+    """All metrics by name: every ``Metric`` value in ``effivlm.metrics`` and entry points of that
+    group.
+    """
+    from effivlm.metrics.metric import Metric
+
+    homes: dict[int, str] = {}  # a metric that a second module imports is the same one
+
+    def found() -> Iterator[tuple[str, Any, str]]:
+        for module in _modules("effivlm.metrics"):
+            for value in vars(module).values():
+                if isinstance(value, Metric):
+                    yield value.name, value, homes.setdefault(id(value), module.__name__)
+
+    return _table("metric", found())

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from effivlm.metrics.intervals import Interval, bootstrap
-from effivlm.metrics.performance import Array, MetricError
+from effivlm.metrics.metric import Array
+from effivlm.metrics.performance import MetricError
 from effivlm.records import TimingRecord
 
 
@@ -59,9 +60,7 @@ def speedup(
             f"{stage} took no time under {pairs[0][0].setting}: its speed-up is undefined"
         )
     low, high = bootstrap(
-        lambda picks: np.median((base / mine)[picks["pairs"]], axis=-1),
-        {"pairs": len(pairs)},
-        seed=seed,
+        lambda picks: np.median((base / mine)[picks], axis=-1), len(pairs), seed=seed
     )
     first, third = np.percentile(mine, [25, 75])
     return Speedup(

@@ -4,35 +4,34 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from effivlm.metrics.performance import Array, Pair
+from effivlm.metrics.metric import Array
+from effivlm.metrics.performance import Pair, metric_of
 from effivlm.records import DocumentRecord
-from effivlm.tasks.scoring import SCORERS, normalise
 
 Agreement = Callable[[DocumentRecord, DocumentRecord], float]
 
 
 def agreement(record: DocumentRecord, original: DocumentRecord) -> float:
-    """1 for the same normalised answer; for free text, the task's metric with the original answer
-    as reference.
+    """How much two answers agree, by their metric: 1 for the same words or, for free text, the
+    score with the original answer as reference; 0 for a failure.
     """
     if record.answer is None or original.answer is None:
         return 0.0
-    if record.metric == "rouge_l":
-        return SCORERS["rouge_l"](record.answer, [original.answer])
-    return float(normalise(record.answer) == normalise(original.answer))
+    return metric_of([original]).agree(record.answer, original.answer)
+
+
+def loyal_pairs(pairs: Sequence[Pair]) -> list[Pair]:
+    """Those with an answer to be loyal to: a document on which the original itself failed has
+    none.
+    """
+    return [(mine, base) for mine, base in pairs if not base.failed]
 
 
 def agreements(
     pairs: Mapping[str, Sequence[Pair]], agree: Agreement = agreement
 ) -> dict[str, Array]:
-    """[n] agreement per document, by task.
-
-    A failure of the setting agrees with nothing (0); a document on which the original itself failed
-    has no answer to be loyal to and is left out.
-    """
-    found = {
-        t: [agree(mine, base) for mine, base in p if not base.failed] for t, p in pairs.items()
-    }
+    """[n] agreement per document of `loyal_pairs`, by task; a failure agrees with nothing (0)."""
+    found = {t: [agree(mine, base) for mine, base in loyal_pairs(p)] for t, p in pairs.items()}
     return {t: np.array(a, dtype=np.float64) for t, a in found.items() if a}
 
 

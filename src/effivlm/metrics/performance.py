@@ -8,18 +8,16 @@ look better for having crashed on the hard documents. ``failures="exclude"`` lea
 that failed under either setting. Tables show how many failed in both cases.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from effivlm import registry
 from effivlm.errors import EffivlmError
+from effivlm.metrics.metric import Array, Metric
 from effivlm.records import DocumentRecord
-from effivlm.tasks.scoring import normalise
 
-Array = NDArray[np.float64]
-Aggregate = Callable[[Array], Any]  # per-document values [..., n, c] -> the task's score [...]
 Failures = Literal["zero", "exclude"]
 Pair = tuple[DocumentRecord, DocumentRecord]
 
@@ -57,48 +55,48 @@ def pairs_of(
     return out
 
 
-def values(records: Sequence[DocumentRecord]) -> Array:
-    """[n, c] what a task's score is computed from: the score, or, for yes/no, (answered yes, is
-    yes) as 0 and 1.
+def metric_of(records: Sequence[DocumentRecord]) -> Metric:
+    """The registered metric of a task's records; `exact_match`'s mean where a name is not
+    registered here (see `unregistered`).
     """
-    if records and records[0].metric == "yes_no":
-        return np.array([_yes_no(r) for r in records], dtype=np.float64)
-    return np.array([[r.score or 0.0] for r in records], dtype=np.float64)
+    known = registry.metrics()
+    return known.get(records[0].metric, known["exact_match"])
 
 
-def _yes_no(record: DocumentRecord) -> tuple[float, float]:
-    truth = normalise(record.references[0]) == "yes"
-    if record.failed:
-        return (float(not truth), float(truth))  # a failure counts as the wrong answer
-    return (float(normalise(record.answer or "").split()[:1] == ["yes"]), float(truth))
+def unregistered(records: Sequence[DocumentRecord]) -> bool:
+    """Whether a task's metric is not registered here: its documents' scores are then averaged."""
+    return records[0].metric not in registry.metrics()
 
 
-def aggregate_of(metric: str) -> Aggregate:
-    """How a metric joins its documents: F1 of the yes class for yes/no, else the mean."""
-    return _f1 if metric == "yes_no" else _mean
+def values(records: Sequence[DocumentRecord]) -> Array:
+    """[n, c] what a task's score is computed from, by its metric.
+
+    Raises:
+        MetricError: without records, or for an answer without a score: none is not 0.
+    """
+    if not records:
+        raise MetricError("a task without records has no score")
+    if missing := next((r for r in records if unscored(r)), None):
+        raise MetricError(
+            f"{missing.task} {missing.document} under {missing.setting} has an answer but no score"
+        )
+    metric = metric_of(records)
+    return np.array([metric.values(r) for r in records], dtype=np.float64)
 
 
-def _mean(rows: Array) -> Array:
-    return rows[..., 0].mean(-1)
-
-
-def _f1(rows: Array) -> Array:
-    said, truth = rows[..., 0], rows[..., 1]
-    hit, wrong = (said * truth).sum(-1), np.abs(said - truth).sum(-1)
-    return (
-        2 * hit / np.maximum(2 * hit + wrong, 1)
-    )  # counts: below 1 only where nothing is yes, and hit is 0 then
+def unscored(record: DocumentRecord) -> bool:
+    """Whether it has an answer that nobody has scored."""
+    return record.score is None and not record.failed
 
 
 def task_score(records: Sequence[DocumentRecord]) -> float:
     """A task's score in [0, 1]; failed documents score 0.
 
     Raises:
-        MetricError: without records.
+        MetricError: without records, or for an answer without a score.
     """
-    if not records:
-        raise MetricError("a task without records has no score")
-    return float(aggregate_of(records[0].metric)(values(records)))
+    found = values(records)
+    return float(metric_of(records).join(found.mean(0)))
 
 
 def ratios(scores: Mapping[str, float], original: Mapping[str, float]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from effivlm.metrics.intervals import pareto
+from effivlm.metrics.front import pareto
 from effivlm.report.columns import check_axis
 from effivlm.report.rows import AXES, Row
 

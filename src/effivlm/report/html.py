@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from effivlm.report.columns import Column, columns, legend
+from effivlm.report.column import Column
+from effivlm.report.columns import columns, legend
 from effivlm.report.rows import Row, joined
 from effivlm.report.tables import notes
 

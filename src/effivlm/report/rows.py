@@ -3,24 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from effivlm.budget import BudgetError, parse_budget
+from effivlm.metrics.comparison import Comparison, compare
 from effivlm.metrics.efficiency import Speedup, speedup
 from effivlm.metrics.generalization import generalization
-from effivlm.metrics.intervals import bootstrap_mean, bootstrap_overall, holm, paired_test
-from effivlm.metrics.loyalty import agreements, loyalty
-from effivlm.metrics.performance import (
-    Failures,
-    MetricError,
-    Pair,
-    aggregate_of,
-    overall,
-    pairs_of,
-    ratios,
-    task_score,
-    values,
-)
+from effivlm.metrics.guess import blind_guess
+from effivlm.metrics.paired import holm
+from effivlm.metrics.performance import Failures, MetricError, Pair, pairs_of
 from effivlm.records import DocumentRecord, TimingRecord
 
 AXES = {
@@ -36,7 +25,6 @@ AXES = {
 REALISED = ("visual", "visual_mean", "prompt_kv")
 COUNTED = ("kv_bytes", "kv_bytes_held", "prefill_flops", "decode_bytes_per_token")
 STAGES = ("ttft", "total")
-FEW = 20  # documents of a task below which percentile intervals are too narrow
 NAN = float("nan")
 
 
@@ -50,6 +38,7 @@ class Row:
         op, low, high: OP and its 95 % interval. ol, ol_low, ol_high: loyalty. og: spread over
         tasks. All percent, NaN where
             undefined.
+        comparison: all numbers of quality, by task too, with intervals.
         shares: axis (see `AXES`) -> share of the uncompressed model in [0, 1], mean over documents;
             ``asked`` is NaN unless the setting is one method with a share.
         costs: kv_bytes, kv_bytes_held, prefill_flops, decode_bytes_per_token, mean over documents.
@@ -78,6 +67,7 @@ class Row:
     documents: int
     failures: int
     speed: dict[str, Speedup]
+    comparison: Comparison
     notes: tuple[str, ...] = ()
     pairs: tuple[Pair, ...] = field(default=(), repr=False, compare=False)
 
@@ -103,8 +93,9 @@ def rows_of(
         if "none" not in settings:
             raise MetricError(f"{model} has no records under 'none': nothing to compare with")
         base = settings.pop("none")
+        guesses = _guesses(base)
         rows = [
-            _row(pairs_of(mine, base, failures), s, model, seed)
+            _row(pairs_of(mine, base, failures), s, model, guesses)
             for s, mine in [("none", base), *settings.items()]
         ]
         rows = [_timed(row, [t for t in timings if t.model == model], seed) for row in rows]
@@ -113,89 +104,46 @@ def rows_of(
     return out
 
 
-def _row(pairs: Mapping[str, Sequence[Pair]], setting: str, model: str, seed: int) -> Row:
+def _guesses(base: Sequence[DocumentRecord]) -> dict[str, float]:
+    tasks: dict[str, list[DocumentRecord]] = {}
+    for r in base:
+        tasks.setdefault(r.task, []).append(r)
+    return {t: blind_guess(found) for t, found in tasks.items()}
+
+
+def _row(
+    pairs: Mapping[str, Sequence[Pair]], setting: str, model: str, guesses: Mapping[str, float]
+) -> Row:
     if not pairs:
         raise MetricError(
             f"{model} under {setting} has no document in common with 'none': run both on the same"
             " tasks"
         )
-    scores = {t: task_score([x for x, _ in p]) for t, p in pairs.items()}
-    original = {t: task_score([y for _, y in p]) for t, p in pairs.items()}
-    unrated = [t for t in pairs if original[t] == 0]
-    rated = {t: p for t, p in pairs.items() if t not in unrated}
-    op, low, high, og, ratio = _quality(rated, scores, original, seed)
-    differences = {
-        t: np.array([(x.score or 0.0) - (y.score or 0.0) for x, y in p]) for t, p in pairs.items()
-    }
-    agreed = agreements(pairs)
+    found = compare(pairs, guesses)
     flat = [pair for p in pairs.values() for pair in p]
     return Row(
-        model,
-        setting,
-        asked_of(setting),
-        {t: 100 * s for t, s in scores.items()},
-        ratio,
-        op,
-        low,
-        high,
-        loyalty(agreed),
-        *_loyalty_interval(agreed, seed),
-        og,
-        _shares(flat, setting),
-        _costs(flat),
-        paired_test(differences, seed=seed),
-        len(flat),
-        sum(x.failed for x, _ in flat),
-        {},
-        _remarks(model, pairs, unrated),
-        tuple(flat),
+        model=model,
+        setting=setting,
+        asked=asked_of(setting),
+        scores={t: x.score.value for t, x in found.tasks.items()},
+        ratios={t: x.ratio for t, x in found.tasks.items() if x.rated},
+        op=found.op.value,
+        low=found.op.low,
+        high=found.op.high,
+        ol=found.ol.value,
+        ol_low=found.ol.low,
+        ol_high=found.ol.high,
+        og=found.og,
+        shares=_shares(flat, setting),
+        costs=_costs(flat),
+        p=found.p,
+        documents=len(flat),
+        failures=sum(x.failed for x, _ in flat),
+        speed={},
+        comparison=found,
+        notes=tuple(f"{model}: {note}" for note in found.notes),
+        pairs=tuple(flat),
     )
-
-
-def _remarks(
-    model: str, pairs: Mapping[str, Sequence[Pair]], unrated: Sequence[str]
-) -> tuple[str, ...]:
-    few = sorted(t for t, p in pairs.items() if len(p) < FEW)
-    out = (
-        [
-            f"{model}: OP and OG leave out {', '.join(sorted(unrated))}: the original model scores"
-            " 0 there"
-        ]
-        if unrated
-        else []
-    )
-    if few:
-        counts = ", ".join(f"{t} {len(pairs[t])}" for t in few)
-        out.append(
-            f"{model}: intervals are too narrow where tasks have fewer than {FEW} documents"
-            f" ({counts})"
-        )
-    return tuple(out)
-
-
-def _quality(
-    rated: Mapping[str, Sequence[Pair]],
-    scores: Mapping[str, float],
-    original: Mapping[str, float],
-    seed: int,
-) -> tuple[float, float, float, float, dict[str, float]]:
-    if not rated:
-        return NAN, NAN, NAN, NAN, {}
-    mine, base = {t: scores[t] for t in rated}, {t: original[t] for t in rated}
-    low, high = bootstrap_overall(
-        {t: values([x for x, _ in p]) for t, p in rated.items()},
-        {t: values([y for _, y in p]) for t, p in rated.items()},
-        {t: aggregate_of(p[0][0].metric) for t, p in rated.items()},
-        seed=seed,
-    )
-    ratio = ratios(mine, base)
-    return overall(mine, base), low, high, generalization([ratio]), ratio
-
-
-def _loyalty_interval(agreed: Mapping[str, np.ndarray], seed: int) -> tuple[float, float]:
-    """Interval of loyalty, in percent."""
-    low, high = bootstrap_mean(agreed, seed=seed) if agreed else (NAN, NAN)
-    return 100 * low, 100 * high
 
 
 def asked_of(setting: str) -> str:
@@ -261,22 +209,18 @@ class Joined:
 
 
 def joined(rows: Sequence[Row]) -> list[Joined]:
-    """Settings that every model was run under, on the same tasks; empty for one model."""
+    """Settings that every model was run under, over the tasks that enter OP for all of them; empty
+    for one model.
+    """
     models = list(dict.fromkeys(r.model for r in rows))
     out: list[Joined] = []
     for setting in (
         dict.fromkeys(r.setting for r in rows if r.setting != "none") if len(models) > 1 else ()
     ):
         mine = [r for r in rows if r.setting == setting]
-        if len(mine) == len(models) and all(
-            r.ratios and set(r.ratios) == set(mine[0].ratios) for r in mine
-        ):
-            out.append(
-                Joined(
-                    setting,
-                    len(mine),
-                    _mean([r.op for r in mine]),
-                    generalization([r.ratios for r in mine]),
-                )
-            )
+        tasks = [t for t in mine[0].ratios if all(t in r.ratios for r in mine)]
+        if len(mine) == len(models) and tasks:
+            ratios = [{t: r.ratios[t] for t in tasks} for r in mine]
+            op = _mean([r.op for r in mine])
+            out.append(Joined(setting, len(mine), op, generalization(ratios)))
     return out

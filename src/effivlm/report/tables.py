@@ -2,13 +2,18 @@
 
 import csv
 import io
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, cast
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from effivlm.report.columns import columns, legend, plain
+from effivlm.report.column import plain
+from effivlm.report.columns import columns, legend
 from effivlm.report.rows import REALISED, Row, joined
 
 
@@ -92,3 +97,47 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer.writerow([c.heading("csv") for c in shown])
     writer.writerows([c.value(r) for c in shown] for r in rows)
     return out.getvalue()
+
+
+def as_json(rows: Sequence[Row]) -> str:
+    """All numbers of every row, by task too, with intervals; what is undefined is null, and
+    ``infinite`` stands for documents that no number of would do.
+    """
+    return json.dumps([_plain(_record(r)) for r in rows], indent=1, ensure_ascii=False) + "\n"
+
+
+def _record(row: Row) -> dict[str, Any]:
+    found = row.comparison
+    tasks = {
+        t: asdict(x) | {n: getattr(x, n)._asdict() for n in ("score", "original", "difference")}
+        for t, x in found.tasks.items()
+    }
+    return {
+        "model": row.model,
+        "setting": row.setting,
+        "asked": row.asked,
+        "documents": row.documents,
+        "failures": row.failures,
+        "op": found.op._asdict(),
+        "ol": found.ol._asdict(),
+        "og": found.og,
+        "p": row.p,
+        "decision": asdict(found.decision) | {"difference": found.decision.difference._asdict()},
+        "flips": found.flips._asdict(),
+        "tasks": {t: x | {"flips": found.tasks[t].flips._asdict()} for t, x in tasks.items()},
+        "shares": row.shares,
+        "costs": row.costs,
+        "speed": {name: asdict(x) for name, x in row.speed.items()},
+        "notes": row.notes,
+    }
+
+
+def _plain(value: object) -> Any:
+    """Plain data that any JSON reader takes: NaN is null there."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in cast("Mapping[str, object]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in cast("Sequence[object]", value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "infinite" if value > 0 else None
+    return value

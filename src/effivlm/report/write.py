@@ -1,4 +1,4 @@
-"""Writes a run's report: Markdown, CSV, PNG and HTML, from records only."""
+"""Writes a run's report: Markdown, CSV, JSON, PNG and HTML, from records only."""
 
 import json
 from collections.abc import Sequence
@@ -30,9 +30,10 @@ def write(
     rows = rows_of(ordered, read_timings(folder))
     out = folder / "report"
     out.mkdir(exist_ok=True)
-    paths = [out / "table.md", out / "table.csv"]
+    paths = [out / "table.md", out / "table.csv", out / "table.json"]
     paths[0].write_text(tables.markdown(rows) + tables.explained(rows))
     paths[1].write_text(tables.as_csv(rows))
+    paths[2].write_text(tables.as_json(rows))
     pictures = [out / f"quality_{axis}.png" for axis in axes]
     try:
         for axis, picture in zip(axes, pictures, strict=True):

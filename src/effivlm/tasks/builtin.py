@@ -4,10 +4,11 @@ that a renderer makes.
 name: scene_colour
 version: 1
 prompt: "{question}"          # row fields in braces
-metric: exact_match           # see tasks.scoring
+metric: exact_match           # effivlm list metrics
 max_new_tokens: 6
 stands_for: GQA
-rows: rows.jsonl              # each row: id, question, answers, images (paths or base64 bytes)
+rows: rows.jsonl              # each row: id, question, answers, images (paths or base64 bytes),
+                              # cluster (optional: documents that depend on each other)
 # or: generator: {task: colour, count: 200}
 """
 
@@ -25,7 +26,7 @@ from PIL import Image
 
 from effivlm import registry
 from effivlm.errors import EffivlmError
-from effivlm.tasks.scoring import SCORERS, Scorer
+from effivlm.metrics.metric import Score
 
 HOME = Path(__file__).parent / "builtin"
 SUITES = Path(__file__).parent / "suites"
@@ -48,12 +49,14 @@ class Document:
         id: unique in its task. prompt: text after the images. answers: accepted answers.
         images: one function each that opens the image (RGB); MediaError is raised there, not
             earlier.
+        cluster: documents of the same one depend on each other; empty: those that share media do.
     """
 
     id: str
     prompt: str
     answers: tuple[str, ...]
     images: tuple[Opener, ...]
+    cluster: str = ""
 
     def messages(self) -> list[dict[str, Any]]:
         """The chat turn that `apply_chat_template` takes."""
@@ -73,9 +76,9 @@ class Task:
     documents: tuple[Document, ...]
 
     @property
-    def scorer(self) -> Scorer:
+    def scorer(self) -> Score:
         """(answer, references) -> score in [0, 1]."""
-        return SCORERS[self.metric]
+        return registry.metrics()[self.metric].score
 
 
 def task_names() -> list[str]:
@@ -125,7 +128,7 @@ def _build(spec: Any, folder: Path) -> Task:
         )
     if ("rows" in spec) == ("generator" in spec):
         raise TaskError(f"{folder}/task.yaml: expected either rows or generator")
-    registry.lookup("metric", spec["metric"], SCORERS)
+    registry.lookup("metric", spec["metric"], registry.metrics())
     rows = (
         _generated(spec["generator"], folder)
         if "generator" in spec
@@ -203,7 +206,13 @@ def _document(row: dict[str, Any], number: int, template: str, folder: Path) -> 
                 f" {field[:-1]}"
             )
     openers = tuple(_opener(image, folder) for image in images)
-    return Document(str(row.get("id", number)), prompt, tuple(map(str, answers)), openers)
+    return Document(
+        str(row.get("id", number)),
+        prompt,
+        tuple(map(str, answers)),
+        openers,
+        str(row.get("cluster", "")),
+    )
 
 
 def _opener(image: Opener | bytes | dict[str, Any] | str, folder: Path) -> Opener:

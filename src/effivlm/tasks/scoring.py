@@ -1,10 +1,9 @@
-"""Scores of single answers, in [0, 1], and how a task joins them into one number."""
+"""Scores of single answers, in [0, 1]; `metrics.builtin` registers them."""
 
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-Scorer = Callable[[str, Sequence[str]], float]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -96,13 +95,3 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
         ) from None
     scorer = rouge_scorer.RougeScorer(["rougeL"])
     return max(scorer.score(r, answer)["rougeL"].fmeasure for r in references)
-
-
-SCORERS: dict[str, Scorer] = {
-    "exact_match": exact_match,
-    "vqa_accuracy": vqa_accuracy,
-    "anls": anls,
-    "relaxed_accuracy": relaxed_accuracy,
-    "yes_no": yes_no,
-    "rouge_l": rouge_l,
-}
