@@ -84,7 +84,9 @@ def test_awq_scales(path):
     g, p = load(path)
     if "clip" in path.stem:
         pytest.skip("tested below")
-    grid = Grid(p.get("n_bit", p.get("w_bit")), p.get("q_group_size", p.get("group_size")), span="free")
+    grid = Grid(
+        p.get("n_bit", p.get("w_bit")), p.get("q_group_size", p.get("group_size")), span="free"
+    )
     weights = [g[f"w{i}"] for i in range(len(p["outs"]))]
     mean = awq.x_mean(g["x"])
     close(mean, g.get("x_mean", g.get("x_mean_abs")))

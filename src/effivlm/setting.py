@@ -18,13 +18,22 @@ from typing import Any, cast
 from effivlm import registry
 from effivlm.budget import Budget, BudgetError, parse_budget
 from effivlm.errors import EffivlmError
-from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, Method, PreEncoder, PreLLM
+from effivlm.methods.base import (
+    EncoderReducer,
+    IntraLLM,
+    KVCache,
+    Method,
+    PreEncoder,
+    PreLLM,
+    Weights,
+)
 
 PART = re.compile(
     r"(?P<name>\w+)(?:\((?P<held>.*)\))?(?:@(?P<budget>[^:()]*))?(?::(?P<fields>[^()]*))?"
 )
 POSITIONS = ("original", "repack")
 STAGES: dict[str, type[Method]] = {
+    "weights": Weights,
     "pre_encoder": PreEncoder,
     "encoder": EncoderReducer,
     "pre_llm": PreLLM,
@@ -120,6 +129,14 @@ def _check(setting: Setting) -> None:
         raise SettingError(
             f"{names} both compress the KV cache: a setting can hold one cache method"
         )
+    weights = [p for p in setting.parts if p.at(Weights)]
+    if len(weights) > 1:
+        names = " and ".join(p.method.name for p in weights)
+        raise SettingError(
+            f"{names} both compress the weights: a setting can hold one weights method"
+        )
+    for part in weights:
+        cast(Weights, part.method).check_budget(part.budget)
     before = any(setting.stage(s) for s in (PreEncoder, EncoderReducer, PreLLM))
     if setting.positions == "repack" and (not before or setting.stage(IntraLLM)):
         raise SettingError(

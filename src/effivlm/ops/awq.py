@@ -42,7 +42,9 @@ def candidates(
     (AutoAWQ's duo scaling), each divided by ``sqrt(max * min)``.
 
     Args:
-        x_mean: [I]. w_mean: [I] or None. n_grid: how many.
+        x_mean: [I].
+        w_mean: [I] or None.
+        n_grid: how many.
         identity: the first candidate is no scaling, and ratios go from 0 to 1; else they are
             ``i / n_grid``.
     """
@@ -97,16 +99,19 @@ def clip_search(
     """[O, G] the bound of every group whose clipped and quantized outputs are nearest.
 
     Args:
-        weight: [O, I]. x: [T, I] its inputs; every ``T // n_sample_token``-th is used.
+        weight: [O, I].
+        x: [T, I] its inputs; every ``T // n_sample_token``-th is used.
         grid: of the quantization.
-        n_grid: bounds are ``absmax * (1 - i / n_grid)``. max_shrink: for ``i < max_shrink *
-            n_grid``.
+        n_grid: bounds are ``absmax * (1 - i / n_grid)``.
+        max_shrink: for ``i < max_shrink * n_grid``.
         n_sample_token: tokens used, about.
     """
     rows, columns = weight.shape
     width = grid.width(columns)
     tokens = working(x).reshape(-1, columns)
-    tokens = tokens[:: max(1, len(tokens) // n_sample_token)].reshape(1, -1, columns // width, width)
+    tokens = tokens[:: max(1, len(tokens) // n_sample_token)].reshape(
+        1, -1, columns // width, width
+    )
     bounds: list[Tensor] = []
     for a in range(0, rows, 64):  # outputs of 64 rows at a time: [64, T, G]
         w = working(weight[a : a + 64]).reshape(-1, 1, columns // width, width)

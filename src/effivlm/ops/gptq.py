@@ -25,12 +25,14 @@ def gptq(
     are). Without ``grid.group`` a whole row is fitted, before anything moves.
 
     Args:
-        weight: [O, I]. hessian: [I, I] ``2 / samples * X^T X`` of its inputs.
+        weight: [O, I].
+        hessian: [I, I] ``2 / samples * X^T X`` of its inputs.
         grid: codes; ``grid.group`` divides I.
         actorder: columns of large Hessian diagonal first. Without static groups a group is then a
             run of that order, and ``Codes.index`` says which.
         static_groups: see above.
-        blocksize: columns whose errors move on together. percdamp: damping, of the mean diagonal.
+        blocksize: columns whose errors move on together.
+        percdamp: damping, of the mean diagonal.
 
     Raises:
         torch.linalg.LinAlgError: if the damped Hessian is not positive definite.

@@ -130,15 +130,14 @@ def rtn(weight: Tensor, grid: Grid) -> Codes:
     """Round to nearest: every group on the grid fitted to it.
 
     Args:
-        weight: [O, I], any floating dtype. grid: ``grid.group`` divides I.
+        weight: [O, I], any floating dtype.
+        grid: ``grid.group`` divides I.
     """
     rows, columns = weight.shape
     groups = working(weight).reshape(rows, -1, grid.width(columns))
     scale, zero = fit(groups, grid)
     codes = encode(groups, scale[..., None], zero[..., None], grid).reshape(rows, columns)
-    return Codes(
-        codes.to(torch.uint8), scale, zero.to(torch.uint8), grid.width(columns), grid.bits
-    )
+    return Codes(codes.to(torch.uint8), scale, zero.to(torch.uint8), grid.width(columns), grid.bits)
 
 
 def pack(codes: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, linalg
+from torch import Tensor
 
 from effivlm.ops.grid import Grid, encode, fit
+from effivlm.ops.numbers import cholesky
 from effivlm.ops.precision import working
 
 
@@ -24,7 +25,11 @@ def n_of_m_mask(score: Tensor, n: int, m: int) -> Tensor:
 
 
 def magnitude_mask(
-    weight: Tensor, sparsity_ratio: float, prune_n: int = 0, prune_m: int = 0, official: bool = False
+    weight: Tensor,
+    sparsity_ratio: float,
+    prune_n: int = 0,
+    prune_m: int = 0,
+    official: bool = False,
 ) -> Tensor:
     """The smallest weights of the whole matrix, ``int(ratio * O * I)`` of them, or n of every m.
 
@@ -64,7 +69,8 @@ def wanda_mask(
     """Wanda: the lowest |W| * sqrt(scaler_row) of every row, ``int(I * ratio)`` of them.
 
     Args:
-        weight: [O, I]. scaler_row: [I] see `scaler_row`.
+        weight: [O, I].
+        scaler_row: [I] see `scaler_row`.
         sparsity_ratio: share pruned; not read with ``prune_n``.
         prune_n: prune this many of every ``prune_m`` inputs; 0: anywhere in the row.
         prune_m: see ``prune_n``.
@@ -124,8 +130,8 @@ def inverse_factor(hessian: Tensor, percdamp: float = 0.01) -> Factor:
     dead = h.diagonal() == 0
     h[dead, dead] = 1
     h.diagonal().add_(percdamp * h.diagonal().mean())
-    inverse = torch.cholesky_inverse(linalg.cholesky(h))
-    return Factor(linalg.cholesky(inverse, upper=True), dead)
+    inverse = torch.cholesky_inverse(cholesky(h))
+    return Factor(cholesky(inverse, upper=True), dead)
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,8 @@ def sparsegpt(
     """SparseGPT: prune block by block of columns, and move what is lost onto later columns.
 
     Args:
-        weight: [O, I]. factor: of the Hessian of its inputs.
+        weight: [O, I].
+        factor: of the Hessian of its inputs.
         sparsity: share pruned of every block, by one threshold over all its rows; not read with
             ``prune_n``.
         prune_n: prune this many of every ``prune_m`` inputs of a row; 0: anywhere.
@@ -201,8 +208,10 @@ def ecoflap_ratios(
     the scores, up to a group's size, the excess again; by size where no scored group has room.
 
     Args:
-        scores: importance of every group, at least 0. sizes: its number of weights.
-        sparsity: share pruned over all. max_sparsity: of a group; None: ``sparsity + 0.1``.
+        scores: importance of every group, at least 0.
+        sizes: its number of weights.
+        sparsity: share pruned over all.
+        max_sparsity: of a group; None: ``sparsity + 0.1``.
     """
     most = min(1.0, sparsity + 0.1) if max_sparsity is None else max_sparsity
     if most < sparsity:
