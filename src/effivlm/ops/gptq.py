@@ -35,7 +35,7 @@ def gptq(
         percdamp: damping, of the mean diagonal.
 
     Raises:
-        torch.linalg.LinAlgError: if the damped Hessian is not positive definite.
+        ArithmeticError: if the damped Hessian is not positive definite.
     """
     w = working(weight).clone()
     rows, columns = w.shape

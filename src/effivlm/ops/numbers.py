@@ -67,6 +67,9 @@ def cholesky(x: Tensor, upper: bool = False) -> Tensor:
     """[N, N] the triangular factor of a positive definite x [N, N].
 
     Raises:
-        torch.linalg.LinAlgError: if x is not positive definite.
+        ArithmeticError: if x is not positive definite.
     """
-    return _open(linalg).cholesky(x, upper=upper)
+    factor, failed = _open(linalg).cholesky_ex(x, upper=upper)
+    if int(failed):
+        raise ArithmeticError("the matrix is not positive definite")
+    return factor

@@ -124,7 +124,7 @@ def inverse_factor(hessian: Tensor, percdamp: float = 0.01) -> Factor:
     """The factor of a Hessian [I, I] with ``percdamp`` of its mean diagonal added to the diagonal.
 
     Raises:
-        torch.linalg.LinAlgError: if it is not positive definite, damped.
+        ArithmeticError: if it is not positive definite, damped.
     """
     h = working(hessian).clone()
     dead = h.diagonal() == 0

@@ -34,7 +34,7 @@ class EcoFLAP(Wanda):
         "2310.02998",
         "ylsung/ECoFLaP @ 59dac0a",
         (
-            "weights come back from a copy after a probe; the official ones drift in half precision",
+            "weights come back from a copy after a probe; the official ones drift",
             "only the language model is pruned, as in EffiVLM-Bench",
         ),
     )

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from effivlm.budget import Budget
 from effivlm.methods.base import Paper
 from effivlm.methods.linears import HESSIAN, Linear, NewWeight, WeightsError
@@ -67,7 +65,7 @@ class GPTQ(Quantizing):
                 self.blocksize,
                 self.percdamp,
             )
-        except torch.linalg.LinAlgError:
+        except ArithmeticError:
             raise WeightsError(
                 f"{linear.name}: the Hessian of its inputs is not positive definite with"
                 f" percdamp={self.percdamp}: raise percdamp, or calibrate with more samples"

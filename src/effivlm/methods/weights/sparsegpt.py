@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from effivlm.budget import Budget
 from effivlm.methods.base import Paper
 from effivlm.methods.linears import HESSIAN, Linear, NewWeight, Promise, WeightsError
@@ -45,7 +43,7 @@ class SparseGPT(Sparse):
         n, m = self.n_of_m(linear)
         try:
             factor = inverse_factor(linear.statistics[HESSIAN], self.percdamp)
-        except torch.linalg.LinAlgError:
+        except ArithmeticError:
             raise WeightsError(
                 f"{linear.name}: the Hessian of its inputs is not positive definite with"
                 f" percdamp={self.percdamp}: raise percdamp, or calibrate with more samples"
