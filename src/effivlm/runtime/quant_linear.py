@@ -30,6 +30,10 @@ class QuantLinear(nn.Module):
         fast: hold the codes as torch's int4 product wants them, where it takes them (``kernel``).
     """
 
+    packed: Tensor
+    scales: Tensor
+    zero: Tensor | None
+
     def __init__(
         self, codes: Codes, bias: nn.Parameter | None, dtype: torch.dtype, fast: bool = False
     ) -> None:

@@ -74,7 +74,7 @@ def _groups(
     object.
     """
     made: dict[int, tuple[nn.Module, Tensor]] = {}
-    read: dict[int, list[str]] = {}
+    read: dict[int, tuple[Tensor, list[str]]] = {}  # tensors are held: an id is not used again
     norms = [m for m in layer.modules() if _is_norm(m)]
     with ExitStack() as stack:
         for norm in norms:
@@ -86,11 +86,11 @@ def _groups(
         for name, module in linears.items():
 
             def see(module: nn.Module, args: Any, name: str = name) -> None:
-                read.setdefault(id(args[0]), []).append(name)
+                read.setdefault(id(args[0]), (args[0], []))[1].append(name)
 
             stack.callback(module.register_forward_pre_hook(see).remove)
         passage.through(layer, i)
-    for key, names in read.items():
+    for key, (_, names) in read.items():
         if key in made:
             yield Group(tuple(names), made[key][0], _around(names))
         else:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from effivlm.methods.base import Weights
-from effivlm.methods.linears import Linear, NewWeight, WeightsError, pruned_share
+from effivlm.methods.linears import Linear, NewWeight, Promise, WeightsError, pruned_share
 from effivlm.ops.precision import working
 from effivlm.runtime.audit import AuditError
 from effivlm.runtime.host import Host, UnsupportedCall, host_of
@@ -23,6 +23,7 @@ from effivlm.runtime.swaps import Swaps
 from effivlm.runtime.weight_audit import check_weight
 from effivlm.setting import Part, Setting
 
+Count = tuple[int, int, int, int]  # weights, non-zeros, bytes, bytes of the original
 MARK = "_effivlm_weights"  # on a model: the part its weights are compressed by
 
 
@@ -56,9 +57,15 @@ class CompressedWeights:
     def __init__(self, host: Host, part: Part, swaps: Swaps, account: WeightsAccount) -> None:
         self.host, self.part, self.swaps, self.account = host, part, swaps, account
 
+    @classmethod
+    def of(cls, host: Host, part: Part, swaps: Swaps, counts: Sequence[Count]) -> Self:
+        """With the account of every matrix's counts."""
+        total = (sum(column) for column in zip(*counts, strict=True))
+        return cls(host, part, swaps, WeightsAccount(*total))
+
     def __enter__(self) -> Self:
         """Put the compressed weights in."""
-        _check_free(self.host)
+        check_free(self.host)
         self.host.base.__dict__[MARK] = self
         self.swaps.redo()
         return self
@@ -74,13 +81,22 @@ def weights_of(host: Host) -> CompressedWeights | None:
     return host.base.__dict__.get(MARK)
 
 
-def check_weights(host: Host, setting: Setting) -> None:
+def check_weights(host: Host, setting: Setting, whole: bool = False) -> None:
     """A setting's weights are those the model has.
+
+    Args:
+        host: the model. setting: what is asked.
+        whole: a setting without a weights method asks for the original weights.
 
     Raises:
         UnsupportedCall: naming both.
     """
     now, asked = weights_of(host), setting.stage(Weights)
+    if whole and not asked and now is not None:
+        raise UnsupportedCall(
+            f"{setting} asks for the original weights, and the model's are compressed by {now.part}:"
+            " leave that block first"
+        )
     if asked and (now is None or now.part != asked[0]):
         raise UnsupportedCall(
             f"{setting} asks for {asked[0]}, and the model's weights are"
@@ -89,7 +105,8 @@ def check_weights(host: Host, setting: Setting) -> None:
         )
 
 
-def _check_free(host: Host) -> None:
+def check_free(host: Host) -> None:
+    """Refuse a model whose weights are compressed now, or that is under a session."""
     if weights_of(host) is not None or "_effivlm_session" in host.base.__dict__:
         raise RuntimeError(
             "this model's weights are compressed, or it is under a compress() session: leave that"
@@ -123,7 +140,7 @@ def compress_weights(
             the message says which. AuditError: for tensors that do not hold what was promised.
     """
     host = host_of(model)
-    _check_free(host)
+    check_free(host)
     method = cast(Weights, part.method)
     linears = decoder_linears(host)
     swaps = Swaps()
@@ -136,8 +153,9 @@ def compress_weights(
         along = passages(host, samples) if needs else []
         shares = _shares(host, part, linears, along)
         counts = [
-            _compress_layer(i, layer, linears[i], part, shares, along, swaps, fast)
+            count
             for i, layer in enumerate(host.layers)
+            for count in _compress_layer(i, layer, linears[i], part, shares, along, swaps, fast)
         ]
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise WeightsError(
@@ -146,8 +164,7 @@ def compress_weights(
         ) from error
     finally:
         swaps.undo()
-    account = WeightsAccount(*(sum(column) for column in zip(*counts, strict=True)))
-    return CompressedWeights(host, part, swaps, account)
+    return CompressedWeights.of(host, part, swaps, counts)
 
 
 def decoder_linears(host: Host) -> list[dict[str, nn.Linear]]:
@@ -204,14 +221,14 @@ def _compress_layer(
     along: Sequence[Passage],
     swaps: Swaps,
     fast: bool,
-) -> tuple[int, int, int, int]:
-    """Compress one decoder layer and stand before the next: weights, non-zeros, bytes, before."""
+) -> list[Count]:
+    """Compress one decoder layer and stand before the next."""
     method = cast(Weights, part.method)
     ahead = [p.through(layer, i) for p in along] if method.original_inputs else []
     if along:
         scale_layer(method, layer, i, linears, along, swaps)
     statistics = gather(layer, i, linears, along, method.statistics) if along else {}
-    count = [0, 0, 0, 0]
+    counts: list[Count] = []
     for name, module in linears.items():
         where = f"layer {i} {name}"
         found = statistics.pop(name).found(where) if name in statistics else {}
@@ -219,31 +236,43 @@ def _compress_layer(
         linear = Linear(where, working(module.weight.detach()), share, found)
         if not bool(linear.weight.isfinite().all()):
             raise WeightsError(f"{where} holds NaN or infinity: it cannot be compressed")
-        before = swaps.original(module)
         new = method.compress(linear, part.budget)
-        held = _put(layer, name, module, new, swaps, fast)
-        check_weight(where, held, new, method.promise(*linear.weight.shape, share))
-        weight = cast(torch.Tensor, held.weight)
-        size = held.bytes_held if isinstance(held, QuantLinear) else weight.nbytes
-        counted = (weight.numel(), int(weight.count_nonzero()), size, before.nbytes)
-        count = [a + b for a, b in zip(count, counted, strict=True)]
+        promise = method.promise(module.out_features, module.in_features, share)
+        counts.append(put_weight(layer, f"layer {i}", name, module, new, swaps, fast, promise))
     for k, passage in enumerate(along):
         passage.advance(ahead[k] if ahead else passage.through(layer, i))
-    return count[0], count[1], count[2], count[3]
+    return counts
 
 
-def _put(
-    layer: nn.Module, name: str, module: nn.Linear, new: NewWeight, swaps: Swaps, fast: bool
-) -> nn.Module:
-    """Swap a layer's weight, or the layer; what is there now."""
+def put_weight(
+    layer: nn.Module,
+    at: str,
+    name: str,
+    module: nn.Linear,
+    new: NewWeight,
+    swaps: Swaps,
+    fast: bool,
+    promise: Promise | None = None,
+) -> Count:
+    """Swap a linear layer's weight, or the layer itself, and count what is there now.
+
+    Raises:
+        AuditError: if it is not what was promised.
+    """
+    before = swaps.original(module)
+    held: nn.Module = module
     if new.codes is not None:
         bias = cast(nn.Parameter | None, module.bias)
-        made = QuantLinear(new.codes, bias, module.weight.dtype, fast)
+        held = QuantLinear(new.codes, bias, module.weight.dtype, fast)
         head, _, last = name.rpartition(".")
-        swaps.put(cast(Any, layer.get_submodule(head)._modules), last, made)
-        return made
-    weight = module.weight.detach() if new.weight is None else new.weight
-    if weight.shape != module.weight.shape:
-        raise AuditError(f"{name}: a weight of {tuple(weight.shape)} came back")
-    swaps.weight(module, weight if new.keep is None else weight.masked_fill(~new.keep, 0))
-    return module
+        swaps.put(cast(Any, layer.get_submodule(head)._modules), last, held)
+    else:
+        weight = module.weight.detach() if new.weight is None else new.weight
+        if weight.shape != module.weight.shape:
+            raise AuditError(f"{at} {name}: a weight of {tuple(weight.shape)} came back")
+        swaps.weight(module, weight if new.keep is None else weight.masked_fill(~new.keep, 0))
+    if promise is not None:
+        check_weight(f"{at} {name}", held, new, promise)
+    now = cast(torch.Tensor, held.weight)
+    size = held.bytes_held if isinstance(held, QuantLinear) else now.nbytes
+    return now.numel(), int(now.count_nonzero()), size, before.nbytes
