@@ -21,7 +21,7 @@ from effivlm.families.loading import load
 from effivlm.measure import peaks, workloads
 from effivlm.measure.memory import weight_bytes
 from effivlm.measure.roofline import Peaks, TextShape, VisionShape, Work, segments_of
-from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, PreLLM
+from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, PreLLM, Weights
 from effivlm.runtime.audit import Account
 from effivlm.runtime.in_llm import plan_cuts
 from effivlm.setting import Part, Setting, parse_setting
@@ -190,25 +190,36 @@ class Predictor:
 
     def counts(self, setting: Setting) -> Expected:
         """What a setting leads to. Raises BudgetError, see `expected`."""
+        for part in setting.stage(Weights):
+            raise BudgetError(
+                f"{part}: what compressed weights save is counted in their tensors, not told from"
+                " shapes: measure it"
+            )
         return expected(setting, self.text.layers, self.plain, self.images)
 
-    def works(self, counts: Expected) -> dict[str, Work]:
-        """What every stage must do: ``vision``, ``prefill``, ``decode_per_token``."""
+    def works(self, counts: Expected, saved: int = 0) -> dict[str, Work]:
+        """What every stage must do: ``vision``, ``prefill``, ``decode_per_token``; ``saved``: bytes
+        that compressed weights do not take.
+        """
         visual = sum(self.images) * self.batch
         whole = self.vision.work(self.segments, visual, self.size) if visual else Work(0, 0)
+        prefill = self.text.prefill_work(counts.tokens, self.size, self.batch)
+        decode = self.text.decode_work(counts.kv, self.new_tokens, self.size, self.batch)
         return {
             "vision": Work(whole.flops * counts.encoded, whole.bytes),
-            "prefill": self.text.prefill_work(counts.tokens, self.size, self.batch),
-            "decode_per_token": self.text.decode_work(
-                counts.kv, self.new_tokens, self.size, self.batch
-            ),
+            "prefill": Work(prefill.flops, prefill.bytes - saved),
+            "decode_per_token": Work(decode.flops, decode.bytes - saved),
         }
 
-    def floors(self, account: Account, setting: Setting, limits: Peaks) -> dict[str, float]:
-        """Least seconds of the stages of a run, by the counts its audit found in the tensors."""
+    def floors(
+        self, account: Account, setting: Setting, limits: Peaks, saved: int = 0
+    ) -> dict[str, float]:
+        """Least seconds of the stages of a run, by the counts its audit found in the tensors;
+        ``saved``: bytes that compressed weights do not take.
+        """
         share = _resized(setting, self.images)
         counts = Expected(account.tokens_per_layer, account.kv_per_layer, share)
-        floors = {k: w.floor(limits) for k, w in self.works(counts).items()}
+        floors = {k: w.floor(limits) for k, w in self.works(counts, saved).items()}
         ttft = floors["vision"] + floors["prefill"]
         return floors | {
             "ttft": ttft,

@@ -29,7 +29,9 @@ def save_weights(
     """Write compressed weights: masks where what stays is as it was, codes, or new weights.
 
     Args:
-        compressed: outside its block. path: of the file. made_by: plain data on the calibration.
+        compressed: outside its block.
+        path: of the file.
+        made_by: plain data on the calibration.
     """
     host, tensors = compressed.host, dict[str, Tensor]()
     with compressed:
@@ -38,6 +40,8 @@ def save_weights(
                 codes = module.codes
                 tensors |= {f"{where}.codes": codes.codes, f"{where}.zero": codes.zero}
                 tensors[f"{where}.scale"] = codes.scale.to(torch.bfloat16)
+                if module.bias is not None:
+                    tensors[f"{where}.bias"] = module.bias
             elif module.weight is not compressed.swaps.original(module):
                 new, old = cast(Tensor, module.weight), compressed.swaps.original(module)
                 keep = new != 0

@@ -85,7 +85,8 @@ def check_weights(host: Host, setting: Setting, whole: bool = False) -> None:
     """A setting's weights are those the model has.
 
     Args:
-        host: the model. setting: what is asked.
+        host: the model.
+        setting: what is asked.
         whole: a setting without a weights method asks for the original weights.
 
     Raises:
@@ -94,8 +95,8 @@ def check_weights(host: Host, setting: Setting, whole: bool = False) -> None:
     now, asked = weights_of(host), setting.stage(Weights)
     if whole and not asked and now is not None:
         raise UnsupportedCall(
-            f"{setting} asks for the original weights, and the model's are compressed by {now.part}:"
-            " leave that block first"
+            f"{setting} asks for the original weights, and the model's are compressed by"
+            f" {now.part}: leave that block first"
         )
     if asked and (now is None or now.part != asked[0]):
         raise UnsupportedCall(
