@@ -1,5 +1,5 @@
-"""Calibration samples and compressed weights of a loaded model: prompts of a task with their answers,
-and the files `effivlm calibrate` writes.
+"""Calibration samples and compressed weights of a loaded model: prompts of a task with their
+answers, and the files `effivlm calibrate` writes.
 """
 
 import random
