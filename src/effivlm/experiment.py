@@ -127,6 +127,8 @@ class Runner:
     ) -> None:
         self.retry_failed, self.calibration = retry_failed, calibration
         self.weights: CompressedWeights | None = None
+        parts = {part for setting in settings for part in setting.stage(Weights)}
+        self.identities = {part: identity(calibration, part, spec) for part in parts}
         self.store, self.loaded, self.width, self.settings = store, loaded, width, settings
         self.spec, self.shape = spec, TextShape.of(loaded.model.get_decoder().config)
         self.plans: dict[tuple[Setting, ...], Plan] = {}
@@ -151,7 +153,7 @@ class Runner:
             "version": __version__,
         }
         for part in setting.stage(Weights):
-            identity_of["weights"] = identity(self.calibration, part, self.spec)
+            identity_of["weights"] = self.identities[part]
         return self.store.path(self.loaded.name, content_hash(identity_of), task.name)
 
     def all(self, work: Sequence[tuple[Task, Document]]) -> Iterator[dict[str, int]]:
