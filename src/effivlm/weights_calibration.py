@@ -18,7 +18,7 @@ from effivlm.prompts import load_model, prepare, stop_ids
 from effivlm.records import content_hash
 from effivlm.runtime.passage import Sample
 from effivlm.runtime.weight_files import load_weights, save_weights
-from effivlm.runtime.weights import CompressedWeights, compress_weights
+from effivlm.runtime.weights import CompressedWeights, compress_weights, reads_samples
 from effivlm.setting import Part, SettingError, parse_setting
 from effivlm.tasks.builtin import Document, load_task
 
@@ -64,12 +64,12 @@ def answered(loaded: Loaded, inputs: Any, answer: str) -> Sample:
 
 def identity(spec: CalibrationSpec | None, part: Part, model: ModelSpec) -> dict[str, Any]:
     """Plain data on all that a part's compressed weights depend on."""
-    spec = spec or CalibrationSpec()
-    ids = content_hash({"ids": [d.id for d in documents_of(spec)]})
-    return {
+    spec, read = spec or CalibrationSpec(), dict[str, Any]()
+    if reads_samples(part):
+        ids = content_hash({"ids": [d.id for d in documents_of(spec)]})
+        read = {"task": [spec.task, load_task(spec.task).version, ids], "seed": spec.seed}
+    return read | {
         "part": repr(part),
-        "task": [spec.task, load_task(spec.task).version, ids],
-        "seed": spec.seed,
         "model": model.model_dump(exclude={"device", "without", "attn"}),
         "version": __version__,
     }
@@ -88,9 +88,8 @@ def weights_for(
         path = file_of(spec, part, model)
         if path.exists():
             return load_weights(loaded.model, part, path, fast)
-    method: Any = part.method
-    needed = bool(method.statistics) or bool(method.probes(part.budget))
-    return compress_weights(loaded.model, part, samples(loaded, spec) if needed else [], fast)
+    given = samples(loaded, spec) if reads_samples(part) else []
+    return compress_weights(loaded.model, part, given, fast)
 
 
 def file_of(spec: CalibrationSpec, part: Part, model: ModelSpec) -> Path:

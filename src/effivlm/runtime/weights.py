@@ -146,7 +146,7 @@ def compress_weights(
     linears = decoder_linears(host)
     swaps = Swaps()
     try:
-        needs = bool(method.statistics) or bool(method.probes(part.budget))
+        needs = reads_samples(part)
         if needs and not samples:
             raise WeightsError(
                 f"{method.name} reads activations: give calibration samples (calibration=...)"
@@ -166,6 +166,12 @@ def compress_weights(
     finally:
         swaps.undo()
     return CompressedWeights.of(host, part, swaps, counts)
+
+
+def reads_samples(part: Part) -> bool:
+    """Whether a weights method needs calibration."""
+    method = cast(Weights, part.method)
+    return bool(method.statistics) or bool(method.probes(part.budget))
 
 
 def decoder_linears(host: Host) -> list[dict[str, nn.Linear]]:
