@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from effivlm.config import Experiment, MeasureSpec, ModelSpec, TaskSpec, dump_experiment
-from effivlm.experiment import load_model
 from effivlm.measure import workloads
 from effivlm.measure.peaks import measured
 from effivlm.measure.run import Case, Measured, measure, measure_case
+from effivlm.prompts import load_model
 from effivlm.provenance import environment
 from effivlm.report.speed import write_speed
 from effivlm.setting import parse_setting

@@ -18,9 +18,9 @@ from PIL import Image
 
 from effivlm import zoo
 from effivlm.config import ModelSpec
-from effivlm.experiment import load_model, prepare, stop_ids
 from effivlm.families.loading import Loaded
 from effivlm.metrics.performance import task_score
+from effivlm.prompts import load_model, prepare, stop_ids
 from effivlm.records import DocumentRecord
 from effivlm.runtime.plan import Plan
 from effivlm.setting import parse_setting

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from effivlm.config import ModelSpec
-from effivlm.experiment import load_model
 from effivlm.measure import workloads
 from effivlm.measure.peaks import measured
 from effivlm.measure.predict import Predictor
+from effivlm.prompts import load_model
 from effivlm.provenance import environment
 from effivlm.runtime import generate
 from effivlm.runtime.cache import fork

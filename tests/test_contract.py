@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from effivlm import cli, registry
 from effivlm.budget import parse_budget
-from effivlm.contract import families, gate, rules
+from effivlm.contract import families, gate, rules, weight_rules
 from effivlm.methods.base import EncoderReducer, IntraLLM, PreLLM, Selection
 from effivlm.methods.baselines import RandomPre, Uniform
 from effivlm.runtime.session import Session
@@ -17,7 +17,8 @@ from effivlm.runtime.support import Unsupported, check_supported
 from effivlm.setting import parse_setting
 
 torch.set_num_threads(1)
-METHODS = sorted(n for n in registry.methods() if n != "none")
+EVERY = sorted(n for n in registry.methods() if n != "none")
+METHODS = [n for n in EVERY if not weight_rules.is_weights(n)]
 PAIRS = [(m, f) for m in METHODS for f in FAMILIES]
 
 
@@ -32,9 +33,9 @@ def keeps(rule, name, family):
 # sharing is tested below with all settings in one pass, which is stronger
 CASES = [
     pytest.param(rule, name, family, id=f"{rule.check.__name__}-{name}-{family}")
-    for name in METHODS
+    for name in EVERY
     for family in FAMILIES
-    for rule in gate.RULES
+    for rule in gate.rules_of(name)
     if rule.covers(family) and rule.check is not rules.shared_is_separate
 ]
 

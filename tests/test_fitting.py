@@ -113,7 +113,7 @@ def test_fitprune_prints_a_setting_that_deletes_what_was_fitted(tiny_task):
 
 def test_what_cannot_be_calibrated_is_refused(tiny_task, monkeypatch):
     result = run("fastv", "model")
-    assert result.exit_code == cli.USER_ERROR and "unknown method to calibrate" in result.output
+    assert result.exit_code == cli.USER_ERROR and "unknown method" in result.output
     album = Document("7", "", ("",), (blank, blank))
     monkeypatch.setattr(
         fitting, "load_task", lambda name: Task(name, 1, "exact_match", 4, "", (album,))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from effivlm import zoo
-from effivlm.experiment import prepare
 from effivlm.families.loading import load
+from effivlm.prompts import prepare
 from effivlm.setting import parse_setting
 from effivlm.tasks.builtin import load_suite, load_task
 from effivlm.zoo import charts, pages, pictures, scenes, suite

@@ -15,6 +15,7 @@ __all__ = [
     "Experiment",
     "LoadError",
     "Method",
+    "Sample",
     "Setting",
     "SettingError",
     "UnknownName",
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
     from effivlm.report.write import write as write_report
     from effivlm.runtime.account import Audit
     from effivlm.runtime.audit import AuditError
+    from effivlm.runtime.entrance import compress
     from effivlm.runtime.host import UnsupportedCall
-    from effivlm.runtime.session import compress
+    from effivlm.runtime.passage import Sample
     from effivlm.runtime.support import Unsupported
     from effivlm.setting import Setting, SettingError, parse_setting
 
@@ -53,12 +55,13 @@ _HOMES = {
     "Experiment": ("effivlm.config", "Experiment"),
     "LoadError": ("effivlm.families.loading", "LoadError"),
     "Method": ("effivlm.methods.base", "Method"),
+    "Sample": ("effivlm.runtime.passage", "Sample"),
     "Setting": ("effivlm.setting", "Setting"),
     "SettingError": ("effivlm.setting", "SettingError"),
     "UnknownName": ("effivlm.registry", "UnknownName"),
     "Unsupported": ("effivlm.runtime.support", "Unsupported"),
     "UnsupportedCall": ("effivlm.runtime.host", "UnsupportedCall"),
-    "compress": ("effivlm.runtime.session", "compress"),
+    "compress": ("effivlm.runtime.entrance", "compress"),
     "load": ("effivlm.families.loading", "load"),
     "parse_setting": ("effivlm.setting", "parse_setting"),
     "write_report": ("effivlm.report.write", "write"),

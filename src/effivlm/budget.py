@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from effivlm.errors import EffivlmError
 
-UNITS = ("visual", "visual_mean", "prompt_kv")
+UNITS = ("visual", "visual_mean", "prompt_kv", "weights")
 
 
 class BudgetError(EffivlmError, ValueError):
@@ -26,8 +26,8 @@ class Budget:
         share: retained share, or None when ``tokens`` is given.
         tokens: retained tokens per image, or None when ``share`` is given.
         unit: ``visual`` (of the visual tokens at the cut), ``visual_mean`` (of visual tokens,
-            averaged over the inputs of all decoder layers) or ``prompt_kv`` (of the prompt's KV
-            entries, averaged over layers).
+            averaged over the inputs of all decoder layers), ``prompt_kv`` (of the prompt's KV
+            entries, averaged over layers) or ``weights`` (of the language model's matrices).
         text: how the budget was written; printed back unchanged.
     """
 
@@ -88,10 +88,10 @@ def parse_budget(text: str, unit: str) -> Budget:
 def _tokens(tokens: int, unit: str, text: str) -> Budget:
     if tokens < 1:
         raise BudgetError(f"budget '@{text}' asks for {tokens} tokens: expected at least 1")
-    if unit == "prompt_kv":
+    if unit in ("prompt_kv", "weights"):
         raise BudgetError(
-            f"budget '@{text}' counts tokens per image, but the unit is prompt_kv: give a share"
-            " such as @0.1"
+            f"budget '@{text}' counts tokens per image, but the unit is {unit}: give a share"
+            " such as @0.5"
         )
     return Budget(None, tokens, unit, text)
 

@@ -171,10 +171,15 @@ def _predict(shape: str, settings: list[str], device: str, workload: str) -> Non
 
 @app.command()
 def calibrate(
-    method: Annotated[str, typer.Argument(help="vtw or fitprune.")],
+    method: Annotated[
+        str, typer.Argument(help="vtw, fitprune, or a setting of weights such as awq:group=64.")
+    ],
     model: Annotated[str, typer.Argument(help="zoo:NAME, a hub id or a checkpoint folder.")],
     task: Annotated[str, typer.Option(help="Task whose documents are used; one image each.")],
     documents: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    files: Annotated[
+        Path, typer.Option(help="weights: folder that the compressed ones are written into.")
+    ] = Path("weights"),
     eta: Annotated[
         float,
         typer.Option(min=0, help="vtw: most nats between the whole model and the shortened one."),
@@ -183,8 +188,23 @@ def calibrate(
         float, typer.Option(min=0.01, max=0.99, help="fitprune: share of the cost to save.")
     ] = 0.6,
 ) -> None:
-    """Fit VTW's layer or FitPrune's curve to a model; the last line printed is the setting."""
-    _guard(lambda: _calibrate(method, model, task, documents, eta, reduction))
+    """Fit VTW's layer or FitPrune's curve to a model (the last line printed is the setting), or
+    compress its weights once for all (the last line is the file).
+    """
+    if method in ("vtw", "fitprune"):
+        _guard(lambda: _calibrate(method, model, task, documents, eta, reduction))
+    else:
+        _guard(lambda: _compress(method, model, task, documents, files))
+
+
+def _compress(setting: str, model: str, task: str, documents: int, files: Path) -> None:
+    from effivlm.config import CalibrationSpec, ModelSpec
+    from effivlm.weights_calibration import calibrate as compress
+
+    spec = CalibrationSpec(task=task, samples=documents, files=str(files))
+    with console.status("compressing"):
+        for line in compress(setting, ModelSpec(name=model), spec):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _calibrate(

@@ -77,6 +77,21 @@ class TaskSpec(Spec):
     documents: int | None = Field(default=None, ge=1)
 
 
+class CalibrationSpec(Spec):
+    """What weights methods are calibrated on.
+
+    Attributes:
+        task: built-in task, or a folder with ``task.yaml``: the prompt and its first answer.
+        samples: documents. seed: which. files: folder of compressed weights that `effivlm
+            calibrate` wrote; what is there is taken, the rest is calibrated.
+    """
+
+    task: str = "caption"
+    samples: int = Field(default=128, ge=1)
+    seed: int = 0
+    files: str | None = None
+
+
 class MeasureSpec(Spec):
     """How speed is measured.
 
@@ -114,6 +129,7 @@ class Experiment(Spec):
             first.
         tasks: may be left out where the experiment is only measured, on a fixed workload.
         seed: sampling of documents. width: answers decoded side by side.
+        calibration: of weights methods.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
@@ -121,6 +137,7 @@ class Experiment(Spec):
     settings: tuple[str, ...] = Field(min_length=1)
     tasks: tuple[TaskSpec, ...] = ()
     measure: MeasureSpec | None = None
+    calibration: CalibrationSpec | None = None
     seed: int = 0
     width: int = Field(default=16, ge=1)
 

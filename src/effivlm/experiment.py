@@ -5,23 +5,33 @@ report.
 import hashlib
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from effivlm import __version__
-from effivlm.config import ConfigError, Experiment, ModelSpec, TaskSpec, dump_experiment
-from effivlm.families.loading import Loaded, load
+from effivlm.config import (
+    CalibrationSpec,
+    ConfigError,
+    Experiment,
+    ModelSpec,
+    TaskSpec,
+    dump_experiment,
+)
+from effivlm.families.loading import Loaded
 from effivlm.measure.roofline import TextShape
+from effivlm.methods.base import Weights
+from effivlm.prompts import load_model, prepare, stop_ids
 from effivlm.provenance import environment
 from effivlm.records import DocumentRecord, content_hash
 from effivlm.runtime.plan import Outcome, Plan
-from effivlm.setting import Setting
+from effivlm.runtime.weights import CompressedWeights
+from effivlm.setting import Part, Setting
 from effivlm.store import RunStore
 from effivlm.tasks.builtin import Document, Task, load_suite, load_task, media_digest
+from effivlm.weights_calibration import identity, weights_for
 
 log = logging.getLogger("effivlm")
 Progress = Callable[[str, int, int], None]  # (what, documents done, documents in all)
@@ -67,20 +77,22 @@ def run(
             loaded = load_model(spec)
             store.note_environment(environment(str(loaded.model.device), "pil"))
             settings = experiment.settings_for(spec)
-            runner = Runner(store, spec, loaded, settings, experiment.width, retry_failed)
+            runner = Runner(
+                store,
+                spec,
+                loaded,
+                settings,
+                experiment.width,
+                retry_failed,
+                experiment.calibration,
+            )
             work = [(task, d) for t, task in tasks for d in sample(task, t, experiment.seed)]
-            for done, (task, document) in enumerate(work):
-                progress(loaded.name, done, len(work))
-                for kind, number in runner.answer(task, document).items():
+            for done, answered in enumerate(runner.all(work)):
+                progress(loaded.name, done % len(work), len(work))
+                for kind, number in answered.items():
                     counts[kind] += number
             progress(loaded.name, len(work), len(work))
     return Summary(**counts)
-
-
-def load_model(spec: ModelSpec) -> Loaded:
-    """The model of a specification; ``zoo:NAME`` is a checkpoint that ships with the package."""
-    dtype = "float32" if spec.dtype == "auto" and spec.device == "cpu" else spec.dtype
-    return load(spec.name, dtype, spec.attn, spec.device, spec.random_weights)
 
 
 def sample(task: Task, spec: TaskSpec, seed: int) -> list[Document]:
@@ -99,6 +111,14 @@ class Asked(NamedTuple):
     cluster: str
 
 
+def by_weights(settings: Sequence[Setting]) -> dict[tuple[Part, ...], list[Setting]]:
+    """Settings by the weights they ask for, the original ones first."""
+    groups: dict[tuple[Part, ...], list[Setting]] = {(): []}
+    for setting in settings:
+        groups.setdefault(setting.stage(Weights), []).append(setting)
+    return {parts: some for parts, some in groups.items() if some}
+
+
 class Runner:
     """Answers documents for one model; keeps one plan per set of settings still to do."""
 
@@ -110,8 +130,12 @@ class Runner:
         settings: list[Setting],
         width: int,
         retry_failed: bool = False,
+        calibration: CalibrationSpec | None = None,
     ) -> None:
-        self.retry_failed = retry_failed
+        self.retry_failed, self.calibration = retry_failed, calibration
+        self.weights: CompressedWeights | None = None
+        parts = {part for setting in settings for part in setting.stage(Weights)}
+        self.identities = {part: identity(calibration, part, spec) for part in parts}
         self.store, self.loaded, self.width, self.settings = store, loaded, width, settings
         self.spec, self.shape = spec, TextShape.of(loaded.model.get_decoder().config)
         self.plans: dict[tuple[Setting, ...], Plan] = {}
@@ -127,7 +151,7 @@ class Runner:
     def path(self, setting: Setting, task: Task) -> Path:
         """Where answers go: the hash covers all that can change them."""
         model = self.spec.model_dump(exclude={"device", "without"})
-        identity = {
+        identity_of: dict[str, Any] = {
             "model": model,
             "setting": str(setting),
             "fields": repr(setting),
@@ -135,15 +159,35 @@ class Runner:
             "limit": task.max_new_tokens,
             "version": __version__,
         }
-        return self.store.path(self.loaded.name, content_hash(identity), task.name)
+        for part in setting.stage(Weights):
+            identity_of["weights"] = self.identities[part]
+        return self.store.path(self.loaded.name, content_hash(identity_of), task.name)
 
-    def answer(self, task: Task, document: Document) -> dict[str, int]:
-        """Ask one document under every setting that has not answered it; a failure is a record,
-        never an empty answer.
+    def all(self, work: Sequence[tuple[Task, Document]]) -> Iterator[dict[str, int]]:
+        """Ask every document under every setting, weights by weights: those that no setting still
+        needs are not made. Counts of every document, one weights part after the other.
+        """
+        for parts, some in by_weights(self.settings).items():
+            with ExitStack() as stack:
+                if parts and any(self._todo(task, d, some) for task, d in work):
+                    found = weights_for(self.loaded, self.spec, parts[0], self.calibration)
+                    self.weights = stack.enter_context(found)
+                for task, document in work:
+                    yield self.answer(task, document, some)
+            self.weights = None
+
+    def _todo(self, task: Task, document: Document, some: Sequence[Setting]) -> bool:
+        return any(document.id not in self._before(self.path(s, task)) for s in some)
+
+    def answer(
+        self, task: Task, document: Document, some: Sequence[Setting] | None = None
+    ) -> dict[str, int]:
+        """Ask one document under every setting (or ``some``) that has not answered it; a failure is
+        a record, never an empty answer.
         """
         counts = {"recorded": 0, "found": 0, "failed": 0}
         todo = []
-        for setting in self.settings:
+        for setting in self.settings if some is None else some:
             before = self._before(self.path(setting, task))
             if document.id in before:
                 counts["found"] += 1
@@ -214,6 +258,10 @@ class Runner:
             "prefill_flops": self.shape.prefill_flops(outcome.account.tokens_per_layer),
             "decode_bytes_per_token": self.shape.decode_bytes(outcome.account.kv_bytes_held, size),
         }
+        if self.weights is not None:
+            held = self.weights.account
+            cost["weights"] = held.as_dict()
+            cost["decode_bytes_per_token"] -= held.bytes_before - held.bytes
         return DocumentRecord(
             **common,
             answer=text,
@@ -223,26 +271,3 @@ class Runner:
             error=None,
             cost=cost,
         )
-
-
-def prepare(loaded: Loaded, document: Document, images: list[Any]) -> Mapping[str, torch.Tensor]:
-    """Model inputs of one document, by the checkpoint's own chat template and processor."""
-    text = loaded.processor.apply_chat_template(
-        document.messages(), add_generation_prompt=True, tokenize=False
-    )
-    given = {"text": text, "return_tensors": "pt"} | (
-        {"images": [images]} if images else {}
-    )  # one list a prompt: several images
-    inputs = loaded.processor(**given)
-    device, dtype = loaded.model.device, loaded.model.dtype
-    return {
-        k: v.to(device, dtype) if v.is_floating_point() else v.to(device)
-        for k, v in inputs.items()
-        if isinstance(v, torch.Tensor)
-    }
-
-
-def stop_ids(loaded: Loaded) -> list[int]:
-    """Token ids that end an answer."""
-    ids = loaded.model.generation_config.eos_token_id
-    return [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [int(ids)]

@@ -15,13 +15,14 @@ from effivlm import registry
 from effivlm.budget import parse_budget
 from effivlm.calibration import Shape, Statistics, fit_deletions, tokens_left, withdrawal_layer
 from effivlm.config import ModelSpec, TaskSpec
-from effivlm.experiment import load_model, prepare, sample
+from effivlm.experiment import sample
 from effivlm.families.loading import Loaded
 from effivlm.measure.roofline import TextShape
 from effivlm.methods.base import KVCache, LayerCache, Paper
 from effivlm.methods.intra_llm.fitprune import FitPrune
 from effivlm.methods.intra_llm.vtw import VTW
 from effivlm.methods.signals import HeadMaxSums, Signal
+from effivlm.prompts import load_model, prepare
 from effivlm.runtime.generate import encode, prefill, resume
 from effivlm.runtime.session import Session
 from effivlm.setting import Part, Setting

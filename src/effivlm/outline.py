@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STAGES = {
+    "Weights": "weights",
     "PreEncoder": "pre_encoder",
     "EncoderReducer": "encoder",
     "PreLLM": "pre_llm",

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from effivlm.errors import EffivlmError
 
@@ -30,7 +30,8 @@ class CostAccount(TypedDict):
         bytes. kv_held_per_layer, kv_bytes_held: bytes of the tensors that store them, where heads
         of unequal counts are padded. prefill_flops: multiply-adds counted twice.
         decode_bytes_per_token: bytes one decode step must read.
-        realised: retained share by unit (visual, visual_mean, prompt_kv).
+        realised: retained share by unit (visual, visual_mean, prompt_kv). weights: of a weights
+        method, what the decoder's matrices hold (`runtime.weights.WeightsAccount`).
     """
 
     prompt_tokens: int
@@ -45,6 +46,7 @@ class CostAccount(TypedDict):
     prefill_flops: int
     decode_bytes_per_token: int
     realised: dict[str, float]
+    weights: NotRequired[dict[str, int]]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from effivlm.methods.base import (
     Method,
     PreEncoder,
     PreLLM,
+    Weights,
 )
 
 PART = re.compile(
@@ -33,6 +34,7 @@ PART = re.compile(
 )
 POSITIONS = ("original", "repack")
 STAGES: dict[str, type[Method]] = {
+    "weights": Weights,
     "pre_encoder": PreEncoder,
     "encoder": EncoderReducer,
     "pre_llm": PreLLM,
@@ -124,10 +126,19 @@ def _check(setting: Setting) -> None:
         raise SettingError(
             f"positions={setting.positions!r}: expected one of {', '.join(POSITIONS)}"
         )
-    for stage, what in ((KVCache, "choose what the cache keeps"), (KVFormat, "store the cache")):
-        if len(setting.stage(stage)) > 1:
-            names = " and ".join(p.method.name for p in setting.stage(stage))
+    once = (
+        (Weights, "compress the weights"),
+        (KVCache, "choose what the cache keeps"),
+        (KVFormat, "store the cache"),
+    )
+    for stage, what in once:
+        parts = [p for p in setting.parts if p.at(stage)]
+        if len(parts) > 1:
+            names = " and ".join(p.method.name for p in parts)
             raise SettingError(f"{names} both {what}: a setting can hold one such method")
+    for part in setting.parts:
+        if isinstance(part.method, Weights):
+            part.method.check_budget(part.budget)
     before = any(setting.stage(s) for s in (PreEncoder, EncoderReducer, PreLLM))
     if setting.positions == "repack" and (not before or setting.stage(IntraLLM)):
         raise SettingError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from effivlm import registry
 from effivlm.contract import families as family_rules
-from effivlm.contract import options, rules
+from effivlm.contract import options, rules, weight_rules
 from effivlm.families.tiny import FAMILIES
 from effivlm.runtime.support import Unsupported
 
@@ -49,6 +49,21 @@ RULES = (
 )
 
 
+FEW = ("llava", "gemma3", "aya_vision")  # norms of 1 + weight, and one norm for both halves
+WEIGHT_RULES = (
+    Rule(rules.text_form_and_paper, ("llava",)),
+    Rule(weight_rules.promise_is_kept_and_something_changes, FEW),
+    Rule(weight_rules.originals_come_back, FEW),
+    Rule(weight_rules.only_decoder_layers_change, FEW),
+    Rule(weight_rules.combines_with_tokens_and_cache, ("llava",)),
+)
+
+
+def rules_of(method: str) -> tuple[Rule, ...]:
+    """The rules a method must keep."""
+    return WEIGHT_RULES if weight_rules.is_weights(method) else RULES
+
+
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """What came of a method on a family, or of a family by itself.
@@ -82,18 +97,20 @@ def check(name: str) -> Iterator[Verdict]:
     known = {**registry.families(), **registry.methods()}
     registry.lookup("method or family", name, known)
     if name in registry.methods():
-        yield from (_method_on(name, family, family) for family in FAMILIES)
+        for family in FAMILIES:
+            if any(rule.covers(family) for rule in rules_of(name)):
+                yield _method_on(name, family, family)
         return
     held = [(r.__name__.replace("_", " "), _broken(r, name)) for r in family_rules.RULES]
     broken = tuple(f"{title}: {why}" for title, why in held if why)
     yield Verdict(name, len(held) - len(broken), broken)
     for method in registry.methods():
-        if method != "none":
+        if method != "none" and any(rule.covers(name) for rule in rules_of(method)):
             yield _method_on(method, name, method)
 
 
 def _method_on(method: str, family: str, who: str) -> Verdict:
-    covering, broken = [r for r in RULES if r.covers(family)], []
+    covering, broken = [r for r in rules_of(method) if r.covers(family)], []
     for rule in covering:
         try:
             why = _broken(rule.check, method, family)

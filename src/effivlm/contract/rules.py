@@ -22,6 +22,7 @@ from effivlm.contract.twin import (
     require,
     same_tokens,
 )
+from effivlm.contract.weight_rules import is_weights, weights_text
 from effivlm.families.tiny import batch, double, exact
 from effivlm.methods.base import (
     EncoderReducer,
@@ -43,6 +44,8 @@ SHARE = 0.4
 def text_of(name: str, share: float = SHARE) -> str:
     """The method with a budget, where it takes one; tiny encoders have few blocks to merge in."""
     cls = registry.lookup("method", name, registry.methods())
+    if is_weights(name):
+        return weights_text(name)
     share = max(share, 0.6) if issubclass(cls, EncoderReducer) else share
     return name if cls.budget == "none" else f"{name}@{share}"
 

@@ -9,49 +9,24 @@ predicted speed-ups are from measured ones.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
-from effivlm.budget import Budget, BudgetError
+from effivlm.budget import BudgetError
 from effivlm.families.base import Family
 from effivlm.families.loading import load
 from effivlm.measure import peaks, workloads
+from effivlm.measure.expected import Expected, encoded_share, expected, form_of
 from effivlm.measure.memory import weight_bytes
 from effivlm.measure.roofline import Peaks, TextShape, VisionShape, Work, segments_of
 from effivlm.methods.base import (
-    EncoderReducer,
-    Format,
-    IntraLLM,
-    KVCache,
-    KVFormat,
-    Method,
-    PreEncoder,
-    PreLLM,
+    Weights,
 )
 from effivlm.runtime.audit import Account
-from effivlm.runtime.counts import entering
-from effivlm.runtime.in_llm import plan_cuts
 from effivlm.runtime.packed import bytes_stored
-from effivlm.setting import Part, Setting, parse_setting
-
-
-@dataclass(frozen=True)
-class Expected:
-    """Counts a setting leads to. ``tokens``: entering each decoder layer. ``kv``: prompt entries
-    held per layer.
-
-    Attributes:
-        encoded: share of the patches that the encoder is given (resized images).
-        form: how the entries are stored; None: element by element.
-    """
-
-    tokens: tuple[int, ...]
-    kv: tuple[float, ...]
-    encoded: float = 1.0
-    form: Format | None = None
+from effivlm.setting import Setting, parse_setting
 
 
 @dataclass(frozen=True)
@@ -76,102 +51,6 @@ class Prediction:
     def total(self) -> float:
         """Seconds to the last token."""
         return self.ttft + (self.new_tokens - 1) * self.decode_per_token
-
-
-def expected(setting: Setting, layers: int, text: int, images: Sequence[int]) -> Expected:
-    """Counts from budgets alone; the audit counts the same in the tensors.
-
-    Methods that resize images or merge whole tiles in the encoder may keep a little less, for their
-    counts have to fit a grid; the counts here are then upper bounds.
-
-    Args:
-        setting: what is predicted.
-        layers: decoder layers.
-        text: text tokens of the prompt.
-        images: visual tokens of every image.
-
-    Raises:
-        BudgetError: for a method with a rule of its own and no budget, and for infeasible budgets.
-    """
-    entered: list[dict[str, int]] = [{} for _ in images]
-    kept = [_before(setting, layers, n, entered[i]) for i, n in enumerate(images)]
-    fake: Any = SimpleNamespace(
-        images=[
-            SimpleNamespace(slots=range(n), entered=e, last=False)
-            for n, e in zip(images, entered, strict=True)
-        ]
-    )
-    promise = plan_cuts(fake, [range(k) for k in kept], setting.stage(IntraLLM), layers)  # type: ignore[misc]
-    tokens = [
-        text + sum(_left(promise, number, k, i) for number, k in enumerate(kept))
-        for i in range(layers)
-    ]
-    held = tuple(float(n) for n in _held(setting, tokens))
-    return Expected(tuple(tokens), held, _resized(setting, images), _form(setting))
-
-
-def _form(setting: Setting) -> Format | None:
-    for part in setting.stage(KVFormat):
-        assert isinstance(part.method, KVFormat)
-        return part.method.format
-    return None
-
-
-def _resized(setting: Setting, images: Sequence[int]) -> float:
-    """Share of the patches that the encoder is given."""
-    for part in setting.stage(PreEncoder):
-        return sum(_left_by(part, PreEncoder, 1, n) for n in images) / max(sum(images), 1)
-    return 1.0
-
-
-def _held(setting: Setting, tokens: Sequence[int]) -> list[int]:
-    """Prompt entries each layer holds; over layers an allocator moves them about, but their sum
-    stays.
-    """
-    for part in setting.stage(KVCache):
-        budget = _budget(part)
-        if budget.unit != "prompt_kv":  # a hybrid: its cache keeps what its last layer saw
-            return [min(n, tokens[-1]) for n in tokens]
-        return [budget.count(n) for n in tokens]
-    return list(tokens)
-
-
-def _before(setting: Setting, layers: int, n: int, entered: dict[str, int]) -> int:
-    """Tokens of an image of ``n`` that enter the LLM; notes what every pre-LLM method was given."""
-    full = n
-    for part in setting.stage(PreEncoder):
-        n = min(n, _left_by(part, PreEncoder, layers, n))
-    for part in setting.stage(EncoderReducer):
-        n = min(n, _left_by(part, EncoderReducer, layers, n))
-    for part in setting.stage(PreLLM):
-        entered[part.method.name] = full if part.at(EncoderReducer) else n
-        n = min(n, _left_by(part, PreLLM, layers, n))
-    return n
-
-
-def _left_by(part: Part, stage: type[Method], layers: int, n: int) -> int:
-    _budget(part)
-    return entering(part, stage, layers, n)
-
-
-def _left(promise: Any, number: int, kept: int, layer: int) -> int:
-    cuts = [
-        c.keep
-        for at, here in promise.cuts.items()
-        if at <= layer
-        for c in here
-        if c.image == number
-    ]
-    return min([kept, *cuts])
-
-
-def _budget(part: Part) -> Budget:
-    if part.budget is None:
-        raise BudgetError(
-            f"{part.method.name} without a budget decides while it runs: give it one to predict,"
-            " such as @0.1"
-        )
-    return part.budget
 
 
 class Predictor:
@@ -212,18 +91,27 @@ class Predictor:
 
     def counts(self, setting: Setting) -> Expected:
         """What a setting leads to. Raises BudgetError, see `expected`."""
+        for part in setting.stage(Weights):
+            raise BudgetError(
+                f"{part}: what compressed weights save is counted in their tensors, not told from"
+                " shapes: measure it"
+            )
         return expected(setting, self.text.layers, self.plain, self.images)
 
-    def works(self, counts: Expected) -> dict[str, Work]:
-        """What every stage must do: ``vision``, ``prefill``, ``decode_per_token``."""
+    def works(self, counts: Expected, saved: int = 0) -> dict[str, Work]:
+        """What every stage must do: ``vision``, ``prefill``, ``decode_per_token``; ``saved``: bytes
+        that compressed weights do not take.
+        """
         visual = sum(self.images) * self.batch
         whole = self.vision.work(self.segments, visual, self.size) if visual else Work(0, 0)
+        prefill = self.text.prefill_work(counts.tokens, self.size, self.batch)
+        decode = self.text.decode_work(
+            counts.kv, self.new_tokens, self.size, self.batch, self._stored(counts)
+        )
         return {
             "vision": Work(whole.flops * counts.encoded, whole.bytes),
-            "prefill": self.text.prefill_work(counts.tokens, self.size, self.batch),
-            "decode_per_token": self.text.decode_work(
-                counts.kv, self.new_tokens, self.size, self.batch, self._stored(counts)
-            ),
+            "prefill": Work(prefill.flops, prefill.bytes - saved),
+            "decode_per_token": Work(decode.flops, decode.bytes - saved),
         }
 
     def _stored(self, counts: Expected) -> float:
@@ -235,12 +123,16 @@ class Predictor:
             bytes_stored(counts.form, round(n), text.head_dim, self.size) for n in counts.kv
         )
 
-    def floors(self, account: Account, setting: Setting, limits: Peaks) -> dict[str, float]:
-        """Least seconds of the stages of a run, by the counts its audit found in the tensors."""
-        share = _resized(setting, self.images)
-        form = _form(setting)
+    def floors(
+        self, account: Account, setting: Setting, limits: Peaks, saved: int = 0
+    ) -> dict[str, float]:
+        """Least seconds of the stages of a run, by the counts its audit found in the tensors;
+        ``saved``: bytes that compressed weights do not take.
+        """
+        share = encoded_share(setting, self.images)
+        form = form_of(setting)
         counts = Expected(account.tokens_per_layer, account.kv_per_layer, share, form)
-        floors = {k: w.floor(limits) for k, w in self.works(counts).items()}
+        floors = {k: w.floor(limits) for k, w in self.works(counts, saved).items()}
         ttft = floors["vision"] + floors["prefill"]
         return floors | {
             "ttft": ttft,

@@ -2,6 +2,7 @@
 beside the answers.
 """
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +12,15 @@ from typing import Any
 
 import torch
 
-from effivlm.config import ConfigError, Experiment, MeasureSpec, TaskSpec, dump_experiment
-from effivlm.experiment import load_model, prepare, sample
+from effivlm.config import (
+    ConfigError,
+    Experiment,
+    MeasureSpec,
+    ModelSpec,
+    TaskSpec,
+    dump_experiment,
+)
+from effivlm.experiment import sample
 from effivlm.families.loading import Loaded
 from effivlm.measure import workloads
 from effivlm.measure.busy import Watch, gpu_note
@@ -20,12 +28,17 @@ from effivlm.measure.peaks import measured
 from effivlm.measure.predict import Predictor
 from effivlm.measure.roofline import Peaks
 from effivlm.measure.timing import Inputs, Sample, Timer
+from effivlm.methods.base import Weights
+from effivlm.prompts import load_model, prepare
 from effivlm.provenance import environment
 from effivlm.records import StoreError, TimingRecord, read_timings
-from effivlm.setting import Setting
+from effivlm.runtime.weights import CompressedWeights
+from effivlm.setting import Part, Setting
 from effivlm.store import RunStore
 from effivlm.tasks.builtin import load_suite, load_task
+from effivlm.weights_calibration import weights_for
 
+Compressor = Callable[[Part], CompressedWeights]
 log = logging.getLogger("effivlm")
 TASKS = "tasks"  # the workload that is the experiment's own tasks
 Progress = Callable[[str, int, int], None]  # (what, rounds done, rounds in all)
@@ -80,10 +93,16 @@ def measure(
             loaded = load_model(model)
             store.note_environment(environment(str(loaded.model.device), "pil"))
             peaks = measured(loaded.model.device, loaded.model.dtype)
+
+            @functools.cache
+            def weights(
+                part: Part, loaded: Loaded = loaded, model: ModelSpec = model
+            ) -> CompressedWeights:
+                return weights_for(loaded, model, part, experiment.calibration, fast=True)
+
             for case in cases(spec, loaded, experiment.tasks, experiment.seed):
-                measure_case(
-                    store, loaded, experiment.settings_for(model), case, spec, peaks, progress, out
-                )
+                some = experiment.settings_for(model)
+                measure_case(store, loaded, some, case, spec, peaks, progress, out, weights)
     return out
 
 
@@ -142,6 +161,7 @@ def measure_case(
     peaks: Peaks,
     progress: Progress,
     out: Measured,
+    weights: Compressor | None = None,
 ) -> None:
     """Time one case on a loaded model and write its samples, floors and predictions into a run's
     folder.
@@ -153,7 +173,7 @@ def measure_case(
     settings = [
         s for s in settings if not known or str(s) in known
     ]  # rounds of one file hold the same settings
-    timers, first = warmed(loaded, settings, case, spec.warmup, out)
+    timers, first = warmed(loaded, settings, case, spec.warmup, out, weights)
     if "none" not in map(
         str, timers
     ):  # already noted: without the original there is nothing to compare with
@@ -170,11 +190,17 @@ def measure_case(
     peaks = peaks.best(
         measured(loaded.model.device, loaded.model.dtype)
     )  # a busy machine measures too little
-    note_floors(store.timings(case.name).with_suffix(".json"), loaded, case, first, peaks)
+    saved = {s: t.saved for s, t in timers.items()}
+    note_floors(store.timings(case.name).with_suffix(".json"), loaded, case, first, peaks, saved)
 
 
 def warmed(
-    loaded: Loaded, settings: Sequence[Setting], case: Case, warmup: int, out: Measured
+    loaded: Loaded,
+    settings: Sequence[Setting],
+    case: Case,
+    warmup: int,
+    out: Measured,
+    weights: Compressor | None = None,
 ) -> tuple[dict[Setting, Timer], dict[Setting, tuple[Sample, bool]]]:
     """Timers that have run, each with its first sample and whether that was correct; what cannot
     run is noted and left out.
@@ -183,7 +209,8 @@ def warmed(
     first: dict[Setting, tuple[Sample, bool]] = {}
     for setting in settings:
         try:
-            timer = Timer(loaded.model, setting)
+            parts = setting.stage(Weights)
+            timer = Timer(loaded.model, setting, weights(parts[0]) if weights and parts else None)
             timed = timer.once(case.makes[0], case.new_tokens)
             right = timer.correct(case.makes[0], timed)
             for i in range(warmup):
@@ -246,7 +273,12 @@ def record_of(
 
 
 def note_floors(
-    path: Path, loaded: Loaded, case: Case, first: dict[Setting, tuple[Sample, bool]], peaks: Peaks
+    path: Path,
+    loaded: Loaded,
+    case: Case,
+    first: dict[Setting, tuple[Sample, bool]],
+    peaks: Peaks,
+    saved: dict[Setting, int],
 ) -> None:
     """Write the floor of every stage, what was predicted from budgets alone, and what each layer's
     cache held.
@@ -266,7 +298,9 @@ def note_floors(
             row["predicted"] = asdict(told) | {"ttft": told.ttft, "total": told.total}
         except ValueError as error:  # a method with a rule of its own
             row["predicted"] = {"error": str(error)}
-        rows[str(setting)] = row | {"floor": predictor.floors(timed.account, setting, peaks)}
+        rows[str(setting)] = row | {
+            "floor": predictor.floors(timed.account, setting, peaks, saved[setting])
+        }
     table[loaded.name] = {
         "peaks": asdict(peaks),
         "settings": rows,

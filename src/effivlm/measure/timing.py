@@ -12,6 +12,7 @@ from effivlm.measure.memory import kv_bytes, kv_bytes_per_layer, peaks, reset_pe
 from effivlm.runtime import generate
 from effivlm.runtime.audit import Account
 from effivlm.runtime.session import Session
+from effivlm.runtime.weights import CompressedWeights
 from effivlm.setting import Setting
 
 Inputs = Mapping[str, Any]
@@ -50,17 +51,27 @@ class Timer:
     Args:
         model: a transformers vision-language model of a supported family.
         setting: what is measured; ``Setting(())`` or ``none`` is the original.
+        weights: the setting's compressed weights, where it has any.
 
     Raises:
         Unsupported: if the setting cannot apply to the model's family.
     """
 
-    def __init__(self, model: nn.Module, setting: Setting) -> None:
+    def __init__(
+        self, model: nn.Module, setting: Setting, weights: CompressedWeights | None = None
+    ) -> None:
         self.model: Any = model
         self.device = self.model.device
         self.clock = Clock(self.device)
-        self.session = Session(model, setting, wrap=self.clock.wrap)
-        self.weights = weight_bytes(model)
+        self.session = Session(model, setting, wrap=self.clock.wrap, weights=weights)
+        with self.session:
+            self.weights = weight_bytes(model)
+
+    @property
+    def saved(self) -> int:
+        """Bytes that the setting's weights do not take."""
+        account = self.session.weights.account if self.session.weights else None
+        return account.bytes_before - account.bytes if account else 0
 
     @torch.inference_mode()
     def once(self, make: Callable[[], Inputs], new_tokens: int) -> Sample:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from effivlm.budget import Budget
 from effivlm.methods.contexts import BlockTokens, ImageTokens, LayerCache, LayerTokens
+from effivlm.methods.linears import Linear, NewWeight, Promise, Readers
 from effivlm.methods.signals import Signal
 
 
@@ -154,6 +155,56 @@ class Method:
         """
         assert budget is not None
         return [budget.count(n) for n in room.lengths]
+
+
+class Weights(Method):
+    """Compresses the matrices of the language model, once, layer by layer.
+
+    Attributes:
+        statistics: of a linear layer's inputs that it reads (`methods.linears`).
+        original_inputs: every layer is shown what the original layers before it give, not what the
+            compressed ones do.
+    """
+
+    units: ClassVar[tuple[str, ...]] = ("weights",)
+    statistics: ClassVar[frozenset[str]] = frozenset()
+    original_inputs: ClassVar[bool] = False
+
+    def check_budget(self, budget: Budget | None) -> None:
+        """Refuse a budget, or its absence, that does not fit the other fields.
+
+        Raises:
+            BudgetError: saying what was expected.
+        """
+
+    def probes(self, budget: Budget | None) -> int:
+        """Calibration samples that every matrix is probed with before anything is compressed; 0:
+        the method does not ask for `shares`.
+        """
+        return 0
+
+    def shares(
+        self,
+        scores: Mapping[tuple[int, str], float],
+        sizes: Mapping[tuple[int, str], int],
+        budget: Budget | None,
+    ) -> dict[tuple[int, str], float]:
+        """The share pruned of every matrix (layer, name), from the loss each probe cost."""
+        raise NotImplementedError
+
+    def scale(self, readers: Readers) -> Tensor | None:
+        """[I] a scale for the inputs of matrices that read the same tensor, or None: the matrices
+        are multiplied by it, what makes the tensor is divided.
+        """
+        return None
+
+    def compress(self, linear: Linear, budget: Budget | None) -> NewWeight:
+        """The new weight of one linear layer."""
+        raise NotImplementedError
+
+    def promise(self, rows: int, columns: int, share: float) -> Promise:
+        """What a matrix [rows, columns] will hold, ``share`` of it pruned."""
+        raise NotImplementedError
 
 
 class EncoderReducer(Method):

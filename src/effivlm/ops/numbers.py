@@ -61,3 +61,15 @@ def triangular(x: Tensor) -> Tensor:
 def matrix_rank(x: Tensor, rtol: float) -> Tensor:
     """[] long: singular values of x [M, N] above ``rtol`` times the largest."""
     return _open(linalg).matrix_rank(x, rtol=rtol)
+
+
+def cholesky(x: Tensor, upper: bool = False) -> Tensor:
+    """[N, N] the triangular factor of a positive definite x [N, N].
+
+    Raises:
+        ArithmeticError: if x is not positive definite.
+    """
+    factor, failed = _open(linalg).cholesky_ex(x, upper=upper)
+    if int(failed):
+        raise ArithmeticError("the matrix is not positive definite")
+    return factor

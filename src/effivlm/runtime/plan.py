@@ -18,6 +18,7 @@ from effivlm.runtime.audit import Account
 from effivlm.runtime.generate import Generated, Prefilled
 from effivlm.runtime.session import Session
 from effivlm.runtime.vision import ENCODER_SIGNALS
+from effivlm.runtime.weights import check_weights
 from effivlm.setting import Part, Setting
 
 Leaf = tuple[Setting, Prefilled]
@@ -98,7 +99,12 @@ class Plan:
             inputs: one prompt, as the processor gave it.
             limit: new tokens at most.
             stop: ids that end an answer.
+
+        Raises:
+            UnsupportedCall: if the model's weights are not those of all settings.
         """
+        for setting in self.settings:
+            check_weights(self.decoder.host, setting, whole=True)
         waiting: dict[tuple[Part, ...], list[Leaf]] = {}  # those stored alike decode together
         for encoder, trunks in self.encoders:
             leaves = [leaf for _, t in trunks for leaf in t.leaves]

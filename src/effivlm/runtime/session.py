@@ -35,6 +35,7 @@ from effivlm.runtime.support import (
 )
 from effivlm.runtime.turn import Turn
 from effivlm.runtime.vision import VisionStage
+from effivlm.runtime.weights import CompressedWeights, check_weights
 from effivlm.setting import Part, Setting, parse_setting
 
 
@@ -53,6 +54,7 @@ class Session:
             (sharing).
         signals: encoder signals to gather beside the setting's own (sharing).
         wrap: what every hook is wrapped in (measuring).
+        weights: the setting's compressed weights, put in for the block; None: the model has them.
 
     Raises:
         SettingError: for a setting that cannot be read or carried out on the family.
@@ -70,12 +72,13 @@ class Session:
         branches: Sequence[Setting] = (),
         signals: Iterable[Signal] = (),
         wrap: Wrap = unwrapped,
+        weights: CompressedWeights | None = None,
     ) -> None:
         self.setting = parse_setting(setting) if isinstance(setting, str) else setting
         self.host = host_of(model)
         check_supported(self.setting, self.host.family, len(self.host.layers))
         self.recipe = Recipe.of(self.setting, trunk, tuple(watch), tuple(branches))
-        self.tap = Tap(self.host)
+        self.tap, self.weights = Tap(self.host), weights
         parts = [p for p in self.setting.parts if not p.full]
         needed = frozenset(s for p in parts for s in p.method.signals) | frozenset(signals)
         resizing, reducing = (
@@ -94,6 +97,9 @@ class Session:
                 "this model is already under a compress() session: leave it before opening another"
             )
         try:
+            if self.weights is not None:
+                self.patches.on_close(self.weights.__enter__().__exit__)
+            check_weights(self.host, self.setting)
             self._install()
         except BaseException:
             self.__exit__()
@@ -254,20 +260,3 @@ class Session:
         if self.turn.running_prefill is not None:
             visual, features = self.turn.running_prefill.deep_stack(visual, features)
         return inner(hidden, visual, features)
-
-
-def compress(model: nn.Module, setting: Setting | str) -> Session:
-    """A context manager under which ``model`` answers with a setting's compression.
-
-    Args:
-        model: a transformers vision-language model of a supported family; wrappers (PEFT,
-            `torch.compile`, accelerate) may be around it.
-        setting: a `Setting` or its text form, such as ``visionzip@0.1 + snapkv@0.4``.
-
-    Raises:
-        SettingError: for a setting that cannot be read or carried out.
-        BudgetError: for a budget that no image could meet.
-        UnknownName: for a method that is not there.
-        UnsupportedCall: for a model that cannot be followed.
-    """
-    return Session(model, setting)

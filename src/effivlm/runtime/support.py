@@ -9,12 +9,13 @@ from typing import Any, NoReturn
 
 from effivlm.families.base import Family
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, KVFormat, PreEncoder, PreLLM
+from effivlm.methods.baselines import NoCompression
 from effivlm.methods.signals import TextEmbeds
 from effivlm.runtime.cache import cache_of
 from effivlm.runtime.counts import entering, in_layers
 from effivlm.runtime.host import UnsupportedCall
 from effivlm.runtime.vision import ENCODER_SIGNALS
-from effivlm.setting import Part, Setting, SettingError
+from effivlm.setting import STAGES, Part, Setting, SettingError
 
 MANY = (
     1 << 20
@@ -36,6 +37,11 @@ def check_supported(setting: Setting, family: Family, layers: int | None = None)
     """
     traits = set(family.traits) | ({"no_resize"} if family.resize is None else set())
     for part in setting.parts:
+        if type(part.method) is not NoCompression and not any(map(part.at, STAGES.values())):
+            raise Unsupported(
+                f"{part.method.name} acts at no stage there is ({', '.join(STAGES)}): derive its"
+                " class from one of those in methods.base"
+            )
         reasons = dict(part.method.unsupported)
         if any(isinstance(s, ENCODER_SIGNALS) for s in part.method.signals):
             reasons.setdefault(

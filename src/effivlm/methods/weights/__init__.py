@@ -1,0 +1,1 @@
+"""Methods that compress the weights of the language model."""

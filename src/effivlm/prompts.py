@@ -1,0 +1,39 @@
+"""What a run gives a model: the model itself, a document's inputs, and where an answer ends."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from effivlm.config import ModelSpec
+from effivlm.families.loading import Loaded, load
+from effivlm.tasks.builtin import Document
+
+
+def load_model(spec: ModelSpec) -> Loaded:
+    """The model of a specification; ``zoo:NAME`` is a checkpoint that ships with the package."""
+    dtype = "float32" if spec.dtype == "auto" and spec.device == "cpu" else spec.dtype
+    return load(spec.name, dtype, spec.attn, spec.device, spec.random_weights)
+
+
+def prepare(loaded: Loaded, document: Document, images: list[Any]) -> Mapping[str, torch.Tensor]:
+    """Model inputs of one document, by the checkpoint's own chat template and processor."""
+    text = loaded.processor.apply_chat_template(
+        document.messages(), add_generation_prompt=True, tokenize=False
+    )
+    given = {"text": text, "return_tensors": "pt"} | (
+        {"images": [images]} if images else {}
+    )  # one list a prompt: several images
+    inputs = loaded.processor(**given)
+    device, dtype = loaded.model.device, loaded.model.dtype
+    return {
+        k: v.to(device, dtype) if v.is_floating_point() else v.to(device)
+        for k, v in inputs.items()
+        if isinstance(v, torch.Tensor)
+    }
+
+
+def stop_ids(loaded: Loaded) -> list[int]:
+    """Token ids that end an answer."""
+    ids = loaded.model.generation_config.eos_token_id
+    return [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [int(ids)]
