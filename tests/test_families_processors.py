@@ -33,6 +33,10 @@ LLAVA = {"image": "<image>", "video": "<video>"}
 GEMMA = {"image": "<image_soft_token>", "boi": "<start_of_image>", "eoi": "<end_of_image>"}
 INTERN = {"context_image": "<IMG_CONTEXT>", "start_image": "<img>", "end_image": "</img>"}
 INTERN |= {"video": "<video>", "image": "<IMG_CONTEXT>"}
+GLM = {"image": "<|image|>", "video": "<|video|>", "vision_bos": "<|begin_of_image|>"}
+GLM |= {"vision_eos": "<|end_of_image|>", "think": "<think>"}
+GLM_SHOWN = "<|begin_of_image|><|image|><|end_of_image|>"
+GLM_SIZES = {"patch_size": 7, "size": {"shortest_edge": 28 * 28, "longest_edge": 56 * 56 * 2}}
 AYA = {"image": "<|IMG_PATCH|>", "shown": "<image>", "start": "<|START_OF_IMG|>"}
 AYA |= {"end": "<|END_OF_IMG|>", "whole": "TILE_GLOBAL", "tile": "TILE"}
 CONFIGURED = {  # where the model is told which id a role has
@@ -114,6 +118,10 @@ CASES = {
     "qwen2_vl": qwen("qwen2_vl"),
     "qwen2_5_vl": qwen("qwen2_5_vl"),
     "qwen3_vl": qwen("qwen3_vl"),
+    "qwen3_vl_moe": qwen("qwen3_vl_moe"),
+    "glm4v": Case("glm4v", "glm4v", GLM_SIZES, GLM, shown=GLM_SHOWN),
+    "glm4v_moe": Case("glm4v_moe", "glm4v", GLM_SIZES, GLM, shown=GLM_SHOWN),
+    "paligemma": Case("paligemma", "siglip", {"size": BOX[56], "image_seq_length": 16}, LLAVA),
     "internvl": Case(
         "internvl",
         "got_ocr2",

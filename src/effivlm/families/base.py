@@ -70,10 +70,16 @@ class Family:
         full_blocks: ``(config, blocks) -> tuple``, blocks in which every patch sees the whole
             image.
         packed: whether the encoder takes all images as one sequence of patches (Qwen-VL).
+        mergers: where `packed`, the encoder's modules that need every patch, as a regular
+            expression of their names.
+        side: the text model's arguments that hold the mask of visual tokens and, a tensor per
+            level, features that are added to them between layers (deep stacks), or ().
         run_is_image: whether the tiles of one image are one unbroken run of placeholders
             (InternVL); otherwise a piece is an image.
         markers: tokens that the processor writes before and after every run of placeholders
             (start and end of an image, a tile's tag): no part of what the prompt says.
+        token_types: the model input that tells visual tokens from text, or none. visual_type: the
+            value of a visual token in it; text has 0.
         resize: ``(model, call, grids) -> call``: the same images resized so that piece i has
             ``grids[i]`` tokens, or None where the encoder cannot take other sizes.
         traits: what methods may not be able to work with: ``no_grid``, ``no_encoder_signals``.
@@ -92,9 +98,12 @@ class Family:
     feature_block: Callable[[Any, int], int] = lambda config, blocks: blocks - 1
     full_blocks: Callable[[Any, int], tuple[int, ...]] = lambda config, blocks: tuple(range(blocks))
     packed: bool = False
+    mergers: str = "merger"
+    side: tuple[str, ...] = ()
     run_is_image: bool = False
     markers: tuple[int, int] = (0, 0)
     token_types: str = ""
+    visual_type: int = 1
     resize: (
         Callable[[nn.Module, Mapping[str, Any], list[tuple[int, int]]], dict[str, Any]] | None
     ) = None

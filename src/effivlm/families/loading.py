@@ -292,7 +292,7 @@ def example(
     visual = tokens == mark
     given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **extra}
     if family.token_types:
-        given[family.token_types] = visual.long()
+        given[family.token_types] = visual.long() * family.visual_type
     return given
 
 

@@ -113,11 +113,13 @@ TINY_VISIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny(kind: str) -> Any:
-    """A tiny configuration."""
+def tiny(kind: str, **more: Any) -> Any:
+    """A tiny configuration; ``more`` of its text model."""
     from transformers import CONFIG_MAPPING
 
-    wide = kind == "qwen3_vl"  # its heads are wider than the hidden state and interleave the axes
+    wide = kind.startswith(
+        "qwen3_vl"
+    )  # its heads are wider than the hidden state and interleave the axes
     rope = MROPE | {"mrope_section": [4, 2, 2] if wide else [1, 1, 2], "rope_theta": 1e4}
     rope |= {"mrope_interleaved": True} if wide else {}
     text = {
@@ -125,9 +127,10 @@ def tiny(kind: str) -> Any:
         "rope_scaling": dict(rope),
         "rope_parameters": dict(rope),
         "head_dim": 16 if wide else 8,
+        **more,
     }
     make: Any = CONFIG_MAPPING[kind]
-    vision = TINY_VISION | TINY_VISIONS[kind]
+    vision = TINY_VISION | TINY_VISIONS[kind.removesuffix("_moe")]
     ids = {
         "image_token_id": TINY_IMAGE,
         "video_token_id": TINY_IMAGE + 1,
@@ -279,6 +282,8 @@ QWEN3_VL = Family(
     layout=layout,
     group=lambda config: config.vision_config.spatial_merge_size**2,
     packed=True,
+    mergers=r"merger|deepstack_merger_list\.\d+",
+    side=("visual_pos_masks", "deepstack_visual_embeds"),
     markers=(1, 1),  # <|vision_start|>, <|vision_end|>
     token_types="mm_token_type_ids",
     resize=resize,

@@ -108,6 +108,7 @@ TINY_TEXT = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+TINY_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 TINY_CLIP = {
     "model_type": "clip_vision_model",
     "hidden_size": 32,

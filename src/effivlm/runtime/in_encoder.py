@@ -7,6 +7,7 @@ that represents it.
 """
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,9 +61,7 @@ class BlockReduction:
         for i, block in enumerate(host.blocks):
             self.patches.before(block, self.hook(self._enter(i)))
         mergers = [
-            m
-            for n, m in host.encoder.named_modules()
-            if n == "merger" or (n.startswith("deepstack_merger_list.") and n.count(".") == 1)
+            m for n, m in host.encoder.named_modules() if re.fullmatch(self.family.mergers, n)
         ]
         if self.family.packed:
             for merger in mergers:

@@ -6,7 +6,6 @@ Shapes: B batch, L prompt length, M tokens in play (short rows padded on the lef
 import hashlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from effivlm.errors import EffivlmError
 from effivlm.families.base import Family, Piece
 from effivlm.methods.base import Merge, Selection
 from effivlm.ops.precision import working, working_dtype
-from effivlm.runtime.geometry import scattered, to_index
+from effivlm.runtime.geometry import Side, scattered, to_index
 
 
 def merge_rows(x: Tensor, where: Tensor, merge: Merge) -> Tensor:
@@ -100,7 +99,7 @@ class Prompt:
     images: list[Image]
     keys: list[int]
     embeds: Tensor
-    side: dict[str, Any]
+    side: Side | None
     index: Tensor
     valid: Tensor | None = None
     rel: Tensor | None = None
@@ -146,9 +145,10 @@ class Prompt:
         embeds = self.embeds.clone()
         embeds[row] = merge_rows(self.embeds[row], slots, merge)
         self.embeds = embeds
-        if (levels := self.side.get("deepstack_visual_embeds")) is not None:
+        if self.side is not None:
             rank = (self.visual.flatten().long().cumsum(0) - 1).view_as(self.visual)[row, slots]
-            self.side["deepstack_visual_embeds"] = [merge_rows(f, rank, merge) for f in levels]
+            levels = [merge_rows(f, rank, merge) for f in self.side.levels]
+            self.side = replace(self.side, levels=levels)
 
     def narrow_inside(self, keep: Tensor) -> Tensor:
         """`narrow` behind the text model's entry: ``rel`` follows."""
