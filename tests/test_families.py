@@ -248,6 +248,9 @@ def test_published_shapes_have_the_published_size(name):
         ("smolvlm2-2.2b", 13 * 81),
         ("gemma3-4b", 256),
         ("qwen3-vl-8b", 576),
+        ("qwen3-vl-30b-a3b", 576),
+        ("glm-4.1v-9b", 576),
+        ("paligemma-3b-224", 256),
     ],
 )
 def test_example_images_have_the_published_token_count(name, tokens):
@@ -284,6 +287,9 @@ DIFFERENCES = {  # of a published shape from its family's tiny configuration, an
     "qwen2-vl-7b": UNTIED,
     "qwen2.5-vl-7b": UNTIED,
     "qwen3-vl-8b": {**UNTIED, "width of heads": "the 4B's are wider than its hidden state"},
+    "glm-4.1v-9b": {
+        "width of heads": "those of the experts' model are wider than its hidden state"
+    },
     "internvl2.5-38b": {
         "encoder norms": "the 6B encoder's RMS norms: tiny is the 300M one, of most checkpoints",
         "encoder biases": "the 6B encoder has none before its attention",

@@ -26,7 +26,7 @@ def tiny() -> Any:
     """A tiny configuration, of the first generation: transformers runs Gemma 2 in eager only."""
     from transformers import PaliGemmaConfig
 
-    text = {**TINY_TEXT, "model_type": "gemma", "head_dim": 16, "num_key_value_heads": 1}
+    text = {**TINY_TEXT, "model_type": "gemma", "head_dim": 8, "num_key_value_heads": 1}
     return PaliGemmaConfig(
         text_config=text,
         vision_config=dict(TINY_SIGLIP),

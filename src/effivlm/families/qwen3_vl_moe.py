@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from effivlm.families.base import Shape
-from effivlm.families.qwen_vl import QWEN3_VL, tiny
+from effivlm.families.qwen3_vl import FAMILY as QWEN3_VL
+from effivlm.families.qwen_vl import tiny
 from effivlm.families.shapes import TINY_EXPERTS
 
 

@@ -264,7 +264,7 @@ class Prefill:
         if slots and self.delta is not None:
             slots[0].repack(self.delta)
 
-    # ---------------------------------------------------------- deep stacks: features added after layers
+    # ------------------------------------------------- deep stacks: features added after layers
     def deep_stack(self, visual: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """The visual mask and feature rows of one level, for the tokens in play."""
         if self.prompt.rel is None:
