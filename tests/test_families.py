@@ -290,6 +290,9 @@ DIFFERENCES = {  # of a published shape from its family's tiny configuration, an
     "glm-4.1v-9b": {
         "width of heads": "those of the experts' model are wider than its hidden state"
     },
+    "internvl3.5-8b": {
+        **dict.fromkeys(("text model", "norms", "biases"), "Qwen3: the keys' norms are Qwen3-VL's")
+    },
     "internvl2.5-38b": {
         "encoder norms": "the 6B encoder's RMS norms: tiny is the 300M one, of most checkpoints",
         "encoder biases": "the 6B encoder has none before its attention",

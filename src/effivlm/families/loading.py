@@ -17,6 +17,7 @@ from torch import nn
 
 from effivlm import registry, zoo
 from effivlm.errors import EffivlmError
+from effivlm.families import unserved
 from effivlm.families.base import Family, Shape
 
 
@@ -51,6 +52,9 @@ def family_named(model_type: str, what: str) -> Family:
         LoadError: if none does.
     """
     table = {t: f for f in registry.families().values() for t in f.model_types}
+    if model_type in unserved.REASONS:
+        why = unserved.REASONS[model_type]
+        raise LoadError(f"{what} has model_type {model_type!r}, which no family serves: {why}")
     if model_type not in table:
         near = difflib.get_close_matches(model_type, table, n=2)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""

@@ -28,6 +28,16 @@ def qwen2(
     }
 
 
+def qwen3_8b(vocab: int) -> dict[str, Any]:
+    """Qwen3 8B."""
+    return {
+        **qwen2(4096, 12288, 36, 32, 8, vocab),
+        "model_type": "qwen3",
+        "head_dim": 128,
+        "max_position_embeddings": 40960,
+    }
+
+
 def llama(hidden: int, inter: int, layers: int, heads: int, vocab: int = 32064) -> dict[str, Any]:
     """A Vicuna / LLaMA-2 language model."""
     return {

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from effivlm.families.base import Family, Piece
+from effivlm.families.base import Family, Piece, squares
 from effivlm.methods.base import BlockTokens, EncoderReducer
 from effivlm.ops.precision import working
 from effivlm.runtime.attention import Tap, received, segments_of
@@ -77,6 +77,9 @@ class BlockReduction:
         """A new encoder call begins."""
         self.prefix = self.family.prefix(config)
         group = self.family.group(config)
+        if self.family.rows:
+            assert isinstance(group, int)
+            group = squares(pieces, group)
         self.order = (
             None if isinstance(group, int) else torch.argsort(group, stable=True)
         )  # patches, group by group

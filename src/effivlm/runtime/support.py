@@ -34,6 +34,7 @@ def check_supported(setting: Setting, family: Family, layers: int | None = None)
             layer that does not exist.
     """
     traits = set(family.traits) | ({"no_resize"} if family.resize is None else set())
+    traits |= {"rows"} if family.rows else set()
     for part in setting.parts:
         reasons = dict(part.method.unsupported)
         if any(isinstance(s, ENCODER_SIGNALS) for s in part.method.signals):
@@ -46,6 +47,7 @@ def check_supported(setting: Setting, family: Family, layers: int | None = None)
                 "no_encoder_signals",
                 "its visual tokens are not patches that could be merged one to one",
             )
+            reasons["rows"] = "its encoder takes all images as one masked sequence"
         if part.at(PreEncoder):
             reasons["no_resize"] = "its encoder takes images of one size only"
         for trait in sorted(traits & set(reasons)):
