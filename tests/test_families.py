@@ -195,10 +195,10 @@ def _halves(family, model, call, pieces, across):
 @pytest.mark.parametrize("name", RESIZABLE)
 @pytest.mark.parametrize("across", [0, 1])
 def test_resizing_keeps_up_up_and_left_left(name, across):
-    model, _, call, pieces = (
-        case(name, grids=[[1, 8, 8]] * 2) if FAMILIES[name].packed else case(name)
-    )
     family = FAMILIES[name]
+    square = {"grids": [[1, 8, 8]] * 2} if family.packed else {}
+    square |= {"sizes": [(56, 56)] * 2} if family.rows else {}  # padding has no halves
+    model, _, call, pieces = case(name, **square)
     small = family.resize(
         model,
         {**call, "pixel_values": _halves(family, model, call, pieces, across)},
@@ -251,6 +251,7 @@ def test_published_shapes_have_the_published_size(name):
         ("qwen3-vl-30b-a3b", 576),
         ("glm-4.1v-9b", 576),
         ("paligemma-3b-224", 256),
+        ("mistral-small-3.1-24b", 37 * 55),
     ],
 )
 def test_example_images_have_the_published_token_count(name, tokens):
