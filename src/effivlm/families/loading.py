@@ -282,7 +282,8 @@ def example(
     start, end = (mark + 2, mark + 3) if mark + 3 < size else (mark - 2, mark - 1)
 
     def text(n: int) -> list[int]:
-        return torch.randint(5, vocabulary, (n,), generator=generator).tolist()
+        drawn = torch.randint(5, vocabulary, (n,), generator=generator)
+        return (drawn + (drawn == mark)).tolist()
 
     ids = text(before)
     for i, lengths in enumerate(runs):
