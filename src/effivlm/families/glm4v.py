@@ -59,6 +59,7 @@ FAMILY = Family(
     markers=(1, 1),  # <|begin_of_image|>, <|end_of_image|>
     token_types="mm_token_type_ids",
     resize=resize,
+    traits=frozenset({"half_rotary"}),
     tiny=lambda: tiny("glm4v"),
     images=images,
     shapes=(

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from effivlm.families.base import Family
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, PreLLM
-from effivlm.methods.signals import TextEmbeds
+from effivlm.methods.signals import FutureQueries, TextEmbeds
 from effivlm.runtime.cache import cache_of
 from effivlm.runtime.host import UnsupportedCall
 from effivlm.runtime.vision import ENCODER_SIGNALS
@@ -48,6 +48,11 @@ def check_supported(setting: Setting, family: Family, layers: int | None = None)
                 "its visual tokens are not patches that could be merged one to one",
             )
             reasons["rows"] = "its encoder takes all images as one masked sequence"
+        if any(isinstance(s, FutureQueries) for s in part.method.signals):
+            reasons["half_rotary"] = (
+                "its heads turn with the position in half of their width only, and queries are not"
+                " moved to coming positions that way"
+            )
         if part.at(PreEncoder):
             reasons["no_resize"] = "its encoder takes images of one size only"
         for trait in sorted(traits & set(reasons)):
