@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs setup clean
+.PHONY: demo test contract docs setup clean
 
 demo: setup
 	$(BIN)/effivlm run
@@ -18,6 +18,10 @@ test: setup
 	$(BIN)/pyright
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	$(BIN)/python -m pytest -n 2
+
+# every method on every family; `make test` takes a sample of the newer ones
+contract: setup
+	$(BIN)/python -m pytest -n 2 -m grid
 
 setup: $(VENV)/.installed
 

@@ -41,8 +41,8 @@ def masked(family, session, drive, inputs, eager=None):
     eager = exact(family, "eager") if eager is None else eager
     seen, writes = session.seen.prompt, dict(session.writes)
     prefill, decode = kept_masks(session, eager.get_decoder().config.num_attention_heads)
-    if "deepstack_visual_embeds" in seen.side:
-        writes["deepstack"] = seen.side["deepstack_visual_embeds"]
+    if seen.side is not None:
+        writes["deepstack"] = {session.host.family.side[1]: seen.side.levels}
     length = seen.visual.shape[1]
     with torch.no_grad(), twin.masked(eager, prefill, decode, length, seen.embeds, writes):
         return drive(eager, inputs)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import twin
-from tiny import FAMILIES, build, generate, prompt
+from tiny import EACH, FAMILIES, WHOLE, build, generate, grid, prompt
 from twin import STEPS, Watched, close, kept_masks
 from typer.testing import CliRunner
 
@@ -30,9 +30,16 @@ def keeps(rule, name, family):
         pytest.skip(str(error))
 
 
+SAMPLE = (rules.dropping_equals_masking, rules.batch_of_two_is_two_singles)
 # sharing is tested below with all settings in one pass, which is stronger
 CASES = [
-    pytest.param(rule, name, family, id=f"{rule.check.__name__}-{name}-{family}")
+    pytest.param(
+        rule,
+        name,
+        family,
+        id=f"{rule.check.__name__}-{name}-{family}",
+        marks=grid(family, name) if family in WHOLE or rule.check in SAMPLE else grid(family),
+    )
     for name in EVERY
     for family in FAMILIES
     for rule in gate.rules_of(name)
@@ -53,7 +60,7 @@ def test_families(rule, family):
     rule(family)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_shared_is_separate(family):
     """One pass over all settings, with combinations, gives the tokens and accounts of separate runs."""
     settings = []
@@ -88,7 +95,7 @@ def test_combinations(family, text):
         tokens, logits, _ = generate(model, inputs, STEPS)
     prefill, decode = kept_masks(session, 4)
     side = session.seen.prompt.side
-    writes = {"deepstack": side["deepstack_visual_embeds"]} if side else None
+    writes = {"deepstack": {session.host.family.side[1]: side.levels}} if side else None
     close(
         logits,
         twin.run(

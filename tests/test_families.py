@@ -195,10 +195,10 @@ def _halves(family, model, call, pieces, across):
 @pytest.mark.parametrize("name", RESIZABLE)
 @pytest.mark.parametrize("across", [0, 1])
 def test_resizing_keeps_up_up_and_left_left(name, across):
-    model, _, call, pieces = (
-        case(name, grids=[[1, 8, 8]] * 2) if FAMILIES[name].packed else case(name)
-    )
     family = FAMILIES[name]
+    square = {"grids": [[1, 8, 8]] * 2} if family.packed else {}
+    square |= {"sizes": [(56, 56)] * 2} if family.rows else {}  # padding has no halves
+    model, _, call, pieces = case(name, **square)
     small = family.resize(
         model,
         {**call, "pixel_values": _halves(family, model, call, pieces, across)},
@@ -248,6 +248,10 @@ def test_published_shapes_have_the_published_size(name):
         ("smolvlm2-2.2b", 13 * 81),
         ("gemma3-4b", 256),
         ("qwen3-vl-8b", 576),
+        ("qwen3-vl-30b-a3b", 576),
+        ("glm-4.1v-9b", 576),
+        ("paligemma-3b-224", 256),
+        ("mistral-small-3.1-24b", 37 * 55),
     ],
 )
 def test_example_images_have_the_published_token_count(name, tokens):
@@ -284,6 +288,12 @@ DIFFERENCES = {  # of a published shape from its family's tiny configuration, an
     "qwen2-vl-7b": UNTIED,
     "qwen2.5-vl-7b": UNTIED,
     "qwen3-vl-8b": {**UNTIED, "width of heads": "the 4B's are wider than its hidden state"},
+    "glm-4.1v-9b": {
+        "width of heads": "those of the experts' model are wider than its hidden state"
+    },
+    "internvl3.5-8b": {
+        **dict.fromkeys(("text model", "norms", "biases"), "Qwen3: the keys' norms are Qwen3-VL's")
+    },
     "internvl2.5-38b": {
         "encoder norms": "the 6B encoder's RMS norms: tiny is the 300M one, of most checkpoints",
         "encoder biases": "the 6B encoder has none before its attention",

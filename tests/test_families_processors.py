@@ -1,6 +1,6 @@
 """Every family's real processor under a session: pictures and words in, and the audit counts the placeholders it wrote."""
 
-import importlib
+import importlib.util
 import json
 from dataclasses import dataclass, field
 
@@ -33,6 +33,11 @@ LLAVA = {"image": "<image>", "video": "<video>"}
 GEMMA = {"image": "<image_soft_token>", "boi": "<start_of_image>", "eoi": "<end_of_image>"}
 INTERN = {"context_image": "<IMG_CONTEXT>", "start_image": "<img>", "end_image": "</img>"}
 INTERN |= {"video": "<video>", "image": "<IMG_CONTEXT>"}
+GLM = {"image": "<|image|>", "video": "<|video|>", "vision_bos": "<|begin_of_image|>"}
+GLM |= {"vision_eos": "<|end_of_image|>", "think": "<think>"}
+PIXTRAL = {"image": "[IMG]", "image_break": "[IMG_BREAK]", "image_end": "[IMG_END]"}
+GLM_SHOWN = "<|begin_of_image|><|image|><|end_of_image|>"
+GLM_SIZES = {"patch_size": 7, "size": {"shortest_edge": 28 * 28, "longest_edge": 56 * 56 * 2}}
 AYA = {"image": "<|IMG_PATCH|>", "shown": "<image>", "start": "<|START_OF_IMG|>"}
 AYA |= {"end": "<|END_OF_IMG|>", "whole": "TILE_GLOBAL", "tile": "TILE"}
 CONFIGURED = {  # where the model is told which id a role has
@@ -114,6 +119,18 @@ CASES = {
     "qwen2_vl": qwen("qwen2_vl"),
     "qwen2_5_vl": qwen("qwen2_5_vl"),
     "qwen3_vl": qwen("qwen3_vl"),
+    "qwen3_vl_moe": qwen("qwen3_vl_moe"),
+    "glm4v": Case("glm4v", "glm4v", GLM_SIZES, GLM, shown=GLM_SHOWN),
+    "glm4v_moe": Case("glm4v_moe", "glm4v", GLM_SIZES, GLM, shown=GLM_SHOWN),
+    "mistral3": Case(
+        "mistral3",
+        "pixtral",
+        {"size": {"longest_edge": 84}, "patch_size": {"height": 14, "width": 14}},
+        PIXTRAL,
+        {"patch_size": 7, "spatial_merge_size": 2},
+        shown=PIXTRAL["image"],
+    ),
+    "paligemma": Case("paligemma", "siglip", {"size": BOX[56], "image_seq_length": 16}, LLAVA),
     "internvl": Case(
         "internvl",
         "got_ocr2",
@@ -167,6 +184,8 @@ def trained_tokenizer(special):
 
 
 def processor_of(case, config, tokenizer):
+    if case.home == "pixtral" and not importlib.util.find_spec("torchvision"):
+        pytest.skip("transformers offers PixtralProcessor only beside torchvision")
     home = importlib.import_module(
         f"transformers.models.{case.home}.image_processing_pil_{case.home}"
     )
@@ -230,6 +249,26 @@ def test_the_audit_counts_the_placeholders_of_the_processor(name):
         (kept,) = set(account.visual_per_layer)
         assert visual / 2 - 5 <= kept <= visual / 2
         assert set(account.kv_per_layer) == {(length - visual + kept) // 2}
+
+
+SIZES = [(1, 1), (1, 90), (90, 1), (2, 3), (7, 7), (13, 14), (14, 13), (27, 29), (28, 28), (28, 56)]
+SIZES += [(56, 28), (55, 57), (40, 100), (100, 40), (31, 97), (84, 84), (300, 20), (20, 300)]
+SIZES += [(223, 225), (640, 480)]
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl_moe", "glm4v", "glm4v_moe", "mistral3", "paligemma"])
+def test_layouts_count_what_processors_write_whatever_the_size(name):
+    """Twenty sizes, from one pixel to extreme aspects."""
+    case = CASES[name]
+    tokenizer, model = trained_tokenizer(case.special), tiny.build(case.family)
+    processor = processor_of(case, model.config, tokenizer)
+    mark = tokenizer.convert_tokens_to_ids(case.special["image"])
+    for size in SIZES:
+        inputs = processor(images=[[picture(*size)]], text=[case.shown], return_tensors="pt")
+        written = int((inputs["input_ids"] == mark).sum())
+        call = host_of(model).image_call(inputs)
+        (piece,) = host_of(model).family.layout(model, call)
+        assert len(piece.source) == written > 0, size
 
 
 def test_smolvlms_processor_loads_without_its_video_half(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from PIL import Image
-from tiny import FAMILIES, build, generate, prompt
+from tiny import EACH, build, generate, prompt
 from typer.testing import CliRunner
 
 from effivlm import cli, fitting, registry
@@ -21,7 +21,7 @@ def blank():
     return Image.new("RGB", (8, 8))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_withdrawal_logits_are_those_of_separate_runs(family):
     model, inputs = build(family), prompt(family, 1)
     whole, withdrawn = fitting.withdrawal_logits(model, inputs)

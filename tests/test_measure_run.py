@@ -323,6 +323,30 @@ def test_floors():
 
 
 @pytest.mark.parametrize(
+    ("name", "active"), [("qwen3-vl-30b-a3b", 3.0e9), ("glm-4.5v-106b-a12b", 12.0e9)]
+)
+def test_of_experts_a_token_is_counted_with_the_active_ones(name, active):
+    """One token reads what the model's name says; many tokens read every matrix there is."""
+    model = load(name, device="meta", random_weights=True).model
+    text = model.get_decoder()
+    shape = TextShape.of(text.config)
+    held = sum(p.numel() for p in text.layers.parameters() if p.ndim > 1)
+    head = shape.hidden * shape.vocab
+    assert shape.weights == pytest.approx(active, rel=0.08)
+    assert shape.read(10**4) - head == pytest.approx(held, rel=1e-9)
+    assert shape.decode_work([100] * shape.layers, 1, 2, batch=8).bytes < 2 * 8 * shape.weights
+
+
+def test_windows_bound_what_a_layer_reads_and_multiplies():
+    whole = TextShape(2, 8, 16, 4, 2, 2, 10)
+    half = TextShape(2, 8, 16, 4, 2, 2, 10, windows=(3, None))
+    pairs = sum(min(i + 1, 3) for i in range(9))  # of nine queries, in the first layer
+    gone = 2 * 4 * 2 * (9 * 9 - 2 * pairs) + 2 * 4 * 2 * 3  # the triangle counts half its diagonal
+    assert whole.prefill_flops([9, 9]) - half.prefill_flops([9, 9]) == gone
+    assert whole.decode_work([9, 9], 0, 2).bytes - half.decode_work([9, 9], 0, 2).bytes == 6 * 16
+
+
+@pytest.mark.parametrize(
     "shape", ("llava-1.5-7b", "llava-onevision-7b", "qwen2-vl-7b", "internvl3-8b")
 )
 @pytest.mark.parametrize(

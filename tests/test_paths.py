@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 from paths import CACHELESS, PAIRS, STAGES, under
-from tiny import FAMILIES, batch, generate
+from tiny import EACH, batch, generate
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from twin import STEPS, Watched, close, kept_masks, run
@@ -49,7 +49,7 @@ def test_a_forward_call_and_a_loop_by_hand(family, setting):
     close(got, want)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 @pytest.mark.parametrize("setting", CACHELESS)
 def test_a_forward_call_without_a_cache(family, setting):
     """The same logits as with one."""
@@ -58,7 +58,7 @@ def test_a_forward_call_without_a_cache(family, setting):
         close(model(**inputs, use_cache=False).logits, model(**inputs, use_cache=True).logits)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 @pytest.mark.parametrize("setting", CACHELESS)
 def test_generating_without_a_cache(family, setting):
     """Every step is a prompt of its own; the first one's choices hold for all."""
@@ -206,7 +206,7 @@ def test_a_cache_used_after_its_block(family, setting, new):
             close(model(input_ids=ids, **{CACHE: other}).logits, want)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 @pytest.mark.parametrize("setting", ["none", "divprune@0.5", "snapkv@0.5"])
 def test_a_cache_of_before_continued_inside(family, setting):
     """Text is never cut: the plain model's logits."""
@@ -334,7 +334,7 @@ def test_an_answer_is_scored_under_the_compressed_cache(family, setting):
     close(out.loss, want)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_labels_before_the_end_of_the_images(family):
     """Labels whose predicting token was dropped are ignored; cache methods say that they cannot tell prompt and answer apart."""
     model, inputs = exact(family), double(family)
@@ -456,7 +456,7 @@ def interrupting(*args):
 
 
 # ------------------------------------------------------------------------ other decoding, other caches
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 @pytest.mark.parametrize("setting", ["none", "divprune@0.5", "downsample@0.5", "tome@0.6"])
 def test_prompt_lookup_and_assisted_decoding(family, setting):
     """What proposes tokens changes nothing but the speed, where no choice depends on the text."""
@@ -489,7 +489,7 @@ def test_prompt_lookup_in_the_models_own_configuration_is_refused_too():
         model.generate(**double("llava"), max_new_tokens=3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_a_static_cache(family):
     """Right for `none`, refused by name for what makes layers unequal."""
     model, inputs = exact(family), double(family)
@@ -541,7 +541,7 @@ def test_a_users_own_patches_come_back(name):
 
 # ----------------------------------------------------------------------------- images in a later turn
 @pytest.mark.parametrize("setting", ["none", "divprune@0.5", "tome@0.6", "uniform@0.5"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_images_in_a_later_turn(family, setting):
     """A cached conversation, then a new picture: what the original can do, with the new picture compressed."""
     model, first = exact(family), double(family, 1)

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 import twin
-from tiny import FAMILIES, batch, build, generate, prompt
+from tiny import EACH, batch, build, generate, prompt
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from effivlm.methods.base import Merge, PreLLM, Selection
@@ -86,7 +86,7 @@ def test_two_models_do_not_see_each_other():
         assert torch.equal(generate(b, prompt("internvl"), 2)[1], plain)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_statistics_equal_the_dense_matrices(family):
     """Column sums gathered by the tap against eager's attention maps of every decoder layer."""
     model, inputs, seen = build(family), prompt(family), {}
@@ -173,7 +173,7 @@ def test_nan_in_dropped_cache_entries_never_reaches_the_output(setting, monkeypa
 
 
 @pytest.mark.parametrize("images", [1, 3])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_one_and_three_images_equal_the_masked_twin(family, images):
     """Cuts at every stage; the contract's own prompts have two images."""
     model, inputs = build(family), prompt(family, images, seed=3)
@@ -330,7 +330,7 @@ def test_unsupported_pairs_say_why():
         Session(build("idefics2"), "visionzip@0.5")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_beam_search(family):
     model = build(family)
     # transformers 5.17 repeats image by image for beams, so that a prompt of two images is given the first one twice

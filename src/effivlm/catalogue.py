@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 
 from effivlm import registry, zoo
+from effivlm.families import unserved
 from effivlm.families.base import Family
 from effivlm.families.loading import shapes
 from effivlm.methods.base import IntraLLM, Method
@@ -137,6 +138,13 @@ def _support() -> Iterator[str]:
         yield f"| {name} | {', '.join(stages_of(cls))} | {' | '.join(map(str, cells))} |"
     yield ""
     yield from (f"{number}. {why}" for why, number in reasons.items())
+    yield ""
+    yield "| model types | family |"
+    yield "|---|---|"
+    for name, family in registry.families().items():
+        if family.model_types:
+            yield f"| {', '.join(family.model_types)} | {name} |"
+    yield from (f"| {kind} | none: {why} |" for kind, why in unserved.REASONS.items())
 
 
 LISTS: dict[str, Callable[[], Iterator[str]]] = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from effivlm import registry
 from effivlm.contract.twin import close, generate, require
-from effivlm.families.base import Family, Piece, raster
+from effivlm.families.base import Family, Piece, raster, squares
 from effivlm.families.loading import family_of
 from effivlm.families.tiny import batch, build, double, exact, prompt
 from effivlm.runtime.host import host_of
@@ -80,7 +80,9 @@ def sources_are_the_groups_tokens_are_made_of(name: str) -> None:
             with _before(block, lambda x, patch=patch: _nudged(family, model, x, patch)):
                 changed = (_features(model, call) - want).abs().amax(1) > 1e-9
             found = changed.nonzero()[:, 0].tolist()
-            told = (source == _group_of(family, model.config, patch)).nonzero()[:, 0].tolist()
+            told = (
+                (source == _group_of(family, model.config, patch, pieces)).nonzero()[:, 0].tolist()
+            )
             require(
                 found == told,
                 f"{name}: patch {patch} is part of tokens {found}, the layout says {told}",
@@ -245,9 +247,12 @@ def _nudged(family: Family, model: Any, hidden: Tensor, patch: int) -> Tensor:
     return out
 
 
-def _group_of(family: Family, config: Any, patch: int) -> int:
+def _group_of(family: Family, config: Any, patch: int, pieces: list[Piece]) -> int:
     """Group in encoder order of a patch of the flattened encoder input, prefixes not counted."""
     group = family.group(config)
+    if family.rows:
+        assert isinstance(group, int)
+        return int(squares(pieces, group)[patch])
     if isinstance(group, int):
         return patch // group
     return patch // len(group) * (int(group.max()) + 1) + int(group[patch % len(group)])

@@ -95,8 +95,8 @@ def dropping_equals_masking(name: str, family: str) -> None:
     seen, inputs = session.seen.prompt, double(family)
     prefill, decode = kept_masks(session, session.host.heads)
     eager, writes = exact(family, "eager"), dict(session.writes)
-    if "deepstack_visual_embeds" in seen.side:
-        writes["deepstack"] = seen.side["deepstack_visual_embeds"]
+    if seen.side is not None:
+        writes["deepstack"] = {session.host.family.side[1]: seen.side.levels}
     close(logits, twin.run(eager, inputs, tokens, prefill, decode, seen.embeds, writes))
 
 

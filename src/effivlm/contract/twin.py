@@ -156,7 +156,7 @@ class _Hiding:
         if self.step == 0 and self.embeds is not None:
             kwargs["inputs_embeds"] = self.embeds
         if self.step == 0 and self.writes and "deepstack" in self.writes:
-            kwargs["deepstack_visual_embeds"] = self.writes["deepstack"]
+            kwargs |= self.writes["deepstack"]
         return args, kwargs
 
     def hide(self, i: int, args: Any, kwargs: dict[str, Any]) -> Any:

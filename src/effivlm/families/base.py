@@ -7,6 +7,7 @@ over tiles (or over packed images). A *piece* is what `get_image_features` yield
 the order of the placeholders: an image, or a tile.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,10 +71,18 @@ class Family:
         full_blocks: ``(config, blocks) -> tuple``, blocks in which every patch sees the whole
             image.
         packed: whether the encoder takes all images as one sequence of patches (Qwen-VL).
+        rows: the encoder takes the patches of all images as one masked sequence, row by row over
+            each image, and joins squares of ``group`` patches (Pixtral).
+        mergers: where `packed`, the encoder's modules that need every patch, as a regular
+            expression of their names.
+        side: the text model's arguments that hold the mask of visual tokens and, a tensor per
+            level, features that are added to them between layers (deep stacks), or ().
         run_is_image: whether the tiles of one image are one unbroken run of placeholders
             (InternVL); otherwise a piece is an image.
         markers: tokens that the processor writes before and after every run of placeholders
             (start and end of an image, a tile's tag): no part of what the prompt says.
+        token_types: the model input that tells visual tokens from text, or none. visual_type: the
+            value of a visual token in it; text has 0.
         resize: ``(model, call, grids) -> call``: the same images resized so that piece i has
             ``grids[i]`` tokens, or None where the encoder cannot take other sizes.
         traits: what methods may not be able to work with: ``no_grid``, ``no_encoder_signals``.
@@ -92,9 +101,13 @@ class Family:
     feature_block: Callable[[Any, int], int] = lambda config, blocks: blocks - 1
     full_blocks: Callable[[Any, int], tuple[int, ...]] = lambda config, blocks: tuple(range(blocks))
     packed: bool = False
+    rows: bool = False
+    mergers: str = "merger"
+    side: tuple[str, ...] = ()
     run_is_image: bool = False
     markers: tuple[int, int] = (0, 0)
     token_types: str = ""
+    visual_type: int = 1
     resize: (
         Callable[[nn.Module, Mapping[str, Any], list[tuple[int, int]]], dict[str, Any]] | None
     ) = None
@@ -108,3 +121,16 @@ def raster(rows: int, columns: int) -> Tensor:
     """[rows * columns, 2] float32: row and column in raster order."""
     r, c = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.stack([r, c], -1).view(-1, 2).float()
+
+
+def squares(pieces: list[Piece], members: int) -> Tensor:
+    """[patches] long: where patches lie row by row over each image, the group of each; a group is a
+    square of ``members`` patches, counted in raster order.
+    """
+    side, first, out = math.isqrt(members), 0, list[Tensor]()
+    for piece in pieces:
+        rows, columns = (int(x) + 1 for x in piece.place.max(0).values)
+        cell = raster(rows * side, columns * side).long() // side
+        out.append(first + cell[:, 0] * columns + cell[:, 1])
+        first += len(piece.source)
+    return torch.cat(out)

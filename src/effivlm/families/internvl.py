@@ -1,4 +1,4 @@
-"""InternVL 2.5 and 3 in their transformers form: tiles of 448 px, [CLS], pixel shuffle to 256
+"""InternVL 2.5, 3 and 3.5 in their transformers form: tiles of 448 px, [CLS], pixel shuffle to 256
 tokens a tile.
 """
 
@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from effivlm.families.base import Family, Piece, Shape, raster
 from effivlm.families.llava import layer_index
-from effivlm.families.shapes import TINY_IMAGE, TINY_TEXT, qwen2
+from effivlm.families.shapes import TINY_IMAGE, TINY_TEXT, qwen2, qwen3_8b
 
 
 def side_of(value: Any) -> int:
@@ -139,6 +139,7 @@ FAMILY = Family(
             VIT_300M,
         ),
         _shape("internvl3-8b", 7_944_373_760, qwen2(3584, 18944, 28, 28, 4, 151674), VIT_300M),
+        _shape("internvl3.5-8b", 8_528_318_464, qwen3_8b(151936), VIT_300M),
         _shape("internvl2.5-38b", 38_388_164_992, qwen2(5120, 27648, 64, 40, 8, 151674), VIT_6B),
     ),
     tiny=tiny,

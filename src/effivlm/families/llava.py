@@ -67,8 +67,12 @@ def patches(config: Any, pixels: Tensor) -> tuple[int, int]:
 def layout(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
     """One piece an image, raster order."""
     cls_tokens(model.config)  # refuses encoders of another layout
-    pixels = call["pixel_values"]
-    (rows, columns), lost = patches(model.config, pixels), lost_patches(model.config)
+    return tiles(model.config, call["pixel_values"], lost_patches(model.config))
+
+
+def tiles(config: Any, pixels: Tensor, lost: int) -> list[Piece]:
+    """One piece a tile, a token a patch but for the first ``lost``."""
+    rows, columns = patches(config, pixels)
     source, place = torch.arange(rows * columns)[lost:], raster(rows, columns)[lost:]
     unit = torch.zeros_like(source)
     return [Piece(source + i * rows * columns, unit, place) for i in range(len(pixels))]
@@ -96,8 +100,15 @@ def resize(
 
 def images(config: Any, generator: Generator, count: int) -> tuple[dict[str, Any], list[list[int]]]:
     """Noise tiles."""
+    return noise(config, generator, count, lost_patches(config))
+
+
+def noise(
+    config: Any, generator: Generator, count: int, lost: int
+) -> tuple[dict[str, Any], list[list[int]]]:
+    """Noise tiles that give a token a patch but for the first ``lost``."""
     side = config.vision_config.image_size
-    n = (side // config.vision_config.patch_size) ** 2 - lost_patches(config)
+    n = (side // config.vision_config.patch_size) ** 2 - lost
     return {"pixel_values": torch.randn(count, 3, side, side, generator=generator)}, [[n]] * count
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from effivlm import registry, zoo
 from effivlm.errors import EffivlmError
+from effivlm.families import unserved
 from effivlm.families.base import Family, Shape
 
 
@@ -51,6 +52,9 @@ def family_named(model_type: str, what: str) -> Family:
         LoadError: if none does.
     """
     table = {t: f for f in registry.families().values() for t in f.model_types}
+    if model_type in unserved.REASONS:
+        why = unserved.REASONS[model_type]
+        raise LoadError(f"{what} has model_type {model_type!r}, which no family serves: {why}")
     if model_type not in table:
         near = difflib.get_close_matches(model_type, table, n=2)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
@@ -278,7 +282,8 @@ def example(
     start, end = (mark + 2, mark + 3) if mark + 3 < size else (mark - 2, mark - 1)
 
     def text(n: int) -> list[int]:
-        return torch.randint(5, vocabulary, (n,), generator=generator).tolist()
+        drawn = torch.randint(5, vocabulary, (n,), generator=generator)
+        return (drawn + (drawn == mark)).tolist()
 
     ids = text(before)
     for i, lengths in enumerate(runs):
@@ -292,7 +297,7 @@ def example(
     visual = tokens == mark
     given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **extra}
     if family.token_types:
-        given[family.token_types] = visual.long()
+        given[family.token_types] = visual.long() * family.visual_type
     return given
 
 

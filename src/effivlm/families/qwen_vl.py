@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: any resolution, all images one packed sequence, 2x2 patches a
+"""Qwen2-VL and Qwen2.5-VL: any resolution, all images one packed sequence, 2x2 patches a
 token, M-RoPE.
 """
 
@@ -113,11 +113,13 @@ TINY_VISIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny(kind: str) -> Any:
-    """A tiny configuration."""
+def tiny(kind: str, **more: Any) -> Any:
+    """A tiny configuration; ``more`` of its text model."""
     from transformers import CONFIG_MAPPING
 
-    wide = kind == "qwen3_vl"  # its heads are wider than the hidden state and interleave the axes
+    wide = kind.startswith(
+        "qwen3_vl"
+    )  # its heads are wider than the hidden state and interleave the axes
     rope = MROPE | {"mrope_section": [4, 2, 2] if wide else [1, 1, 2], "rope_theta": 1e4}
     rope |= {"mrope_interleaved": True} if wide else {}
     text = {
@@ -125,16 +127,19 @@ def tiny(kind: str) -> Any:
         "rope_scaling": dict(rope),
         "rope_parameters": dict(rope),
         "head_dim": 16 if wide else 8,
+        **more,
     }
     make: Any = CONFIG_MAPPING[kind]
-    vision = TINY_VISION | TINY_VISIONS[kind]
+    vision = TINY_VISION | TINY_VISIONS[kind.removesuffix("_moe")]
     ids = {
         "image_token_id": TINY_IMAGE,
         "video_token_id": TINY_IMAGE + 1,
         "vision_start_token_id": TINY_IMAGE + 2,
         "vision_end_token_id": TINY_IMAGE + 3,
     }
-    return make(text_config=text, vision_config=vision, **ids, tie_word_embeddings=True)
+    return make(
+        text_config=text, vision_config=vision, **ids, tie_word_embeddings="moe" not in kind
+    )
 
 
 def full_blocks(config: Any, blocks: int) -> tuple[int, ...]:
@@ -165,45 +170,6 @@ def _shape(name: str, parameters: int, text: dict[str, Any], vision: dict[str, A
         },
         {"grids": [[1, 48, 48]]},
     )
-
-
-def _qwen3(
-    name: str,
-    parameters: int,
-    hidden: int,
-    inter: int,
-    tied: bool,
-    vision: dict[str, Any],
-    deep: list[int],
-) -> Shape:
-    text = {
-        "hidden_size": hidden,
-        "intermediate_size": inter,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151936,
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 262144,
-        "bos_token_id": 151643,
-        "eos_token_id": 151645,
-        "rope_parameters": MROPE
-        | {"mrope_section": [24, 20, 20], "rope_theta": 5e6, "mrope_interleaved": True},
-        "tie_word_embeddings": tied,
-    }
-    vision = vision | {
-        "num_heads": 16,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "in_channels": 3,
-        "num_position_embeddings": 2304,
-        "out_hidden_size": hidden,
-        "deepstack_visual_indexes": deep,
-    }
-    config = {"text_config": text, "vision_config": vision, "tie_word_embeddings": tied}
-    return Shape(name, parameters, config, {"grids": [[1, 48, 48]]})
 
 
 def _qwen2_vision(hidden: int) -> dict[str, Any]:
@@ -270,34 +236,5 @@ QWEN25_VL = Family(
         ),
     ),
     tiny=lambda: tiny("qwen2_5_vl"),
-    images=images,
-)
-QWEN3_VL = Family(
-    name="qwen3_vl",
-    origin=__name__,
-    model_types=("qwen3_vl",),
-    layout=layout,
-    group=lambda config: config.vision_config.spatial_merge_size**2,
-    packed=True,
-    markers=(1, 1),  # <|vision_start|>, <|vision_end|>
-    token_types="mm_token_type_ids",
-    resize=resize,
-    shapes=(
-        _qwen3(
-            "qwen3-vl-4b",
-            4_437_815_808,
-            *(2560, 9728, True),
-            {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096},
-            [5, 11, 17],
-        ),
-        _qwen3(
-            "qwen3-vl-8b",
-            8_767_123_696,
-            *(4096, 12288, False),
-            {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304},
-            [8, 16, 24],
-        ),
-    ),
-    tiny=lambda: tiny("qwen3_vl"),
     images=images,
 )

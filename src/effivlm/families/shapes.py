@@ -28,6 +28,16 @@ def qwen2(
     }
 
 
+def qwen3_8b(vocab: int) -> dict[str, Any]:
+    """Qwen3 8B."""
+    return {
+        **qwen2(4096, 12288, 36, 32, 8, vocab),
+        "model_type": "qwen3",
+        "head_dim": 128,
+        "max_position_embeddings": 40960,
+    }
+
+
 def llama(hidden: int, inter: int, layers: int, heads: int, vocab: int = 32064) -> dict[str, Any]:
     """A Vicuna / LLaMA-2 language model."""
     return {
@@ -108,6 +118,7 @@ TINY_TEXT = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+TINY_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 TINY_CLIP = {
     "model_type": "clip_vision_model",
     "hidden_size": 32,

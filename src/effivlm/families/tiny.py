@@ -23,11 +23,10 @@ def randomise(model: nn.Module, seed: int) -> None:
     for name, p in model.named_parameters():
         r = torch.randn(p.shape, generator=g, dtype=torch.float64)
         if p.ndim >= 2:
-            r *= 1.3 / max(p[0].numel(), 1) ** 0.5
+            inputs = p.shape[-1] if "experts" in name else p[0].numel()
+            r *= 1.3 / max(inputs, 1) ** 0.5
         elif ("norm" in name and name.endswith("weight")) or "lambda" in name:
-            r = r * 0.2 + (
-                0.0 if type(model).__name__.startswith("Gemma3") and "vision" not in name else 1.0
-            )
+            r = r * 0.2 + float(bool(p.any()))  # norms that start from zero add one themselves
         else:
             r *= 0.2
         p.data.copy_(r)
@@ -43,6 +42,7 @@ def build(
     torch.manual_seed(seed)
     config = _config(registry.families()[family])
     config._attn_implementation = attn
+    config._experts_implementation = "eager"  # the others take no float64
     model: Any = AutoModelForImageTextToText.from_config(config).eval()
     randomise(model, seed)
     model = model.to(dtype).requires_grad_(False)

@@ -1,4 +1,6 @@
-"""Counts a setting leads to, from budgets alone: tokens entering every layer, entries its cache holds."""
+"""Counts a setting leads to, from budgets alone: tokens entering every layer, entries in its
+cache.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -105,9 +105,8 @@ class Predictor:
         visual = sum(self.images) * self.batch
         whole = self.vision.work(self.segments, visual, self.size) if visual else Work(0, 0)
         prefill = self.text.prefill_work(counts.tokens, self.size, self.batch)
-        decode = self.text.decode_work(
-            counts.kv, self.new_tokens, self.size, self.batch, self._stored(counts)
-        )
+        stored = None if counts.form is None else self._stored(counts)
+        decode = self.text.decode_work(counts.kv, self.new_tokens, self.size, self.batch, stored)
         return {
             "vision": Work(whole.flops * counts.encoded, whole.bytes),
             "prefill": Work(prefill.flops, prefill.bytes - saved),

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from effivlm.families.base import Family
-from effivlm.runtime.host import vision_blocks
+from effivlm.runtime.host import vision_blocks, windows_of
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,46 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The mixture of experts in a decoder's sparse layers.
+
+    Attributes:
+        count: experts of a layer. active: those a token passes. inter: width of one. shared: width
+            of what every token passes beside them. layers: how many decoder layers are sparse.
+    """
+
+    count: int
+    active: int
+    inter: int
+    shared: int
+    layers: int
+
+    @classmethod
+    def of(cls, config: Any) -> "Experts | None":
+        """From a text model's transformers configuration; None for a dense model."""
+        count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+        if not count:
+            return None
+        inter, layers = config.moe_intermediate_size, config.num_hidden_layers
+        dense = getattr(config, "first_k_dense_replace", 0)
+        dense = dense or len(getattr(config, "mlp_only_layers", None) or ())
+        shared = inter * (getattr(config, "n_shared_experts", 0) or 0)
+        return cls(count, config.num_experts_per_tok, inter, shared, layers - dense)
+
+    def width(self, tokens: float) -> float:
+        """Width of a layer's matrices that ``tokens`` tokens pass, if routing is balanced."""
+        hit = self.count * (1 - (1 - self.active / self.count) ** tokens)
+        return self.shared + self.inter * hit
+
+
+@dataclass(frozen=True)
 class TextShape:
-    """A decoder's sizes. ``gated``: whether the MLP has three matrices."""
+    """A decoder's sizes; its MLPs have three matrices.
+
+    Attributes:
+        experts: of its sparse layers, or None. windows: per layer the sliding window in tokens, or
+            None; empty where no layer has one.
+    """
 
     layers: int
     hidden: int
@@ -54,6 +92,8 @@ class TextShape:
     kv_heads: int
     head_dim: int
     vocab: int
+    experts: Experts | None = None
+    windows: tuple[int | None, ...] = ()
 
     @classmethod
     def of(cls, config: Any) -> "TextShape":
@@ -69,32 +109,60 @@ class TextShape:
             kv,
             head_dim,
             config.vocab_size,
+            Experts.of(config),
+            windows_of(config, config.num_hidden_layers),
+        )
+
+    def mlp(self, tokens: float = 1) -> int:
+        """Matrix entries of all layers' MLPs that ``tokens`` tokens pass: of experts, the active
+        ones.
+        """
+        if self.experts is None:
+            return 3 * self.hidden * self.inter * self.layers
+        dense = (self.layers - self.experts.layers) * self.inter
+        width = dense + self.experts.layers * self.experts.width(tokens)
+        return (
+            round(3 * self.hidden * width) + self.experts.layers * self.hidden * self.experts.count
         )
 
     @property
     def layer_weights(self) -> int:
-        """Matrix entries of one decoder layer."""
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return attention + 3 * self.hidden * self.inter
+        """Matrix entries of one decoder layer that a token passes, mean over layers."""
+        return self.attention_weights + self.mlp() // self.layers
+
+    @property
+    def attention_weights(self) -> int:
+        """Matrix entries of one layer's attention."""
+        return self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
 
     @property
     def weights(self) -> int:
         """Matrix entries that every token passes: the layers and the output head."""
-        return self.layers * self.layer_weights + self.hidden * self.vocab
+        return self.read(1)
+
+    def read(self, tokens: float) -> int:
+        """Matrix entries that a step of ``tokens`` tokens must read."""
+        return self.layers * self.attention_weights + self.mlp(tokens) + self.hidden * self.vocab
 
     def kv_entry(self, size: int) -> int:
         """Bytes of one token's keys and values in one layer, ``size`` bytes an element."""
         return 2 * self.kv_heads * self.head_dim * size
 
+    def seen(self, layer: int, held: float) -> float:
+        """Of ``held`` entries of a layer, those in its sliding window."""
+        window = self.windows[layer] if self.windows else None
+        return held if window is None else min(held, window)
+
     def prefill_flops(self, tokens_per_layer: Sequence[int]) -> int:
-        """Multiply-adds counted twice: every layer's matrices on its tokens, causal attention,
-        logits of one token.
+        """Multiply-adds counted twice: every layer's matrices on its tokens, causal attention
+        within windows, logits of one token.
         """
         linear = sum(2 * n * self.layer_weights for n in tokens_per_layer)
-        attention = sum(
-            2 * n * n * self.heads * self.head_dim for n in tokens_per_layer
-        )  # two products, half of them causal
-        return linear + attention + 2 * self.hidden * self.vocab
+        pairs = 0.0
+        for layer, n in enumerate(tokens_per_layer):
+            w = self.seen(layer, n)
+            pairs += w * (2 * n - w)  # twice the pairs a causal window sees: n * n where all are
+        return round(linear + 2 * pairs * self.heads * self.head_dim + 2 * self.hidden * self.vocab)
 
     def decode_bytes(self, kv_bytes: float, bytes_per_weight: int) -> int:
         """Bytes one decode step must read at batch 1: every weight once, and the cache."""
@@ -103,7 +171,8 @@ class TextShape:
     def prefill_work(self, tokens_per_layer: Sequence[int], size: int, batch: int = 1) -> Work:
         """A prefill of ``batch`` equal prompts: weights read once, keys and values written once."""
         written = batch * sum(tokens_per_layer) * self.kv_entry(size)
-        return Work(batch * self.prefill_flops(tokens_per_layer), self.weights * size + written)
+        flops = batch * self.prefill_flops(tokens_per_layer)
+        return Work(flops, self.read(batch * max(tokens_per_layer)) * size + written)
 
     def decode_work(
         self,
@@ -123,13 +192,14 @@ class TextShape:
             batch: rows decoded side by side.
             kv_bytes: of a row's prompt entries, where they are not stored element by element.
         """
-        grown = self.layers * new_tokens / 2
-        held = sum(kv_per_layer) + grown
-        stored = sum(kv_per_layer) * self.kv_entry(size) if kv_bytes is None else kv_bytes
+        held = sum(self.seen(i, n + new_tokens / 2) for i, n in enumerate(kv_per_layer))
         attention = 4 * held * self.heads * self.head_dim
+        cache = held * self.kv_entry(size)
+        if kv_bytes is not None:
+            cache = kv_bytes + self.layers * new_tokens / 2 * self.kv_entry(size)
         return Work(
             batch * (2 * self.weights + attention),
-            self.weights * size + batch * (stored + grown * self.kv_entry(size)),
+            self.read(batch) * size + batch * cache,
         )
 
 

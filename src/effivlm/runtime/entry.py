@@ -12,7 +12,7 @@ from torch import Tensor
 
 from effivlm.runtime.attention import Tap
 from effivlm.runtime.cache import cache_of, fits, slotted
-from effivlm.runtime.geometry import everything, positions, shifted
+from effivlm.runtime.geometry import Side, everything, positions, shifted
 from effivlm.runtime.host import Host, UnsupportedCall, placeholders
 from effivlm.runtime.prefill import Prefill
 from effivlm.runtime.recipe import Recipe
@@ -21,8 +21,6 @@ from effivlm.runtime.tokens import Image, Prompt, find_images, marked_images, pr
 from effivlm.runtime.turn import Call, Turn
 from effivlm.runtime.vision import Encoded
 from effivlm.setting import Setting
-
-SIDE = ("visual_pos_masks", "deepstack_visual_embeds")
 
 
 def around(body: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -119,7 +117,7 @@ def begun(
         _images(host, call, visual, real, encoded),
         prompt_keys(call.ids, embeds, real),
         embeds,
-        {k: kwargs[k] for k in SIDE if kwargs.get(k) is not None},
+        _side(host, kwargs),
         everything(shape, device),
         padded=not bool(real.all()),
         past=past,
@@ -146,6 +144,12 @@ def real_of(call: Call, shape: tuple[int, int], past: int, device: torch.device)
     """[B, past + L] bool: tokens that are not the batch's padding."""
     ones = torch.ones(shape[0], past + shape[1], dtype=torch.bool, device=device)
     return ones if call.real is None or call.real.shape != ones.shape else call.real.to(device)
+
+
+def _side(host: Host, kwargs: dict[str, Any]) -> Side | None:
+    """The text model's deep-stack inputs, by the names the family gives them."""
+    given = [kwargs.get(name) for name in host.family.side]
+    return Side(*given) if given and given[0] is not None and given[1] is not None else None
 
 
 def _images(

@@ -16,7 +16,6 @@ from torch import Tensor
 from effivlm.methods.base import IntraLLM
 from effivlm.runtime.account import Account
 from effivlm.runtime.cache import CACHE, fork, stack
-from effivlm.runtime.geometry import side_rows
 from effivlm.runtime.in_cache import store
 from effivlm.runtime.in_llm import plan_cuts
 from effivlm.runtime.prefill import Prefill
@@ -123,15 +122,13 @@ def _rerun(session: Session, trunk: Prefilled, state: Prefill, cache: Any, start
     assert hidden is not None
     if call is not None:
         session.tap.put(start - 1, call)
-    embeds = side_rows(side, state.prompt.index) if side else {}
+    side = None if side is None else side.at(state.prompt.index)
     for i in range(start, session.layers):
         cache.layers[i] = SlotLayer()
         out = text.layers[i](hidden, **{**inputs[i].kwargs, CACHE: cache})
         hidden = out[0] if isinstance(out, tuple) else out
-        if i < len(embeds.get("deepstack_visual_embeds", ())):
-            hidden = text._deepstack_process(
-                hidden, embeds["visual_pos_masks"], embeds["deepstack_visual_embeds"][i]
-            )
+        if side is not None and i < len(side.levels):
+            hidden = text._deepstack_process(hidden, side.visual, side.levels[i])
     return hidden
 
 

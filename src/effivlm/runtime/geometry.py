@@ -8,6 +8,7 @@ whatever slots they are stored in.
 Shapes: B batch, L prompt length, M tokens in play (short rows padded on the left), S entries held.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,18 +43,21 @@ def everything(shape: tuple[int, int], device: torch.device) -> Tensor:
     return torch.arange(shape[1], device=device).expand(*shape)
 
 
-def side_rows(side: dict[str, Any], index: Tensor) -> dict[str, Any]:
-    """Deep-stack inputs of the tokens at ``index`` [B, M]: their visual mask, and the feature rows
-    that are left.
+@dataclass(frozen=True)
+class Side:
+    """Deep-stack inputs of a text model: ``visual`` [B, L] bool, and of every level a row for each
+    True.
     """
-    visual = side["visual_pos_masks"]
-    rank = (visual.flatten().long().cumsum(0) - 1).view_as(visual)
-    mask = visual.gather(1, index)
-    rows = rank.gather(1, index)[mask]
-    return {
-        "visual_pos_masks": mask,
-        "deepstack_visual_embeds": [f[rows] for f in side["deepstack_visual_embeds"]],
-    }
+
+    visual: Tensor
+    levels: list[Tensor]
+
+    def at(self, index: Tensor) -> "Side":
+        """Those of the tokens at ``index`` [B, M]."""
+        rank = (self.visual.flatten().long().cumsum(0) - 1).view_as(self.visual)
+        mask = self.visual.gather(1, index)
+        rows = rank.gather(1, index)[mask]
+        return Side(mask, [f[rows] for f in self.levels])
 
 
 def scattered(rows: Tensor, index: Tensor, valid: Tensor | None, length: int) -> Tensor:

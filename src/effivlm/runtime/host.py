@@ -96,7 +96,7 @@ def host_of(model: nn.Module) -> Host:
         encoder=inner.get_encoder(modality="image"),
         blocks=vision_blocks(inner),
         family=family,
-        windows=tuple(_windows(text.config, len(text.layers))),
+        windows=windows_of(text.config, len(text.layers)),
         heads=text.config.num_attention_heads,
         compiled=tuple(_compiled(model)),
         attentions=_attentions(inner),
@@ -142,11 +142,11 @@ def _compiled(model: nn.Module) -> Iterator[nn.Module]:
             yield module
 
 
-def _windows(config: Any, layers: int) -> Iterator[int | None]:
+def windows_of(config: Any, layers: int) -> tuple[int | None, ...]:
+    """Per decoder layer its sliding window in tokens, or None."""
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
-    for kind in types[:layers]:
-        yield window if kind == "sliding_attention" else None
+    return tuple(window if kind == "sliding_attention" else None for kind in types[:layers])
 
 
 def vision_blocks(model: Any) -> nn.ModuleList:

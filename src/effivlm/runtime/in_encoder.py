@@ -7,13 +7,14 @@ that represents it.
 """
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from effivlm.families.base import Family, Piece
+from effivlm.families.base import Family, Piece, squares
 from effivlm.methods.base import BlockTokens, EncoderReducer
 from effivlm.ops.precision import working
 from effivlm.runtime.attention import Tap, received, segments_of
@@ -62,9 +63,7 @@ class BlockReduction:
         for i, block in enumerate(host.blocks):
             self.patches.before(block, self.hook(self._enter(i)))
         mergers = [
-            m
-            for n, m in host.encoder.named_modules()
-            if n == "merger" or (n.startswith("deepstack_merger_list.") and n.count(".") == 1)
+            m for n, m in host.encoder.named_modules() if re.fullmatch(self.family.mergers, n)
         ]
         if self.family.packed:
             for merger in mergers:
@@ -80,6 +79,9 @@ class BlockReduction:
         """A new encoder call begins."""
         self.prefix = self.family.prefix(config)
         group = self.family.group(config)
+        if self.family.rows:
+            assert isinstance(group, int)
+            group = squares(pieces, group)
         self.order = (
             None if isinstance(group, int) else torch.argsort(group, stable=True)
         )  # patches, group by group

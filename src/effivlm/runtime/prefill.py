@@ -15,11 +15,11 @@ from effivlm.runtime.cache import slot_layers
 from effivlm.runtime.counts import in_cache
 from effivlm.runtime.geometry import (
     BLANK,
+    Side,
     narrowed,
     positions,
     prefill_mask,
     repacked,
-    side_rows,
     take,
 )
 from effivlm.runtime.host import Host
@@ -113,8 +113,9 @@ class Prefill:
             kwargs["cache_position"] = kwargs["cache_position"][: index.shape[1]]
         if not self.special:  # every layer is given its own
             kwargs["attention_mask"] = torch.ones(BLANK, dtype=torch.bool, device=index.device)
-        if prompt.side:
-            kwargs |= side_rows(prompt.side, prompt.index)
+        if prompt.side is not None:
+            side = prompt.side.at(prompt.index)
+            kwargs |= zip(self.host.family.side, (side.visual, side.levels), strict=True)
 
     def watch(self) -> None:
         """Tell the tap which decoder layers' queries and keys will be read."""
@@ -264,14 +265,13 @@ class Prefill:
         if slots and self.delta is not None:
             slots[0].repack(self.delta)
 
-    # -------------------------------------------------------- Qwen3-VL: features added after layers
+    # ------------------------------------------------- deep stacks: features added after layers
     def deep_stack(self, visual: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """The visual mask and feature rows of one level, for the tokens in play."""
         if self.prompt.rel is None:
             return visual, features
-        side = {"visual_pos_masks": visual, "deepstack_visual_embeds": [features]}
-        rows = side_rows(side, self.prompt.rel)
-        return rows["visual_pos_masks"], rows["deepstack_visual_embeds"][0]
+        side = Side(visual, [features]).at(self.prompt.rel)
+        return side.visual, side.levels[0]
 
     # ------------------------------------------------------------------------------------- resuming
     def again(self, recipe: Recipe, promise: Promise, start: int) -> "Prefill":

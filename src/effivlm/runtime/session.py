@@ -256,7 +256,7 @@ class Session:
         return output
 
     def _stack(self, inner: Any, hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
-        """Qwen3-VL adds features after its first layers."""
+        """Features are added after the first layers."""
         if self.turn.running_prefill is not None:
             visual, features = self.turn.running_prefill.deep_stack(visual, features)
         return inner(hidden, visual, features)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from effivlm.families.base import Family
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, KVFormat, PreEncoder, PreLLM
 from effivlm.methods.baselines import NoCompression
-from effivlm.methods.signals import TextEmbeds
+from effivlm.methods.signals import FutureQueries, TextEmbeds
 from effivlm.runtime.cache import cache_of
 from effivlm.runtime.counts import entering, in_layers
 from effivlm.runtime.host import UnsupportedCall
@@ -36,6 +36,7 @@ def check_supported(setting: Setting, family: Family, layers: int | None = None)
             layer that does not exist.
     """
     traits = set(family.traits) | ({"no_resize"} if family.resize is None else set())
+    traits |= {"rows"} if family.rows else set()
     for part in setting.parts:
         if type(part.method) is not NoCompression and not any(map(part.at, STAGES.values())):
             raise Unsupported(
@@ -52,6 +53,12 @@ def check_supported(setting: Setting, family: Family, layers: int | None = None)
             reasons.setdefault(
                 "no_encoder_signals",
                 "its visual tokens are not patches that could be merged one to one",
+            )
+            reasons["rows"] = "its encoder takes all images as one masked sequence"
+        if any(isinstance(s, FutureQueries) for s in part.method.signals):
+            reasons["half_rotary"] = (
+                "its heads turn with the position in half of their width only, and queries are not"
+                " moved to coming positions that way"
             )
         if part.at(PreEncoder):
             reasons["no_resize"] = "its encoder takes images of one size only"

@@ -7,7 +7,6 @@ import functools
 import hashlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from effivlm.families.base import Family, Piece
 from effivlm.methods.base import Merge, Selection
 from effivlm.ops.merge import apply
 from effivlm.ops.precision import working
-from effivlm.runtime.geometry import scattered, to_index
+from effivlm.runtime.geometry import Side, scattered, to_index
 
 
 def merge_rows(x: Tensor, where: Tensor, merge: Merge) -> Tensor:
@@ -98,7 +97,7 @@ class Prompt:
     images: list[Image]
     keys: list[int]
     embeds: Tensor
-    side: dict[str, Any]
+    side: Side | None
     index: Tensor
     valid: Tensor | None = None
     rel: Tensor | None = None
@@ -149,9 +148,10 @@ class Prompt:
         embeds = self.embeds.clone()
         embeds[row] = merge_rows(self.embeds[row], slots, merge)
         self.embeds = embeds
-        if (levels := self.side.get("deepstack_visual_embeds")) is not None:
+        if self.side is not None:
             rank = (self.visual.flatten().long().cumsum(0) - 1).view_as(self.visual)[row, slots]
-            self.side["deepstack_visual_embeds"] = [merge_rows(f, rank, merge) for f in levels]
+            levels = [merge_rows(f, rank, merge) for f in self.side.levels]
+            self.side = replace(self.side, levels=levels)
 
     def narrow_inside(self, keep: Tensor) -> Tensor:
         """`narrow` behind the text model's entry: ``rel`` follows."""

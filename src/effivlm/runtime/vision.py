@@ -96,6 +96,8 @@ class VisionStage:
         if self.resizing is not None:
             call, owners, kept, pieces = self._resized(call, pieces)
         self.reduction.start(pieces, self.model.config)
+        sizes = torch.tensor([0, *(len(p.source) for p in pieces)])
+        self.bounds = sizes.cumsum(0) * self.reduction.members
         try:
             output = inner(**call)
             values: dict[Signal, Tensor] = {
@@ -168,6 +170,7 @@ class VisionStage:
             )
             return self.reduction.grouped(flat)
         calls = self.tap.calls.get(("vision", self.block_of(signal.at)), [])
+        calls = [replace(c, segments=self.bounds) for c in calls] if self.family.rows else calls
         rows = [self._patches(signal, q, k, c) for c in calls for q, k in segments_of(c)]
         if not rows:
             raise RuntimeError(
