@@ -77,15 +77,8 @@ def run(
             loaded = load_model(spec)
             store.note_environment(environment(str(loaded.model.device), "pil"))
             settings = experiment.settings_for(spec)
-            runner = Runner(
-                store,
-                spec,
-                loaded,
-                settings,
-                experiment.width,
-                retry_failed,
-                experiment.calibration,
-            )
+            given = (experiment.width, retry_failed, experiment.calibration)
+            runner = Runner(store, spec, loaded, settings, *given)
             work = [(task, d) for t, task in tasks for d in sample(task, t, experiment.seed)]
             for done, answered in enumerate(runner.all(work)):
                 progress(loaded.name, done % len(work), len(work))
