@@ -40,13 +40,11 @@ def gptq(
     w = working(weight).clone()
     rows, columns = w.shape
     width = grid.width(columns)
-    whole = fit(w, grid) if width == columns else None
-    dead = hessian.diagonal() == 0
+    dead, alone = hessian.diagonal() == 0, width == columns
+    whole = w.clone()
     w[:, dead] = 0
-    scale, zero = fit(w.reshape(rows, -1, width), grid)
-    if whole is not None:
-        scale, zero = whole[0][:, None], whole[1][:, None]
-    fixed = static_groups or whole is not None
+    scale, zero = fit((whole if alone else w).reshape(rows, -1, width), grid)
+    fixed = static_groups or alone
     importance = torch.where(dead, 1.0, working(hessian).diagonal())
     places = torch.arange(columns, device=w.device)
     order = importance.argsort(descending=True) if actorder else places
