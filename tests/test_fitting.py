@@ -112,8 +112,8 @@ def test_fitprune_prints_a_setting_that_deletes_what_was_fitted(tiny_task):
 
 
 def test_what_cannot_be_calibrated_is_refused(tiny_task, monkeypatch):
-    result = run("fastv", "model")
-    assert result.exit_code == cli.USER_ERROR and "unknown method" in result.output
+    result = run("fastv@0.5", "model")
+    assert result.exit_code == cli.USER_ERROR and "compresses no weights" in result.output
     album = Document("7", "", ("",), (blank, blank))
     monkeypatch.setattr(
         fitting, "load_task", lambda name: Task(name, 1, "exact_match", 4, "", (album,))

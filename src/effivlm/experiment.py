@@ -26,6 +26,7 @@ from effivlm.methods.base import Weights
 from effivlm.prompts import load_model, prepare, stop_ids
 from effivlm.provenance import environment
 from effivlm.records import DocumentRecord, content_hash
+from effivlm.runtime.account import Account
 from effivlm.runtime.plan import Outcome, Plan
 from effivlm.runtime.weights import CompressedWeights
 from effivlm.setting import Part, Setting
@@ -77,15 +78,8 @@ def run(
             loaded = load_model(spec)
             store.note_environment(environment(str(loaded.model.device), "pil"))
             settings = experiment.settings_for(spec)
-            runner = Runner(
-                store,
-                spec,
-                loaded,
-                settings,
-                experiment.width,
-                retry_failed,
-                experiment.calibration,
-            )
+            given = (experiment.width, retry_failed, experiment.calibration)
+            runner = Runner(store, spec, loaded, settings, *given)
             work = [(task, d) for t, task in tasks for d in sample(task, t, experiment.seed)]
             for done, answered in enumerate(runner.all(work)):
                 progress(loaded.name, done % len(work), len(work))
@@ -252,16 +246,6 @@ class Runner:
         text = self.loaded.processor.tokenizer.decode(
             outcome.generated.tokens, skip_special_tokens=True
         ).strip()
-        cost = outcome.account.as_dict()
-        size = next(self.loaded.model.parameters()).element_size()
-        cost |= {
-            "prefill_flops": self.shape.prefill_flops(outcome.account.tokens_per_layer),
-            "decode_bytes_per_token": self.shape.decode_bytes(outcome.account.kv_bytes_held, size),
-        }
-        if self.weights is not None:
-            held = self.weights.account
-            cost["weights"] = held.as_dict()
-            cost["decode_bytes_per_token"] -= held.bytes_before - held.bytes
         return DocumentRecord(
             **common,
             answer=text,
@@ -269,5 +253,18 @@ class Runner:
             new_tokens=len(outcome.generated.tokens),
             finish=outcome.generated.finish,
             error=None,
-            cost=cost,
+            cost=self._cost(outcome.account),
         )
+
+    def _cost(self, account: Account) -> dict[str, Any]:
+        """What an answer cost: counted in the tensors, and derived from shapes."""
+        size = next(self.loaded.model.parameters()).element_size()
+        cost = account.as_dict() | {
+            "prefill_flops": self.shape.prefill_flops(account.tokens_per_layer),
+            "decode_bytes_per_token": self.shape.decode_bytes(account.kv_bytes_held, size),
+        }
+        if self.weights is not None:
+            held = self.weights.account
+            cost["weights"] = held.as_dict()
+            cost["decode_bytes_per_token"] -= held.bytes_before - held.bytes
+        return cost

@@ -40,19 +40,17 @@ def gptq(
     w = working(weight).clone()
     rows, columns = w.shape
     width = grid.width(columns)
-    whole = fit(w, grid) if width == columns else None
-    dead = hessian.diagonal() == 0
+    dead, alone = hessian.diagonal() == 0, width == columns
+    whole = w.clone()
     w[:, dead] = 0
-    scale, zero = fit(w.reshape(rows, -1, width), grid)
-    if whole is not None:
-        scale, zero = whole[0][:, None], whole[1][:, None]
-    fixed = static_groups or whole is not None
+    scale, zero = fit((whole if alone else w).reshape(rows, -1, width), grid)
+    fixed = static_groups or alone
     importance = torch.where(dead, 1.0, working(hessian).diagonal())
-    order = importance.argsort(descending=True) if actorder else torch.arange(columns)
-    order = order.to(w.device)
+    places = torch.arange(columns, device=w.device)
+    order = importance.argsort(descending=True) if actorder else places
     w = w[:, order]
     upper = inverse_factor(hessian[order][:, order], percdamp).upper
-    group = order // width if fixed else torch.arange(columns, device=w.device) // width
+    group = order // width if fixed else places // width
     codes = torch.zeros_like(w)
     for a in range(0, columns, blocksize):
         b = min(a + blocksize, columns)
@@ -69,7 +67,7 @@ def gptq(
             errors[:, j] = error
         w[:, b:] -= errors @ upper[a:b, b:]
     back = order.argsort()
-    runs = torch.equal(group[back], torch.arange(columns, device=w.device) // width)
+    runs = torch.equal(group[back], places // width)
     return Codes(
         codes[:, back].to(torch.uint8),
         scale,
