@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from effivlm.budget import Budget
@@ -35,23 +36,18 @@ class Merge:
 
     Indices address what the method was given; every target must be kept; a target's own
     contribution is an entry like any other. Kept rows that are no target stay as they are.
-
-    Attributes:
-        target: [E] long. source: [E] long. weight: [E] float32.
     """
 
-    target: Tensor
-    source: Tensor
-    weight: Tensor
+    target: Int[Tensor, "E"]
+    source: Int[Tensor, "E"]
+    weight: Float[Tensor, "E"]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Tokens to keep: ``keep`` [k] long, ascending, indices into the tokens given; and rows to
-    merge.
-    """
+    """Tokens to keep: ``keep``, ascending, indices into the tokens given; and rows to merge."""
 
-    keep: Tensor
+    keep: Int[Tensor, "k"]
     merged: Merge | None = None
 
 
@@ -61,25 +57,22 @@ class KVMerge:
     sources and weights.
 
     Attributes:
-        head: [E] long, KV head. target: [E] long, a kept entry. source: [E] long. weight: [E]
-            float32.
+        head: KV head. target: a kept entry.
         keys: whether keys are merged too (False merges values only).
     """
 
-    head: Tensor
-    target: Tensor
-    source: Tensor
-    weight: Tensor
+    head: Int[Tensor, "E"]
+    target: Int[Tensor, "E"]
+    source: Int[Tensor, "E"]
+    weight: Float[Tensor, "E"]
     keys: bool = True
 
 
 @dataclass(frozen=True)
 class Entries:
-    """Cache entries to keep: ``keep`` [KV, M] bool (rows may differ and may hold different counts),
-    optional merge.
-    """
+    """Cache entries to keep (rows may differ and may hold different counts), optional merge."""
 
-    keep: Tensor
+    keep: Bool[Tensor, "KV M"]
     merged: KVMerge | None = None
 
 
@@ -297,13 +290,13 @@ class KVCache(Method):
         """This layer's number for counts that wait."""
         raise NotImplementedError
 
-    def score(self, cache: LayerCache, k: int) -> Tensor:
-        """[KV, M] float32, higher = keep, or a stack of such for `choose`; computed while the
+    def score(self, cache: LayerCache, k: int) -> Float[Tensor, "... KV M"]:
+        """Float32, higher = keep, or a stack of such for `choose`; computed while the
         layer's queries are at hand. ``k``: this layer's count (see `waits`).
         """
         raise NotImplementedError
 
-    def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
+    def choose(self, cache: LayerCache, scores: Float[Tensor, "... KV M"], k: int) -> Entries:
         """Entries to keep, ``k`` per KV head (or ``KV * k`` in all for head-adaptive budgets); no
         signals here.
         """

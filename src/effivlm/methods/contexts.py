@@ -6,14 +6,16 @@ patches, D width, C encoder width, KV key/value heads, d head width.
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from effivlm.methods.signals import Signal
 
 
+@runtime_checkable
 class SignalSource(Protocol):
     """The runtime's side of a context: computes a declared signal when a method reads it."""
 
@@ -70,18 +72,20 @@ class ImageTokens(Context):
     """One image, or one tile, after the projector (`PreLLM`).
 
     Attributes:
-        embeds: [N, D] what would enter the LLM.
-        place: [N, 2] float: row and column of every token in this unit's grid; NaN where tokens
+        embeds: what would enter the LLM.
+        place: row and column of every token in this unit's grid; NaN where tokens
             have no place.
         image: number of the image in its prompt. unit: number of the tile in its image.
-        position: [N] long, logical index in the uncompressed prompt, as in `LayerTokens`.
+        position: logical index in the uncompressed prompt, as in `LayerTokens`.
     """
 
-    embeds: Tensor
-    place: Tensor
+    embeds: Float[Tensor, "N D"]
+    place: Float[Tensor, "N 2"]
     image: int
     unit: int
-    position: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    position: Int[Tensor, "N"] | Int[Tensor, "0"] = field(
+        default_factory=lambda: torch.empty(0, dtype=torch.long)
+    )
 
 
 @dataclass(frozen=True)
@@ -92,22 +96,22 @@ class BlockTokens(Context):
     patch for LLaVA). Everything is given per group, so a reduction can never tear a group apart.
 
     Attributes:
-        states: [G, C] mean of the group's patch states at the input of this block.
-        keys: [G, d] keys of the block before, mean over heads and group.
-        received: [G] attention received in the block before, mean over heads, queries and group,
+        states: mean of the group's patch states at the input of this block.
+        keys: keys of the block before, mean over heads and group.
+        received: attention received in the block before, mean over heads, queries and group,
             float32.
-        sizes: [G] how many original groups each group stands for, float32.
-        place: [G, 2] row and column.
+        sizes: how many original groups each group stands for, float32.
+        place: row and column.
         block: the block about to run.
         prefix: encoder tokens before the patches (1 where there is a [CLS]); they are never
             reduced, but a method that counts tokens counts them.
     """
 
-    states: Tensor
-    keys: Tensor
-    received: Tensor
-    sizes: Tensor
-    place: Tensor
+    states: Float[Tensor, "G C"]
+    keys: Float[Tensor, "G d"]
+    received: Float[Tensor, "G"]
+    sizes: Float[Tensor, "G"]
+    place: Real[Tensor, "G 2"]
     block: int
     prefix: int = 0
 
@@ -117,21 +121,21 @@ class LayerTokens(Context):
     """One image's tokens before a decoder layer (`IntraLLM`).
 
     Attributes:
-        hidden: [M, D] input of the layer: all tokens in play of this prompt (text, this and other
+        hidden: input of the layer: all tokens in play of this prompt (text, this and other
             images).
-        visual: [N] long, indices into M of this image's tokens in play, ascending.
-        text: [T] long, indices into M of the text tokens after this image; the last token if there
+        visual: indices into M of this image's tokens in play, ascending.
+        text: indices into M of the text tokens after this image; the last token if there
             are none.
-        position: [M] long, logical index in the uncompressed prompt.
+        position: logical index in the uncompressed prompt.
         layer: the layer about to run; attention signals are those of layer ``layer - 1``.
         original: visual tokens this image had when it entered the LLM.
         image: number of the image in its prompt.
     """
 
-    hidden: Tensor
-    visual: Tensor
-    text: Tensor
-    position: Tensor
+    hidden: Float[Tensor, "M D"]
+    visual: Int[Tensor, "N"]
+    text: Int[Tensor, "T"]
+    position: Int[Tensor, "M"]
     layer: int
     original: int
     image: int
@@ -142,16 +146,16 @@ class LayerCache(Context):
     """One prompt's keys and values of one layer after its prefill (`KVCache`).
 
     Attributes:
-        keys: [KV, M, d] post-RoPE. values: [KV, M, d].
-        image: [M] long: image each entry belongs to (0, 1, ...), -1 for text.
-        position: [M] long, logical index.
+        keys: post-RoPE.
+        image: image each entry belongs to (0, 1, ...), -1 for text.
+        position: logical index.
         layer: layer index. layers: number of decoder layers.
     """
 
-    keys: Tensor
-    values: Tensor
-    image: Tensor
-    position: Tensor
+    keys: Float[Tensor, "KV M d"]
+    values: Float[Tensor, "KV M d"]
+    image: Int[Tensor, "M"]
+    position: Int[Tensor, "M"]
     layer: int
     layers: int
 

@@ -5,6 +5,7 @@ integers last.
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from effivlm.budget import split
@@ -77,7 +78,9 @@ def density_shares(density: Sequence[float], share: float, low: float) -> list[f
     return [min(1.0, max(low, w * share * len(density))) for w in wish]
 
 
-def head_counts(scores: Tensor, base: int, floor: float, normalize: bool = False) -> list[int]:
+def head_counts(
+    scores: Float[Tensor, "KV P"], base: int, floor: float, normalize: bool = False
+) -> list[int]:
     """Entries per head from one competition over all heads of a layer; sums to ``heads * base``
     exactly (AdaKV).
 
@@ -85,7 +88,7 @@ def head_counts(scores: Tensor, base: int, floor: float, normalize: bool = False
     base`` scores lie.
 
     Args:
-        scores: [KV, P] of the entries that compete.
+        scores: of the entries that compete.
         base: mean entries per head.
         floor: in [0, 1].
         normalize: scale each head by the share its best ``base`` scores have of its total, as some

@@ -5,6 +5,7 @@ clusters.
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from effivlm.ops.numbers import parts
@@ -16,19 +17,19 @@ class Clusters(NamedTuple):
     """Result of `dpc_knn`.
 
     Attributes:
-        centres: [c] long, token indices by descending ``density * delta``, ties by lower index.
-        assign: [M] long, cluster number (index into ``centres``) of every token.
-        density: [M], 0 where it underflows; nothing is ordered by it.
-        delta: [M], distance to the nearest denser token (the largest distance for the densest).
+        centres: token indices by descending ``density * delta``, ties by lower index.
+        assign: cluster number (index into ``centres``) of every token.
+        density: 0 where it underflows; nothing is ordered by it.
+        delta: distance to the nearest denser token (the largest distance for the densest).
     """
 
-    centres: Tensor
-    assign: Tensor
-    density: Tensor
-    delta: Tensor
+    centres: Int[Tensor, "c"]
+    assign: Int[Tensor, "M"]
+    density: Float[Tensor, "M"]
+    delta: Float[Tensor, "M"]
 
 
-def dpc_knn(x: Tensor, count: int, k: int = 5) -> Clusters:
+def dpc_knn(x: Float[Tensor, "M C"], count: int, k: int = 5) -> Clusters:
     """Density-peak clustering with k nearest neighbours; distances are Euclidean over ``sqrt(C)``,
     float32, O(M^2) memory.
 
@@ -38,7 +39,7 @@ def dpc_knn(x: Tensor, count: int, k: int = 5) -> Clusters:
     here exponents are compared: the same order wherever theirs has one.
 
     Args:
-        x: [M, C].
+        x: rows.
         count: clusters wanted, clamped to M.
         k: neighbours, clamped to M.
     """
@@ -60,8 +61,8 @@ def dpc_knn(x: Tensor, count: int, k: int = 5) -> Clusters:
     return Clusters(centres, assign, exponent.exp(), delta)
 
 
-def distances(x: Tensor) -> Tensor:
-    """[M, M] Euclidean distances of rows x [M, C]; by one float64 product, so that copies
+def distances(x: Float[Tensor, "M C"]) -> Float[Tensor, "M M"]:
+    """Euclidean distances of rows x; by one float64 product, so that copies
     are at distance 0.
     """
     wide = x.double()
@@ -72,17 +73,19 @@ def distances(x: Tensor) -> Tensor:
     return apart.masked_fill_(apart <= 1e-12 * total, 0.0).sqrt_().to(working_dtype(x))
 
 
-def nearest_kept(x: Tensor, keep: Tensor, block: int = 1024) -> tuple[Tensor, Tensor]:
+def nearest_kept(
+    x: Float[Tensor, "M C"], keep: Int[Tensor, "k"], block: int = 1024
+) -> tuple[Int[Tensor, "M-k"], Int[Tensor, "M-k"]]:
     """Every token not kept, with the kept token most similar to it by cosine (ties: the first
     kept).
 
     Args:
-        x: [M, C].
-        keep: [k] long, ascending.
+        x: rows.
+        keep: ascending.
         block: rows compared at a time.
 
     Returns:
-        (dropped [M - k] ascending, heir [M - k], an element of ``keep`` for each).
+        (dropped, ascending; heir, an element of ``keep`` for each).
     """
     dropped = others(keep, len(x))
     rows = unit(x)

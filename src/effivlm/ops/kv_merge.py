@@ -5,27 +5,32 @@ time; M entries.
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from effivlm.ops.numbers import parts
 from effivlm.ops.select import unit
 
-Weights = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Summands = Float[Tensor, "E"]
+Weights = Callable[[Summands, Summands], tuple[Summands, Summands]]
 
 
 def nearest_kept(
-    keys: Tensor, keep: Tensor, kind: Tensor | None = None, block: int = 1024
-) -> tuple[Tensor, Tensor, Tensor]:
+    keys: Float[Tensor, "M d"],
+    keep: Bool[Tensor, "M"],
+    kind: Shaped[Tensor, "M"] | None = None,
+    block: int = 1024,
+) -> tuple[Int[Tensor, "E"], Int[Tensor, "E"], Summands]:
     """Every evicted entry's most similar kept key, by cosine, ties by lower index.
 
     Args:
-        keys: [M, d].
-        keep: [M] bool.
-        kind: [M]; an entry only goes to one of its own kind, or nowhere.
+        keys: one head's.
+        keep: which stay.
+        kind: an entry only goes to one of its own kind, or nowhere.
         block: evicted entries compared at a time, which bounds memory.
 
     Returns:
-        source [E], target [E] long, indices into M, and their cosine [E]; entries with nowhere to
+        source and target, indices into M, and their cosine; entries with nowhere to
         go are left out.
     """
     x = unit(keys)
@@ -46,19 +51,17 @@ def nearest_kept(
     return evicted[found], to[found], cos[found]
 
 
-def averaged(members: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (own, member) of ``(x_c + sum x_e) / (n + 1)``; ``members`` n of each entry's target,
-    [E].
-    """
+def averaged(members: Summands, cosine: Summands) -> tuple[Summands, Summands]:
+    """Weights (own, member) of ``(x_c + sum x_e) / (n + 1)``; ``members``: n of its target."""
     return 1 / (members + 1), 1 / (members + 1)
 
 
-def pivotal(members: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
+def pivotal(members: Summands, cosine: Summands) -> tuple[Summands, Summands]:
     """Weights of ``(x_c + sum (x_e + x_c) / 2) / (n + 1)``."""
     return (1 + members / 2) / (members + 1), 0.5 / (members + 1)
 
 
-def weighted(members: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
+def weighted(members: Summands, cosine: Summands) -> tuple[Summands, Summands]:
     """Weights of ``(x_c + sum cos * x_e) / (n + 1)``."""
     return 1 / (members + 1), cosine / (members + 1)
 
@@ -67,15 +70,18 @@ MERGERS: dict[str, Weights] = {"averaged": averaged, "pivotal": pivotal, "weight
 
 
 def merge_entries(
-    keys: Tensor, keep: Tensor, how: str, kind: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    keys: Float[Tensor, "M d"],
+    keep: Bool[Tensor, "M"],
+    how: str,
+    kind: Shaped[Tensor, "M"] | None = None,
+) -> tuple[Int[Tensor, "E"], Int[Tensor, "E"], Summands]:
     """(target, source, weight) of one head's linear merge, each target's own contribution included.
 
     Args:
-        keys: [M, d].
-        keep: [M] bool.
+        keys: one head's.
+        keep: which stay.
         how: a name in ``MERGERS``.
-        kind: [M], see `nearest_kept`.
+        kind: see `nearest_kept`.
     """
     source, target, cosine = nearest_kept(keys, keep, kind)
     count = cosine.new_zeros(len(keep)).index_add_(0, target, torch.ones_like(cosine))

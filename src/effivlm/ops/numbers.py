@@ -7,6 +7,7 @@ calls these, so that its own types stay checked.
 
 from typing import Any
 
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, linalg
 
 
@@ -15,51 +16,53 @@ def _open(x: object) -> Any:
     return x
 
 
-def whole(x: Tensor) -> list[int]:
-    """[N] of an integer dtype as Python's numbers."""
+def whole(x: Int[Tensor, "N"]) -> list[int]:
+    """Whole numbers as Python's numbers."""
     return _open(x).tolist()
 
 
-def floats(x: Tensor) -> list[float]:
-    """[N] of a floating dtype as Python's numbers."""
+def floats(x: Float[Tensor, "N"]) -> list[float]:
+    """Real numbers as Python's numbers."""
     return _open(x).tolist()
 
 
-def distinct(x: Tensor) -> Tensor:
-    """[R] the different values of x, ascending."""
+def distinct(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "R"]:
+    """The different values of x, ascending."""
     return _open(x).unique()
 
 
-def numbered(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`distinct` values [R], and for every element of x [N] the index of its own among them."""
+def numbered(x: Shaped[Tensor, "N"]) -> tuple[Shaped[Tensor, "R"], Int[Tensor, "N"]]:
+    """`distinct` values, and for every element of x the index of its own among them."""
     values, where = _open(x).unique(return_inverse=True)
     return values, where
 
 
-def occurrences(x: Tensor) -> list[int]:
+def occurrences(x: Shaped[Tensor, "..."]) -> list[int]:
     """How often each of the `distinct` values of x occurs."""
     return _open(x).unique(return_counts=True)[1].tolist()
 
 
-def norms(x: Tensor, keepdim: bool = False) -> Tensor:
-    """[...] Euclidean lengths of the rows of x [..., C]; [..., 1] with ``keepdim``."""
+def norms(
+    x: Float[Tensor, "*n C"], keepdim: bool = False
+) -> Float[Tensor, "*n"] | Float[Tensor, "*n 1"]:
+    """Euclidean lengths of the rows of x; [..., 1] with ``keepdim``."""
     return _open(x).norm(dim=-1, keepdim=keepdim)
 
 
-def parts(x: Tensor, size: int, dim: int = 0) -> tuple[Tensor, ...]:
+def parts(x: Shaped[Tensor, "..."], size: int, dim: int = 0) -> tuple[Shaped[Tensor, "..."], ...]:
     """Views of ``size`` elements along ``dim``, in order; the last may be shorter."""
     return _open(x).split(size, dim)
 
 
-def triangular(x: Tensor) -> Tensor:
-    """[min(M, N), N] the factor R of the QR decomposition of x [M, N]: its singular values are
+def triangular(x: Float[Tensor, "M N"]) -> Float[Tensor, "min(M,N) N"]:
+    """The factor R of the QR decomposition of x: its singular values are
     x's.
     """
     return _open(linalg).qr(x, mode="r").R
 
 
-def matrix_rank(x: Tensor, rtol: float) -> Tensor:
-    """[] long: singular values of x [M, N] above ``rtol`` times the largest."""
+def matrix_rank(x: Float[Tensor, "M N"], rtol: float) -> Int[Tensor, ""]:
+    """How many singular values of x lie above ``rtol`` times the largest."""
     return _open(linalg).matrix_rank(x, rtol=rtol)
 
 

@@ -2,18 +2,21 @@
 Shapes: N tokens, D width.
 """
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from effivlm.ops.cluster import dpc_knn
 from effivlm.ops.merge import Triple, average
 
 
-def cluster_means(x: Tensor, members: Tensor, count: int) -> tuple[Tensor, Triple]:
-    """Cluster ``members`` [m] (indices into x [N, D]) into ``count`` plain means; neighbours for
+def cluster_means(
+    x: Float[Tensor, "N D"], members: Int[Tensor, "m"], count: int
+) -> tuple[Int[Tensor, "c"], Triple]:
+    """Cluster ``members`` (indices into x) into ``count`` plain means; neighbours for
     densities: ``count``.
 
     Returns:
-        (centres [count], indices into x by descending density times distance; the merge that writes
+        (centres, indices into x by descending density times distance; the merge that writes
         the means there).
     """
     clusters = dpc_knn(x[members], count, count)

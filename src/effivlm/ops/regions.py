@@ -3,6 +3,7 @@ regions.
 """
 
 import torch
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from effivlm.budget import split
@@ -10,8 +11,8 @@ from effivlm.ops.numbers import floats, numbered, whole
 from effivlm.ops.select import ranked
 
 
-def segments(n: int, count: int) -> Tensor:
-    """[n] number of the contiguous segment of each token; the first ``n % count`` segments are one
+def segments(n: int, count: int) -> Int[Tensor, "{n}"]:
+    """Number of the contiguous segment of each token; the first ``n % count`` segments are one
     longer.
     """
     sizes = torch.full((count,), n // count)
@@ -19,11 +20,11 @@ def segments(n: int, count: int) -> Tensor:
     return torch.arange(count).repeat_interleave(sizes)
 
 
-def blocks(place: Tensor, side: int) -> Tensor:
-    """[N] number of the block of each token in a ``side`` x ``side`` division of the grid.
+def blocks(place: Float[Tensor, "N 2"], side: int) -> Int[Tensor, "N"]:
+    """Number of the block of each token in a ``side`` x ``side`` division of the grid.
 
     Args:
-        place: [N, 2] rows and columns; where they are NaN the sequence is cut into ``side ** 2``
+        place: rows and columns; where they are NaN the sequence is cut into ``side ** 2``
             segments.
         side: blocks along each axis.
     """
@@ -34,9 +35,11 @@ def blocks(place: Tensor, side: int) -> Tensor:
     return cell[:, 0] * side + cell[:, 1]
 
 
-def region_mean(values: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of values [N] over every region present, ascending by number: [R] float64, and the
-    regions' sizes [R].
+def region_mean(
+    values: Real[Tensor, "N"], region: Int[Tensor, "N"]
+) -> tuple[Float[Tensor, "R"], Int[Tensor, "R"]]:
+    """Mean of values over every region present, ascending by number, in float64; and the
+    regions' sizes.
     """
     numbers, where = numbered(region)
     total = torch.zeros(len(numbers), dtype=torch.float64, device=values.device).index_add_(
@@ -46,15 +49,17 @@ def region_mean(values: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
     return total / size, size
 
 
-def share_out(weight: Tensor, size: Tensor, k: int) -> Tensor:
-    """[R] quotas: ``k`` in proportion to weight [R] by largest remainder, never above size [R];
+def share_out(weight: Float[Tensor, "R"], size: Int[Tensor, "R"], k: int) -> Int[Tensor, "R"]:
+    """Quotas: ``k`` in proportion to weight by largest remainder, never above size;
     excess goes to the others.
     """
     return torch.tensor(split(k, floats(weight), whole(size)), device=weight.device)
 
 
-def best_per_region(score: Tensor, region: Tensor, quota: Tensor) -> Tensor:
-    """[sum of quotas] ascending: in every region present the ``quota`` [R] highest scores [N], ties
+def best_per_region(
+    score: Real[Tensor, "N"], region: Int[Tensor, "N"], quota: Int[Tensor, "R"]
+) -> Int[Tensor, "k"]:
+    """Ascending indices: in every region present the ``quota`` highest scores, ties
     by index.
     """
     where = numbered(region)[1]

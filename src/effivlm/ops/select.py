@@ -3,6 +3,7 @@ candidates, C features.
 """
 
 import torch
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from effivlm.ops.numbers import norms
@@ -13,8 +14,8 @@ from effivlm.ops.precision import working
 TIE = 1e-6
 
 
-def ranked(scores: Tensor) -> Tensor:
-    """[..., N] indices by descending score, in float32 (float64 stays), ties by lower index; NaN
+def ranked(scores: Real[Tensor, "*n N"]) -> Int[Tensor, "*n N"]:
+    """Indices by descending score, in float32 (float64 stays), ties by lower index; NaN
     ranks last.
     """
     return torch.argsort(
@@ -22,19 +23,19 @@ def ranked(scores: Tensor) -> Tensor:
     )
 
 
-def top_k(scores: Tensor, k: int) -> Tensor:
-    """[k] indices of the k highest scores [N], ascending."""
+def top_k(scores: Real[Tensor, "N"], k: int) -> Int[Tensor, "{k}"]:
+    """Indices of the k highest scores, ascending."""
     return ranked(scores)[:k].sort().values
 
 
-def top_k_mask(scores: Tensor, k: int) -> Tensor:
-    """[..., N] bool: the k highest scores of every row."""
+def top_k_mask(scores: Real[Tensor, "*n N"], k: int) -> Bool[Tensor, "*n N"]:
+    """The k highest scores of every row."""
     out = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     return out.scatter_(-1, ranked(scores)[..., :k], True)
 
 
-def rounded(scores: Tensor) -> Tensor:
-    """Scores [N] in steps of ``TIE`` times the largest magnitude: equal tokens tie although their
+def rounded(scores: Real[Tensor, "N"]) -> Float[Tensor, "N"]:
+    """Scores in steps of ``TIE`` times the largest magnitude: equal tokens tie although their
     sums round differently.
     """
     scores = working(scores).nan_to_num()
@@ -42,38 +43,38 @@ def rounded(scores: Tensor) -> Tensor:
     return (scores / step).round() * step
 
 
-def significant(scores: Tensor) -> Tensor:
-    """Scores [N] to about six digits each (steps of ``TIE`` of its own power of two): as `rounded`,
+def significant(scores: Real[Tensor, "N"]) -> Float[Tensor, "N"]:
+    """Scores to about six digits each (steps of ``TIE`` of its own power of two): as `rounded`,
     but however large another score is. For scores without cancellation, whose error is relative.
     """
     mantissa, exponent = torch.frexp(working(scores).nan_to_num())
     return torch.ldexp((mantissa / TIE).round() * TIE, exponent)
 
 
-def others(keep: Tensor, n: int) -> Tensor:
-    """[n - k] indices below n that are not in keep [k], ascending."""
+def others(keep: Int[Tensor, "k"], n: int) -> Int[Tensor, "{n}-k"]:
+    """Indices below n that are not in keep, ascending."""
     out = torch.ones(n, dtype=torch.bool, device=keep.device)
     out[keep] = False
     return out.nonzero()[:, 0]
 
 
-def first_max(values: Tensor, tolerance: float = TIE) -> Tensor:
-    """[1] lowest index whose value [N] lies within ``tolerance`` of the largest; stays on the
+def first_max(values: Float[Tensor, "N"], tolerance: float = TIE) -> Int[Tensor, "1"]:
+    """The lowest index whose value lies within ``tolerance`` of the largest; stays on the
     device.
     """
     return (values >= values.max() - tolerance).int().argmax()[None]
 
 
-def unit(x: Tensor) -> Tensor:
-    """Rows of x [N, C] scaled to length 1, in float32; zero rows stay zero, so that their cosines
+def unit(x: Real[Tensor, "*n C"]) -> Float[Tensor, "*n C"]:
+    """Rows of x scaled to length 1, in float32; zero rows stay zero, so that their cosines
     are 0; NaN counts as 0.
     """
     x = working(x).nan_to_num()
     return x / norms(x, keepdim=True).clamp(min=1e-12)
 
 
-def min_max(x: Tensor) -> Tensor:
-    """Values x [N] moved and scaled to [0, 1], in float32; a constant becomes all ones."""
+def min_max(x: Real[Tensor, "N"]) -> Float[Tensor, "N"]:
+    """Values x moved and scaled to [0, 1], in float32; a constant becomes all ones."""
     x = working(x).nan_to_num()
     span = x.max() - x.min()
     return (
@@ -81,13 +82,13 @@ def min_max(x: Tensor) -> Tensor:
     )
 
 
-def random_k(n: int, k: int, generator: torch.Generator) -> Tensor:
-    """[k] distinct indices below n, ascending, uniform over subsets."""
+def random_k(n: int, k: int, generator: torch.Generator) -> Int[Tensor, "{k}"]:
+    """Distinct indices below n, ascending, uniform over subsets."""
     return torch.randperm(n, generator=generator)[:k].sort().values
 
 
-def lattice(n: int, k: int) -> Tensor:
-    """[k] indices spread evenly over n: ``floor((t + 1/2) * n / k)``."""
+def lattice(n: int, k: int) -> Int[Tensor, "{k}"]:
+    """Indices spread evenly over n: ``floor((t + 1/2) * n / k)``."""
     return ((torch.arange(k, dtype=torch.float64) + 0.5) * n / k).floor().long()
 
 
@@ -111,8 +112,8 @@ def grid_shape(rows: int, columns: int, k: int) -> tuple[int, int]:
     return second if second[0] * second[1] > 1.05 * first[0] * first[1] else first
 
 
-def max_min(features: Tensor, k: int) -> Tensor:
-    """[k] indices, ascending, of a greedy max-min-distance subset under cosine distance (DivPrune's
+def max_min(features: Float[Tensor, "N C"], k: int) -> Int[Tensor, "{k}"]:
+    """Indices, ascending, of a greedy max-min-distance subset under cosine distance (DivPrune's
     MMDP heuristic).
 
     The first pick has the largest distance to its nearest neighbour; each further pick is the
@@ -136,8 +137,10 @@ def max_min(features: Tensor, k: int) -> Tensor:
     return torch.cat(picked).sort().values
 
 
-def log_det(features: Tensor, quality: Tensor, k: int) -> Tensor:
-    """[k] indices in pick order: greedy MAP of the determinantal process with kernel ``quality_i
+def log_det(
+    features: Float[Tensor, "N C"], quality: Real[Tensor, "N"], k: int
+) -> Int[Tensor, "{k}"]:
+    """Indices in pick order: greedy MAP of the determinantal process with kernel ``quality_i
     cos_ij quality_j``.
 
     Each pick has the largest residual variance given those picked (incremental Cholesky: O(N k)
@@ -145,8 +148,8 @@ def log_det(features: Tensor, quality: Tensor, k: int) -> Tensor:
     quality.
 
     Args:
-        features: [N, C].
-        quality: [N], not negative.
+        features: of the candidates.
+        quality: not negative.
         k: picks.
     """
     x, r = unit(features), working(quality)
@@ -168,8 +171,10 @@ def log_det(features: Tensor, quality: Tensor, k: int) -> Tensor:
     return torch.cat([*picked, ranked(left)[: k - len(picked)]])
 
 
-def coverage(features: Tensor, weight: Tensor, k: int, batch: int = 64) -> Tensor:
-    """[k] indices in pick order: greedy facility location, ``gain_j = weight_j * sum_i max(0,
+def coverage(
+    features: Float[Tensor, "N C"], weight: Real[Tensor, "N"], k: int, batch: int = 64
+) -> Int[Tensor, "{k}"]:
+    """Indices in pick order: greedy facility location, ``gain_j = weight_j * sum_i max(0,
     cos_ij - covered_i)``.
 
     Gains only shrink, so a stale gain is an upper bound: only the ``batch`` most promising
@@ -177,8 +182,8 @@ def coverage(features: Tensor, weight: Tensor, k: int, batch: int = 64) -> Tenso
     covered up to rounding, weight fills the rest.
 
     Args:
-        features: [N, C].
-        weight: [N], not negative.
+        features: of the candidates.
+        weight: not negative.
         k: picks.
         batch: candidates recomputed at a time.
     """

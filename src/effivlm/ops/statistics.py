@@ -11,18 +11,23 @@ import functools
 from collections.abc import Callable, Iterator
 
 import torch
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from effivlm.ops.numbers import matrix_rank, parts, triangular, whole
 from effivlm.ops.precision import working, working_dtype
 
-RowMask = Callable[[Tensor], Tensor] | None
+Queries = Float[Tensor, "H R d"]
+Keys = Float[Tensor, "KV L d"]
+Rows = Int[Tensor, "R"]
+Sums = Float[Tensor, "H L"]  # over rows: what every key received, per query head
+RowMask = Callable[[Rows], Bool[Tensor, "R L"]] | None
 
 
 def _logits(
-    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask, keys: int
-) -> Tensor:
-    """[H, R, keys] float32 logits of rows against the first ``keys`` keys; hidden ones are -inf."""
+    q: Queries, k: Keys, positions: Rows, scaling: float, mask: RowMask, keys: int
+) -> Float[Tensor, "H R {keys}"]:
+    """Float32 logits of rows against the first ``keys`` keys; hidden ones are -inf."""
     heads, rows, width = q.shape
     grouped = working(q.reshape(k.shape[0], -1, width))
     out = (grouped @ working(k[:, :keys]).transpose(1, 2)).view(heads, rows, keys) * scaling
@@ -32,7 +37,7 @@ def _logits(
 
 
 def _blocks(
-    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask, block: int
+    q: Queries, k: Keys, positions: Rows, scaling: float, mask: RowMask, block: int
 ) -> Iterator[tuple[int, int, Tensor]]:
     """(KV head, first row, [G, r, keys] logits) block by block; what a block of rows cannot see is
     never computed.
@@ -70,16 +75,16 @@ def _per_head(x: Tensor, groups: int) -> Tensor:
 
 
 def row_probabilities(
-    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None
-) -> Tensor:
-    """[H, R, L] attention probabilities of chosen rows."""
+    q: Queries, k: Keys, positions: Rows, scaling: float, mask: RowMask = None
+) -> Float[Tensor, "H R L"]:
+    """Attention probabilities of chosen rows."""
     return _logits(q, k, positions, scaling, mask, k.shape[1]).softmax(-1).nan_to_num()
 
 
 def row_sums(
-    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 256
-) -> Tensor:
-    """[H, L] attention received from chosen rows, summed over them; one block of rows at a time,
+    q: Queries, k: Keys, positions: Rows, scaling: float, mask: RowMask = None, block: int = 256
+) -> Sums:
+    """Attention received from chosen rows, summed over them; one block of rows at a time,
     causal half skipped.
 
     Exact: every row's softmax is complete within its block, so blocks and prompt chunks add up.
@@ -98,17 +103,17 @@ def row_sums(
 
 
 def freed_sums(
-    q: Tensor,
-    k: Tensor,
-    positions: Tensor,
-    place: Tensor,
+    q: Queries,
+    k: Keys,
+    positions: Rows,
+    place: Int[Tensor, "L"],
     scaling: float,
     theta: float,
     mask: RowMask = None,
     block: int = 256,
-) -> Tensor:
-    """[H, L] as `row_sums`, every probability divided by `gravity` at its distance in ``place``
-    [L], the keys' positions in the prompt.
+) -> Sums:
+    """As `row_sums`, every probability divided by `gravity` at its distance in ``place``, the
+    keys' positions in the prompt.
     """
     out = torch.zeros(q.shape[0], k.shape[1], dtype=working_dtype(q), device=q.device)
     by_group, place = _per_head(out, k.shape[0]), place - place.min()
@@ -122,8 +127,8 @@ def freed_sums(
     return out
 
 
-def gravity(distance: Tensor, width: int, theta: float) -> Tensor:
-    """What rotary embedding alone gives the logit of all-ones query and key at a distance [...];
+def gravity(distance: Real[Tensor, "*n"], width: int, theta: float) -> Float[Tensor, "*n"]:
+    """What rotary embedding alone gives the logit of all-ones query and key at a distance;
     clamped above zero.
 
     Args:
@@ -141,9 +146,9 @@ def gravity(distance: Tensor, width: int, theta: float) -> Tensor:
 
 
 def mutual_sums(
-    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 256
-) -> Tensor:
-    """[H, L] as `row_sums`, each row weighed, per head, by what it gives to and gets from all
+    q: Queries, k: Keys, positions: Rows, scaling: float, mask: RowMask = None, block: int = 256
+) -> Sums:
+    """As `row_sums`, each row weighed, per head, by what it gives to and gets from all
     chosen rows, itself counted once. Two passes: what a row gets is known after the first.
     """
     got = row_sums(q, k, positions, scaling, mask, block)[:, positions]
@@ -160,7 +165,7 @@ def mutual_sums(
 
 
 @functools.cache
-def fused_column_sums() -> Callable[[Tensor, Tensor, float], Tensor] | None:
+def fused_column_sums() -> Callable[[Queries, Keys, float], Sums] | None:
     """The Triton kernel of `column_sums`, or None where Triton is not installed."""
     try:
         from effivlm.ops.kernels import column_sums as kernel
@@ -170,9 +175,9 @@ def fused_column_sums() -> Callable[[Tensor, Tensor, float], Tensor] | None:
 
 
 def column_sums(
-    q: Tensor, k: Tensor, scaling: float, mask: RowMask = None, block: int = 256
-) -> Tensor:
-    """[H, L] attention each key receives from all rows of its prompt (q [H, L, d]); each head's
+    q: Float[Tensor, "H L d"], k: Keys, scaling: float, mask: RowMask = None, block: int = 256
+) -> Sums:
+    """Attention each key receives from all rows of its prompt; each head's
     sums total L.
 
     Fused on CUDA for plainly causal 16-bit queries, which is what a model in use has; blocked
@@ -185,9 +190,9 @@ def column_sums(
 
 
 def log_sum_exp(
-    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 256
-) -> Tensor:
-    """[H, R] log of every chosen row's softmax denominator; -inf for a row that sees nothing."""
+    q: Queries, k: Keys, positions: Rows, scaling: float, mask: RowMask = None, block: int = 256
+) -> Float[Tensor, "H R"]:
+    """Log of every chosen row's softmax denominator; -inf for a row that sees nothing."""
     out = torch.empty(q.shape[:2], dtype=working_dtype(q), device=q.device)
     by_group = _per_head(out, k.shape[0])
     for h, start, logits in _blocks(q, k, positions, scaling, mask, block):
@@ -196,9 +201,9 @@ def log_sum_exp(
 
 
 def head_max_sums(
-    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 256
-) -> Tensor:
-    """[L] sum over chosen rows of the largest probability over heads."""
+    q: Queries, k: Keys, positions: Rows, scaling: float, mask: RowMask = None, block: int = 256
+) -> Float[Tensor, "L"]:
+    """Sum over chosen rows of the largest probability over heads."""
     out = torch.zeros(k.shape[1], dtype=working_dtype(q), device=q.device)
     for rows in _row_blocks(q, k, positions, scaling, mask, block):
         out += rows.amax(0).sum(0)
@@ -206,7 +211,7 @@ def head_max_sums(
 
 
 def _row_blocks(
-    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask, block: int
+    q: Queries, k: Keys, positions: Rows, scaling: float, mask: RowMask, block: int
 ) -> Iterator[Tensor]:
     """[H, r, L] probabilities of chosen rows, block by block."""
     for rows, at in zip(parts(q, block, 1), parts(positions, block), strict=True):
@@ -214,9 +219,9 @@ def _row_blocks(
 
 
 def peaks(
-    q: Tensor, k: Tensor, positions: Tensor, scaling: float, mask: RowMask = None, block: int = 64
-) -> Tensor:
-    """[L] the largest probability, mean over heads, that any of the chosen rows gives."""
+    q: Queries, k: Keys, positions: Rows, scaling: float, mask: RowMask = None, block: int = 64
+) -> Float[Tensor, "L"]:
+    """The largest probability, mean over heads, that any of the chosen rows gives."""
     out = torch.zeros(k.shape[1], dtype=working_dtype(q), device=q.device)
     for rows in _row_blocks(q, k, positions, scaling, mask, block):
         out = torch.maximum(out, rows.mean(0).amax(0))
@@ -224,15 +229,15 @@ def peaks(
 
 
 def row_rank(
-    q: Tensor,
-    k: Tensor,
-    positions: Tensor,
-    columns: Tensor,
+    q: Queries,
+    k: Keys,
+    positions: Rows,
+    columns: Int[Tensor, "N"],
     scaling: float,
     mask: RowMask = None,
     block: int = 64,
-) -> Tensor:
-    """[] long: rank of the chosen rows' probabilities, mean over heads, at ``columns`` [N].
+) -> Int[Tensor, ""]:
+    """Rank of the chosen rows' probabilities, mean over heads, at ``columns``.
 
     `torch.linalg.matrix_rank`'s of the whole [R, N] matrix and with its tolerance, but what is held
     of it is folded into its triangular factor, which has the same singular values: 3 N rows at
@@ -248,15 +253,15 @@ def row_rank(
 
 
 def threshold_share(
-    q: Tensor,
-    k: Tensor,
-    positions: Tensor,
+    q: Queries,
+    k: Keys,
+    positions: Rows,
     scaling: float,
     p: float,
     mask: RowMask = None,
     block: int = 256,
-) -> Tensor:
-    """[H] share of the visible entries of chosen rows whose probability lies below ``p`` times
+) -> Float[Tensor, "H"]:
+    """Share of the visible entries of chosen rows whose probability lies below ``p`` times
     their row's largest.
 
     Compared as logits, which is the same comparison without the softmax.
@@ -272,8 +277,8 @@ def threshold_share(
     return (below / max(visible, 1)).to(working_dtype(q))
 
 
-def fold(scores: Tensor, heads: int, how: str = "mean") -> Tensor:
-    """[H, L] per query head -> [KV, L] per KV head: ``mean`` or ``max`` over the group; ``shared``:
+def fold(scores: Sums, heads: int, how: str = "mean") -> Float[Tensor, "{heads} L"]:
+    """Numbers per query head -> per KV head: ``mean`` or ``max`` over the group; ``shared``:
     mean over all heads.
     """
     grouped = scores.view(heads, -1, scores.shape[-1])
@@ -282,7 +287,7 @@ def fold(scores: Tensor, heads: int, how: str = "mean") -> Tensor:
     return grouped.amax(1) if how == "max" else grouped.mean(1)
 
 
-def pool(scores: Tensor, size: int, how: str = "avg") -> Tensor:
+def pool(scores: Float[Tensor, "*n L"], size: int, how: str = "avg") -> Float[Tensor, "*n L"]:
     """1-D pooling along the last axis, stride 1, same length; averages count zeros at the edges, as
     published codes do.
     """
@@ -293,23 +298,31 @@ def pool(scores: Tensor, size: int, how: str = "avg") -> Tensor:
     return torch.nn.functional.avg_pool1d(scores, size, stride=1, padding=size // 2)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(
+    x: Float[Tensor, "*n d"], cos: Float[Tensor, "... d"], sin: Float[Tensor, "... d"]
+) -> Float[Tensor, "*n d"]:
     """Rotary embedding of the half-split kind; pass ``-sin`` to undo it."""
     a, b = x.chunk(2, -1)
     return x * cos + torch.cat([-b, a], -1) * sin
 
 
 def future_queries(
-    q: Tensor, cos: Tensor, sin: Tensor, frequencies: Tensor, start: int, sinks: int, future: int
-) -> Tensor:
-    """[H, d, d + 1]: covariance and, in the last column, mean of queries moved to the next
+    q: Float[Tensor, "H L d"],
+    cos: Float[Tensor, "L d"],
+    sin: Float[Tensor, "L d"],
+    frequencies: Float[Tensor, "d//2"],
+    start: int,
+    sinks: int,
+    future: int,
+) -> Float[Tensor, "H d d+1"]:
+    """Covariance and, in the last column, mean of queries moved to the next
     ``future`` positions.
 
     Args:
-        q: [H, L, d] post-RoPE queries of the prompt.
-        cos: [L, d] their rotary table.
-        sin: [L, d] likewise.
-        frequencies: [d / 2] rotary angle per position.
+        q: post-RoPE queries of the prompt.
+        cos: their rotary table.
+        sin: likewise.
+        frequencies: rotary angle per position.
         start: next position.
         sinks: first rows left out of the statistics.
         future: positions looked ahead.

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -28,15 +29,15 @@ class AttentionCall:
     queries.
 
     Attributes:
-        query: [B, H, Lq, d]. key: [B, KV, Lk, d]. mask: what the layer was given.
+        mask: what the layer was given.
         segments: cumulative lengths when several images are packed in one call, or None.
     """
 
-    query: Tensor
-    key: Tensor
-    mask: Tensor | None
+    query: Float[Tensor, "B H Lq d"]
+    key: Float[Tensor, "B KV Lk d"]
+    mask: Shaped[Tensor, "..."] | None
     scaling: float
-    segments: Tensor | None
+    segments: Int[Tensor, "n"] | None
 
 
 class Peeked(Exception):
@@ -216,16 +217,23 @@ def _scaling(query: Tensor, kwargs: dict[str, Any]) -> float:
 
 
 # --------------------------------------------------------------- encoder statistics (bidirectional)
-def segments_of(call: AttentionCall) -> list[tuple[Tensor, Tensor]]:
-    """(query [B', H, P, d], key [B', KV, P, d]) of every independent image in a call."""
+def segments_of(
+    call: AttentionCall,
+) -> list[tuple[Float[Tensor, "B H P d"], Float[Tensor, "B KV P d"]]]:
+    """(query, key) of every independent image in a call."""
     if call.segments is None:
         return [(call.query, call.key)]
     ends = call.segments.tolist()
     return [(call.query[:, :, a:b], call.key[:, :, a:b]) for a, b in pairwise(ends)]
 
 
-def received(query: Tensor, key: Tensor, scaling: float, block: int = 256) -> Tensor:
-    """[B, P] attention every patch receives, mean over heads and queries, float32; one block of
+def received(
+    query: Float[Tensor, "B H P d"],
+    key: Float[Tensor, "B KV P d"],
+    scaling: float,
+    block: int = 256,
+) -> Float[Tensor, "B P"]:
+    """Attention every patch receives, mean over heads and queries, float32; one block of
     rows at a time.
     """
     batch, heads, patches, _ = query.shape
@@ -236,8 +244,10 @@ def received(query: Tensor, key: Tensor, scaling: float, block: int = 256) -> Te
     return out / (heads * patches)
 
 
-def first_row(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """[B, P] attention of row 0 ([CLS]), mean over heads, float32; [CLS] itself is in the
+def first_row(
+    query: Float[Tensor, "B H P d"], key: Float[Tensor, "B KV P d"], scaling: float
+) -> Float[Tensor, "B P"]:
+    """Attention of row 0 ([CLS]), mean over heads, float32; [CLS] itself is in the
     denominator.
     """
     key = working(key.repeat_interleave(query.shape[1] // key.shape[1], 1))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from effivlm.runtime.host import UnsupportedCall
@@ -19,7 +20,9 @@ from effivlm.runtime.slots import SlotLayer
 
 
 # ---------------------------------------------------------------------------------------- gathering
-def take(x: Tensor, index: Tensor, dim: int, batch: int) -> Tensor:
+def take(
+    x: Shaped[Tensor, "..."], index: Int[Tensor, "_ M"], dim: int, batch: int
+) -> Shaped[Tensor, "..."]:
     """Batched gather: ``out[..., b, ..., m, ...] = x[..., b, ..., index[b, m], ...]``; a batch axis
     of 1 broadcasts.
     """
@@ -29,8 +32,8 @@ def take(x: Tensor, index: Tensor, dim: int, batch: int) -> Tensor:
     return torch.take_along_dim(x, index.view(shape).to(x.device), dim)
 
 
-def to_index(keep: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Bool [B, N] -> index [B, M] ascending, short rows padded on the left with dropped tokens;
+def to_index(keep: Bool[Tensor, "B N"]) -> tuple[Int[Tensor, "B M"], Bool[Tensor, "B M"] | None]:
+    """Index of what is kept, ascending, short rows padded on the left with dropped tokens;
     validity or None.
     """
     counts = keep.sum(1)
@@ -38,8 +41,8 @@ def to_index(keep: Tensor) -> tuple[Tensor, Tensor | None]:
     return index, None if bool((counts == counts.max()).all()) else keep.gather(1, index)
 
 
-def everything(shape: tuple[int, int], device: torch.device) -> Tensor:
-    """[B, L] long: every logical index of every row."""
+def everything(shape: tuple[int, int], device: torch.device) -> Int[Tensor, "B L"]:
+    """Every logical index of every row."""
     return torch.arange(shape[1], device=device).expand(*shape)
 
 
@@ -60,8 +63,13 @@ class Side:
         return Side(mask, [f[rows] for f in self.levels])
 
 
-def scattered(rows: Tensor, index: Tensor, valid: Tensor | None, length: int) -> Tensor:
-    """[B, L, D] with ``rows`` [B, M, D] at ``index`` [B, M] and zeros where a token was dropped."""
+def scattered(
+    rows: Float[Tensor, "B M D"],
+    index: Int[Tensor, "B M"],
+    valid: Bool[Tensor, "B M"] | None,
+    length: int,
+) -> Float[Tensor, "B {length} D"]:
+    """``rows`` at ``index`` and zeros where a token was dropped."""
     if valid is not None:
         rows = rows.masked_fill(~valid[..., None], 0)
     out = rows.new_zeros(rows.shape[0], length, rows.shape[-1])
@@ -69,8 +77,8 @@ def scattered(rows: Tensor, index: Tensor, valid: Tensor | None, length: int) ->
 
 
 # ---------------------------------------------------------------------------------------- positions
-def positions(kwargs: dict[str, Any], past: int) -> Tensor:
-    """[B, L] or [axes, B, L] positions in a text model's arguments; counted on from ``past`` where
+def positions(kwargs: dict[str, Any], past: int) -> Int[Tensor, "*axes B L"]:
+    """Positions in a text model's arguments; counted on from ``past`` where
     there are none.
     """
     position, embeds = kwargs.get("position_ids"), kwargs["inputs_embeds"]
@@ -79,24 +87,28 @@ def positions(kwargs: dict[str, Any], past: int) -> Tensor:
     return everything((embeds.shape[0], embeds.shape[1]), embeds.device) + past
 
 
-def repacked(position: Tensor, index: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+def repacked(
+    position: Int[Tensor, "*axes B L"], index: Int[Tensor, "B M"], counts: Bool[Tensor, "B M"]
+) -> tuple[Int[Tensor, "*axes B M"], Int[Tensor, "*axes B 1"]]:
     """Positions 0, 1, ... of the tokens in play, and what decode positions must be reduced by, per
     axis.
 
     Args:
-        position: [B, L] or [axes, B, L] positions of the uncompressed prompt.
-        index: [B, M] tokens in play.
-        counts: [B, M] bool, False for padding of either kind.
+        position: positions of the uncompressed prompt.
+        index: tokens in play.
+        counts: False for padding of either kind.
 
     Returns:
-        Positions [B, M] or [axes, B, M]; delta [B, 1] or [axes, B, 1].
+        Positions; delta.
     """
     new = (counts.cumsum(-1) - 1).clamp(min=0)
     delta = position[..., -1:] - new[:, -1:]
     return (new.expand(position.shape[0], *new.shape) if position.ndim == 3 else new), delta
 
 
-def shifted(position: Tensor | None, delta: Tensor, past: int, new: int) -> Tensor:
+def shifted(
+    position: Int[Tensor, "... new"] | None, delta: Int[Tensor, "... 1"], past: int, new: int
+) -> Int[Tensor, "... {new}"]:
     """Decode positions under repacking; ``position`` as the model would use it, or None for its
     default.
     """
@@ -111,37 +123,39 @@ def shifted(position: Tensor | None, delta: Tensor, past: int, new: int) -> Tens
 BLANK = (1, 1, 1, 1)  # a 4-D mask: text models pass it on to their layers instead of making one
 
 
-def visible(query: Tensor, key: Tensor, window: int | None) -> Tensor:
-    """[..., Q, S] bool: which keys, by logical index, a query may see; itself always."""
+def visible(
+    query: Int[Tensor, "*#b Q"], key: Int[Tensor, "*#b S"], window: int | None
+) -> Bool[Tensor, "... Q S"]:
+    """Which keys, by logical index, a query may see; itself always."""
     apart = query[..., :, None] - key[..., None, :]
     return (apart >= 0) if window is None else (apart >= 0) & (apart < window)
 
 
 def prefill_mask(
     attention: str,
-    query: Tensor,
-    key: Tensor,
-    real: Tensor,
-    valid: Tensor | None,
+    query: Int[Tensor, "B M"],
+    key: Int[Tensor, "B *KV S"],
+    real: Bool[Tensor, "B T"],
+    valid: Bool[Tensor, "B *KV S"] | None,
     window: int | None,
     plain: bool,
     dtype: torch.dtype,
-) -> Tensor | None:
+) -> Int[Tensor, "B S"] | Bool[Tensor, "B _ M S"] | Float[Tensor, "B _ M S"] | None:
     """The mask a decoder layer is given for the tokens in play.
 
     Args:
         attention: name of the attention back end.
-        query: [B, M] logical indices of the tokens in play.
-        key: [B, S] or [B, KV, S] of the keys.
-        real: [B, T] bool over logical indices, False for the batch's padding.
-        valid: as ``key``, False for padding from unequal budgets, or None.
+        query: logical indices of the tokens in play.
+        key: of the keys, once or per KV head.
+        real: over logical indices, False for the batch's padding.
+        valid: False for padding from unequal budgets, or None.
         window: the layer's sliding window, or None.
         plain: keys are the queries and none is padding.
         dtype: of the hidden states.
 
     Returns:
-        None where causal attention by slots is right; [B, S] for flash; else [B, 1 or KV, M, S],
-        bool or (eager) added to the logits.
+        None where causal attention by slots is right; [B, S] for flash; else per query, bool or
+        (eager) added to the logits.
 
     Raises:
         UnsupportedCall: where flash attention would need more than a padding mask.
@@ -167,14 +181,19 @@ def prefill_mask(
     return added(mask, dtype) if attention == "eager" else mask
 
 
-def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def added(mask: Bool[Tensor, "*s"], dtype: torch.dtype) -> Float[Tensor, "*s"]:
     """A bool mask in the form that is added to logits."""
     floor = torch.finfo(dtype).min
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, floor)
 
 
-def narrowed(given: Tensor, rows: Tensor, key: Tensor, valid: Tensor | None) -> Tensor:
-    """Rows [B, M] and columns ``key`` [B, S] or [B, KV, S] of a mask [B or 1, 1, L, T] that the
+def narrowed(
+    given: Shaped[Tensor, "_ 1 L T"],
+    rows: Int[Tensor, "B M"],
+    key: Int[Tensor, "B *KV S"],
+    valid: Bool[Tensor, "B *KV S"] | None,
+) -> Shaped[Tensor, "B _ M S"]:
+    """Rows and columns ``key`` of a mask that the
     model made for the whole prompt; padding sees itself only.
     """
     mask = _columns(take(given, rows, -2, 0), key)
@@ -185,8 +204,12 @@ def narrowed(given: Tensor, rows: Tensor, key: Tensor, valid: Tensor | None) -> 
     return hidden(mask, valid, spared)
 
 
-def hidden(mask: Tensor, valid: Tensor, spared: Tensor | None = None) -> Tensor:
-    """Hide invalid keys ([B, S] or [B, KV, S]); ``spared`` [Q, S] bool stay visible."""
+def hidden(
+    mask: Shaped[Tensor, "..."],
+    valid: Bool[Tensor, "B *KV S"],
+    spared: Bool[Tensor, "Q S"] | None = None,
+) -> Shaped[Tensor, "..."]:
+    """Hide invalid keys; ``spared`` ones stay visible."""
     if mask.ndim == 2:
         return mask * valid.to(mask.dtype)
     out = ~valid[:, None, None, :] if valid.ndim == 2 else ~valid[:, :, None, :]
@@ -197,7 +220,9 @@ def hidden(mask: Tensor, valid: Tensor, spared: Tensor | None = None) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------ masks, decode
-def decode_mask(layer: SlotLayer, mask: Any, new: int, heads: int, attention: str) -> Any:
+def decode_mask(
+    layer: SlotLayer, mask: Shaped[Tensor, "..."] | None, new: int, heads: int, attention: str
+) -> Shaped[Tensor, "..."] | None:
     """Columns of the logical decode mask that a layer physically holds.
 
     Args:
@@ -238,7 +263,7 @@ def _causal(columns: Tensor, new: int) -> Tensor:
     return full.expand(*columns.shape[:2], -1, -1)
 
 
-def _gathered(mask: Any, columns: Tensor, new: int, flash: bool) -> Tensor:
+def _gathered(mask: Tensor | None, columns: Tensor, new: int, flash: bool) -> Tensor:
     if mask is None:
         if flash:
             return torch.ones_like(columns)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -37,8 +38,8 @@ class SlotLayer(DynamicLayer):
     Attributes:
         seen: logical length so far. prompt: logical length of the prompt. gone: generated entries a
             window forgot.
-        index: [B, M] or [B, KV, M] logical index of every prompt entry held. valid: same shape,
-            False for padding that makes unequal counts rectangular; None when every entry counts.
+        index: logical index of every prompt entry held. valid: False for
+            padding that makes unequal counts rectangular; None when every entry counts.
         window: sliding window in tokens, or None. forgot: entries left its window.
         lease: of the session that follows it. delta: what decode positions are reduced by where
             positions were repacked (in a cache's first layer).
@@ -47,17 +48,21 @@ class SlotLayer(DynamicLayer):
     seen: int = 0
     prompt: int = 0
     gone: int = 0
-    index: Tensor | None = None
-    valid: Tensor | None = None
+    index: Int[Tensor, "B *KV M"] | None = None
+    valid: Bool[Tensor, "B *KV M"] | None = None
     window: int | None = None
     forgot: bool = False
     lease: Lease | None = None
-    delta: Tensor | None = None
+    delta: Int[Tensor, "*axes B 1"] | None = None
     record_past: bool = False
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        key_states: Float[Tensor, "B KV n d"],
+        value_states: Float[Tensor, "B KV n d"],
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Float[Tensor, "B KV S d"], Float[Tensor, "B KV S d"]]:
         """Append entries; grows by concatenation, so a fork never sees another fork's tokens.
 
         Raises:
@@ -96,19 +101,25 @@ class SlotLayer(DynamicLayer):
         """From now on the session with this lease chooses the layer's mask columns."""
         self.lease = lease
 
-    def repack(self, delta: Tensor | None) -> None:
-        """Reduce decode positions by ``delta`` [B, 1] or [axes, B, 1]; None: they are given."""
+    def repack(self, delta: Int[Tensor, "*axes B 1"] | None) -> None:
+        """Reduce decode positions by ``delta``; None: they are given."""
         self.delta = delta
 
     def activate_past_recording(self) -> None:
         """Forget nothing from now on (assisted decoding gives tokens back)."""
         self.record_past = True
 
-    def take_in(self, index: Tensor, valid: Tensor | None, length: int, window: int | None) -> None:
+    def take_in(
+        self,
+        index: Int[Tensor, "B M"],
+        valid: Bool[Tensor, "B M"] | None,
+        length: int,
+        window: int | None,
+    ) -> None:
         """A prompt has been stored.
 
         Args:
-            index: [B, M] its entries, as logical indices of the prompt.
+            index: its entries, as logical indices of the prompt.
             valid: see `SlotLayer`.
             length: logical length of the prompt.
             window: the layer's sliding window.
@@ -119,8 +130,10 @@ class SlotLayer(DynamicLayer):
         self.seen, self.gone = earlier + length, 0
         self.prompt = self.seen
 
-    def joined(self, index: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Logical indices [B, M] of new entries, and which count, after those that are held."""
+    def joined(
+        self, index: Int[Tensor, "B M"], valid: Bool[Tensor, "B M"] | None
+    ) -> tuple[Int[Tensor, "B *KV S"], Bool[Tensor, "B *KV S"] | None]:
+        """Logical indices of new entries, and which count, after those that are held."""
         if self.index is None:
             return index, valid
         old = self.columns(0)
@@ -137,8 +150,14 @@ class SlotLayer(DynamicLayer):
         both = None if was is None or ok is None else torch.cat([was, ok], -1)
         return torch.cat([old, index], -1), both
 
-    def narrow(self, keys: Tensor, values: Tensor, index: Tensor, valid: Tensor | None) -> None:
-        """Hold these entries of the prompt from now on; shapes as in the class."""
+    def narrow(
+        self,
+        keys: Float[Tensor, "B KV M d"],
+        values: Float[Tensor, "B KV M d"],
+        index: Int[Tensor, "B ... M"],
+        valid: Bool[Tensor, "B ... M"] | None,
+    ) -> None:
+        """Hold these entries of the prompt from now on; see the class."""
         self.keys, self.values, self.index, self.valid = keys, values, index, valid
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -179,7 +198,7 @@ class SlotLayer(DynamicLayer):
         super().reorder_cache(beam_idx)
         self._rows(lambda x: x[beam_idx.to(x.device)])
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def batch_select_indices(self, indices: Shaped[Tensor, "_"]) -> None:
         """Some rows of the batch."""
         super().batch_select_indices(indices)
         self._rows(lambda x: x[indices])
@@ -195,13 +214,13 @@ class SlotLayer(DynamicLayer):
         if self.delta is not None:  # the batch is the axis before the last
             self.delta = chosen(self.delta.transpose(0, -2)).transpose(0, -2)
 
-    def stored(self) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, KV, S, d], which a layer has once it has seen a prompt."""
+    def stored(self) -> tuple[Float[Tensor, "B KV S d"], Float[Tensor, "B KV S d"]]:
+        """Keys and values, which a layer has once it has seen a prompt."""
         assert self.keys is not None and self.values is not None
         return self.keys, self.values
 
-    def columns(self, new: int) -> Tensor:
-        """Logical index of every entry once ``new`` tokens are added: [B, S] or [B, KV, S]."""
+    def columns(self, new: int) -> Int[Tensor, "B *KV S"]:
+        """Logical index of every entry once ``new`` tokens are added."""
         assert self.index is not None
         tail = torch.arange(self.prompt + self.gone, self.seen + new, device=self.index.device)
         return torch.cat([self.index, tail.expand(*self.index.shape[:-1], -1)], -1)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from effivlm.errors import EffivlmError
@@ -19,8 +20,10 @@ from effivlm.ops.precision import working
 from effivlm.runtime.geometry import Side, scattered, to_index
 
 
-def merge_rows(x: Tensor, where: Tensor, merge: Merge) -> Tensor:
-    """A copy of x [S, D] in which row ``where[target]`` is the weighted sum of rows
+def merge_rows(
+    x: Float[Tensor, "S D"], where: Int[Tensor, "n"], merge: Merge
+) -> Float[Tensor, "S D"]:
+    """A copy of x in which row ``where[target]`` is the weighted sum of rows
     ``where[source]``, in float32.
     """
     target, source = where[merge.target.to(x.device)], where[merge.source.to(x.device)]
@@ -48,23 +51,20 @@ class Image:
     """One image of one prompt.
 
     Attributes:
-        row: batch row. number: 0, 1, ... within the row. slots: [n] long, logical positions of its
-            placeholders.
-        source: [n] long, group in encoder order, -1 for tokens without one. place: [n, 2] row and
-            column, NaN without.
-        unit: [n] long, pruning unit (tile, base, mosaic). newline: [n] bool, extra tokens that show
-            no part of the image.
+        row: batch row. number: 0, 1, ... within the row. slots: logical places of its tokens.
+        source: group in encoder order, -1 for tokens without one. place: row and column, or NaN.
+        unit: pruning unit (tile, base, mosaic). newline: tokens that show no part of the image.
         pieces: what it was encoded as. last: its last placeholder is the last token of the prompt.
         entered: method -> tokens its first stage was given (methods with several stages).
     """
 
     row: int
     number: int
-    slots: Tensor
-    source: Tensor
-    place: Tensor
-    unit: Tensor
-    newline: Tensor
+    slots: Int[Tensor, "n"]
+    source: Int[Tensor, "n"]
+    place: Float[Tensor, "n 2"]
+    unit: Int[Tensor, "n"]
+    newline: Bool[Tensor, "n"]
     entered: dict[str, int] = field(default_factory=dict)
     pieces: tuple[Piece, ...] = ()
     last: bool = False
@@ -75,14 +75,12 @@ class Prompt:
     """State of one prefill; all indices are logical unless said otherwise.
 
     Attributes:
-        visual: [B, L] bool. real: [B, L] bool, False for the batch's own padding. images: all
-            images, row by row.
+        real: False for the batch's own padding. images: all images, row by row.
         keys: per row, an integer that identifies the prompt.
-        embeds: [B, L, D] what would enter the LLM. side: sequence-aligned inputs of the text model
+        embeds: what would enter the LLM. side: sequence-aligned inputs of the text model
             (deep stack).
-        index: [B, M] tokens in play. valid: [B, M], False for padding from unequal budgets, or
-            None.
-        rel: [B, M] the same tokens as rows of the text model's input, or None: all of them.
+        index: tokens in play. valid: False for padding from unequal budgets, or None.
+        rel: the same tokens as rows of the text model's input, or None: all of them.
         kept: layer -> (index, valid) of the tokens that entered it. lengths: layer -> tokens
             entering, read off tensors.
         decisions: what methods chose.
@@ -92,15 +90,15 @@ class Prompt:
             [t, D].
     """
 
-    visual: Tensor
-    real: Tensor
+    visual: Bool[Tensor, "B L"]
+    real: Bool[Tensor, "B L"]
     images: list[Image]
     keys: list[int]
-    embeds: Tensor
+    embeds: Float[Tensor, "B L D"]
     side: Side | None
-    index: Tensor
-    valid: Tensor | None = None
-    rel: Tensor | None = None
+    index: Int[Tensor, "B M"]
+    valid: Bool[Tensor, "B M"] | None = None
+    rel: Int[Tensor, "B M"] | None = None
     kept: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
     decisions: Decisions = field(default_factory=Decisions)
@@ -116,8 +114,8 @@ class Prompt:
         return (self.real & ~self.visual).sum(1).tolist()
 
     @property
-    def counts(self) -> Tensor:
-        """[B, M] bool: tokens in play that are neither padding of one kind nor the other."""
+    def counts(self) -> Bool[Tensor, "B M"]:
+        """Tokens in play that are neither padding of one kind nor the other."""
         ok = self.real.gather(1, self.index)
         return ok if self.valid is None else ok & self.valid
 
@@ -126,23 +124,23 @@ class Prompt:
         """L, tokens of the uncompressed prompt."""
         return self.visual.shape[1]
 
-    def alive(self, row: int) -> Tensor:
-        """[m] long: positions among the M tokens in play of ``row`` that are neither padding of one
+    def alive(self, row: int) -> Int[Tensor, "m"]:
+        """Positions among the M tokens in play of ``row`` that are neither padding of one
         kind nor the other.
         """
         return self.counts[row].nonzero()[:, 0]
 
-    def full(self, rows: Tensor) -> Tensor:
-        """[B, L, D] of the last layer's output [B, M, D]: zeros for tokens that were dropped."""
+    def full(self, rows: Float[Tensor, "B M D"]) -> Float[Tensor, "B L D"]:
+        """The last layer's output over the whole prompt: zeros for tokens that were dropped."""
         return scattered(rows, self.index, self.valid, self.length) if self.cut else rows
 
-    def dropped(self) -> Tensor:
-        """[B, L] bool: tokens without an output."""
+    def dropped(self) -> Bool[Tensor, "B L"]:
+        """Tokens without an output."""
         gone = torch.ones_like(self.visual)
         return gone.scatter_(1, self.index, ~self.counts) & self.real
 
-    def merge(self, row: int, slots: Tensor, merge: Merge) -> None:
-        """Write a merge of the tokens at ``slots`` [n] into what will enter the LLM, deep-stack
+    def merge(self, row: int, slots: Int[Tensor, "n"], merge: Merge) -> None:
+        """Write a merge of the tokens at ``slots`` into what will enter the LLM, deep-stack
         features included.
         """
         embeds = self.embeds.clone()
@@ -153,16 +151,14 @@ class Prompt:
             levels = [merge_rows(f, rank, merge) for f in self.side.levels]
             self.side = replace(self.side, levels=levels)
 
-    def narrow_inside(self, keep: Tensor) -> Tensor:
+    def narrow_inside(self, keep: Bool[Tensor, "B M"]) -> Int[Tensor, "B k"]:
         """`narrow` behind the text model's entry: ``rel`` follows."""
         sub = self.narrow(keep)
         self.rel = sub if self.rel is None else self.rel.gather(1, sub)
         return sub
 
-    def narrow(self, keep: Tensor) -> Tensor:
-        """Keep ``keep`` [B, M] bool of the tokens in play; returns the chosen positions among them,
-        [B, M'].
-        """
+    def narrow(self, keep: Bool[Tensor, "B M"]) -> Int[Tensor, "B k"]:
+        """Keep ``keep`` of the tokens in play; returns the chosen positions among them."""
         sub, valid = to_index(keep)
         self.cut = True
         self.index = self.index.gather(1, sub)
@@ -176,12 +172,14 @@ class LayoutError(EffivlmError, RuntimeError):
     """The prompt's placeholders do not match the images that were encoded."""
 
 
-def find_images(visual: Tensor, real: Tensor, pieces: list[Piece], family: Family) -> list[Image]:
+def find_images(
+    visual: Bool[Tensor, "B L"], real: Bool[Tensor, "B L"], pieces: list[Piece], family: Family
+) -> list[Image]:
     """Assign placeholders to images, in order.
 
     Args:
-        visual: [B, L] bool, True at image placeholders.
-        real: [B, L] bool, False for the batch's padding.
+        visual: True at image placeholders.
+        real: False for the batch's padding.
         pieces: in placeholder order over the whole batch, once, or once per beam.
         family: says whether an image is one piece or one unbroken run of placeholders.
 
@@ -210,8 +208,8 @@ def find_images(visual: Tensor, real: Tensor, pieces: list[Piece], family: Famil
     return images
 
 
-def marked_images(visual: Tensor, real: Tensor) -> list[Image]:
-    """Images of which only the places are known: every unbroken run of ``visual`` [B, L]."""
+def marked_images(visual: Bool[Tensor, "B L"], real: Bool[Tensor, "B L"]) -> list[Image]:
+    """Images of which only the places are known: every unbroken run of ``visual``."""
     images: list[Image] = []
     for row in range(len(visual)):
         slots = visual[row].nonzero()[:, 0]
@@ -280,7 +278,9 @@ def _image(
     )
 
 
-def prompt_keys(ids: Tensor | None, embeds: Tensor, real: Tensor) -> list[int]:
+def prompt_keys(
+    ids: Int[Tensor, "B L"] | None, embeds: Float[Tensor, "B L D"], real: Bool[Tensor, "B L"]
+) -> list[int]:
     """Per row, an integer that identifies the prompt whatever batch it is in."""
     out = []
     for row in range(len(real)):

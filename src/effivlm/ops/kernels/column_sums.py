@@ -12,6 +12,7 @@ the slow twin is `ops.statistics.column_sums`.
 import torch
 import triton  # pyright: ignore[reportMissingModuleSource]  # not installed without CUDA: typings/ has its types
 import triton.language as tl  # pyright: ignore[reportMissingModuleSource]
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -110,16 +111,20 @@ def _sum_kernel(
 
 
 def column_sums(
-    q: Tensor, k: Tensor, scaling: float, offset: int = 0, lse: Tensor | None = None
-) -> Tensor:
-    """[H, L] float32: attention each key receives from all given rows.
+    q: Float[Tensor, "H R d"],
+    k: Float[Tensor, "KV L d"],
+    scaling: float,
+    offset: int = 0,
+    lse: Float[Tensor, "H R"] | None = None,
+) -> Float[Tensor, "H L"]:
+    """Float32: attention each key receives from all given rows.
 
     Args:
-        q: [H, R, d] post-RoPE queries, row r standing at key ``offset + r`` (a chunk of a prompt).
-        k: [KV, L, d] post-RoPE keys.
+        q: post-RoPE queries, row r standing at key ``offset + r`` (a chunk of a prompt).
+        k: post-RoPE keys.
         scaling: of the logits.
         offset: keys before the first row.
-        lse: [H, R] float32 natural log-sum-exp of every row, where the attention kernel returned
+        lse: float32 natural log-sum-exp of every row, where the attention kernel returned
             it.
 
     Raises:
