@@ -1,0 +1,104 @@
+"""`measure`, `predict` and `calibrate`: what models do, in time and in layers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from effivlm.cli.shell import FAILED_DOCUMENTS, console, guard
+
+
+def measure(
+    experiment: Annotated[Path, typer.Argument(help="YAML file with a section 'measure'.")],
+    root: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+) -> None:
+    """Time every setting, stage by stage, baseline interleaved; speed tables go into the run's
+    report.
+    """
+    guard(lambda: _measure(experiment, root))
+
+
+def _measure(path: Path, root: Path) -> None:
+    from effivlm.config import load_experiment
+    from effivlm.measure.run import measure as measure_experiment
+    from effivlm.report.speed import write_speed
+
+    experiment = load_experiment(path)
+    with console.status("preparing") as line:
+        result = measure_experiment(
+            experiment,
+            root,
+            lambda what, done, total: line.update(f"{what}: round {done} of {total}"),
+        )
+    for path in write_speed(root / experiment.name):
+        text = path.read_text() if path.suffix == ".md" else f"  {path}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{result.recorded} samples recorded, {result.found} found from before, in"
+        f" {root / experiment.name / 'timings'}"
+    )
+    for what, why in result.failed.items():
+        console.print(f"[bold red]not timed[/] {what}: {why}", soft_wrap=True)
+    if result.failed:
+        raise typer.Exit(FAILED_DOCUMENTS)
+
+
+def predict(
+    shape: Annotated[str, typer.Argument(help="A published shape: effivlm list models.")],
+    settings: Annotated[list[str], typer.Argument(help="Settings, such as visionzip@0.1.")],
+    device: Annotated[
+        str,
+        typer.Option(
+            help="a100-80gb, h100-sxm, h200, l40s, or cpu or cuda to measure this machine."
+        ),
+    ] = "h200",
+    workload: Annotated[
+        str, typer.Option(help="What is asked; see docs/measuring.md.")
+    ] = "effivlm-bench",
+) -> None:
+    """Least time and memory of settings on a device, from shapes and budgets alone; no model is
+    run.
+    """
+    guard(lambda: _predict(shape, settings, device, workload))
+
+
+def _predict(shape: str, settings: list[str], device: str, workload: str) -> None:
+    from effivlm.measure.predict import table
+
+    for line in table(shape, settings, device, workload):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def calibrate(
+    method: Annotated[str, typer.Argument(help="vtw or fitprune.")],
+    model: Annotated[str, typer.Argument(help="zoo:NAME, a hub id or a checkpoint folder.")],
+    task: Annotated[str, typer.Option(help="Task whose documents are used; one image each.")],
+    documents: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    eta: Annotated[
+        float,
+        typer.Option(min=0, help="vtw: most nats between the whole model and the shortened one."),
+    ] = 0.003,
+    reduction: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="fitprune: share of the cost to save.")
+    ] = 0.6,
+) -> None:
+    """Fit VTW's layer or FitPrune's curve to a model; the last line printed is the setting."""
+    guard(lambda: _calibrate(method, model, task, documents, eta, reduction))
+
+
+def _calibrate(
+    method: str, model: str, task: str, documents: int, eta: float, reduction: float
+) -> None:
+    from effivlm.fitting import calibrate as fit
+
+    with console.status("preparing") as status:
+        for line in fit(
+            method,
+            model,
+            task,
+            documents,
+            eta,
+            reduction,
+            lambda n: status.update(f"document {n} of {documents}"),
+        ):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
