@@ -5,23 +5,23 @@ weights.
 import copy
 import difflib
 import importlib.util
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from effivlm import registry, zoo
-from effivlm.errors import EffivlmError
+from effivlm.errors import EffivlmError, shown
 from effivlm.families.base import Family, Shape
+from effivlm.families.fitness import LoadError, check_device
+from effivlm.files.names import label_of
+from effivlm.files.reading import read_json, said
 
-
-class LoadError(EffivlmError, RuntimeError):
-    """A model that cannot be loaded; the message says what was expected and what to do."""
+_REPOSITORY = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")  # of a hub
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def load(
     """
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise LoadError(f"unknown dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
+    check_device(device)
     if random_weights:
         return _random(str(name), dtype, attn, device)
     name = zoo.located(name)
@@ -101,7 +102,7 @@ def load(
     _check_folder(str(name))
     try:
         config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever transformers makes of a damaged file
         raise LoadError(
             f"cannot read a model configuration from {str(name)!r}: {_said(error)}; "
             "give a hub id that can be reached or a checkpoint folder with config.json"
@@ -118,14 +119,16 @@ def load(
             output_loading_info=True,
         )
         model, loading = loaded
-    except (OSError, ImportError, ValueError, NotImplementedError, SafetensorError) as error:
-        raise LoadError(f"cannot load {str(name)!r}: {_said(error)}") from error
+    except EffivlmError:
+        raise
+    except Exception as error:  # whatever transformers makes of damaged files
+        raise LoadError(f"cannot load {shown(str(name))}: {_said(error)}") from error
     if missing := sorted(loading["missing_keys"]):  # transformers fills them with noise
         raise LoadError(
             f"the weights of {str(name)!r} are not complete: {len(missing)} missing, such as"
             f" {missing[0]}"
         )
-    return Loaded(model.eval(), load_processor(name), family, Path(name).name)
+    return Loaded(model.eval(), load_processor(name), family, label_of(name))
 
 
 def load_processor(name: str | Path) -> Any:
@@ -144,8 +147,13 @@ def load_processor(name: str | Path) -> Any:
         else:
             kind = _image_only(PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(name))])
             processor = kind.from_pretrained(name, backend="pil")
-    except (OSError, ImportError, ValueError, TypeError) as error:
+    except Exception as error:  # whatever transformers makes of damaged files
         raise LoadError(f"cannot load the processor of {str(name)!r}: {_said(error)}") from error
+    if getattr(processor, "tokenizer", None) is None or not hasattr(processor, "image_processor"):
+        raise LoadError(
+            f"the checkpoint {str(name)!r} has no processor for images and text: expected the files"
+            " preprocessor_config.json (or processor_config.json) and tokenizer.json"
+        )
     processor.tokenizer.padding_side = "left"
     return processor
 
@@ -189,26 +197,32 @@ def require_video() -> None:
         )
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def _check_folder(name: str) -> None:
     folder = Path(name)
-    if not folder.is_dir():
+    if not _is_folder(folder):
         if (
-            folder.exists() or folder.is_absolute() or name.startswith(".")
+            folder.is_absolute() or name.startswith(".") or not _REPOSITORY.fullmatch(name)
         ):  # cannot be the name of a hub's repository
             raise LoadError(
-                f"{name} is not a folder: expected a transformers checkpoint folder, or a hub id"
-                " such as owner/model"
+                f"{said(folder)} is not a folder: expected a transformers checkpoint folder, or a"
+                " hub id such as owner/model"
             )
         return
     if not (folder / "config.json").exists():
         raise LoadError(f"{folder} holds no config.json: expected a transformers checkpoint folder")
-    try:
-        kind = json.loads((folder / "config.json").read_text())["model_type"]
-    except (ValueError, KeyError, TypeError):
+    config = read_json(folder / "config.json", "a model configuration", LoadError)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise LoadError(
             f"{folder}/config.json names no model_type: expected a transformers checkpoint folder"
-        ) from None
-    family_named(str(kind), f"the checkpoint {name!r}")
+        )
+    family_named(config["model_type"], f"the checkpoint {name!r}")
     if not any(folder.glob("*.safetensors")):
         raise LoadError(
             f"{folder} holds no weights: expected *.safetensors (other formats can run code and are"
@@ -277,8 +291,12 @@ def example(
     vocabulary = min(90, size)
     start, end = (mark + 2, mark + 3) if mark + 3 < size else (mark - 2, mark - 1)
 
+    special = _special(config)
+    plain = [i for i in range(5, size) if i not in special]
+
     def text(n: int) -> list[int]:
-        return torch.randint(5, vocabulary, (n,), generator=generator).tolist()
+        drawn = torch.randint(5, vocabulary, (n,), generator=generator).tolist()
+        return [plain[i % len(plain)] if i in special else i for i in drawn]
 
     ids = text(before)
     for i, lengths in enumerate(runs):
@@ -294,6 +312,16 @@ def example(
     if family.token_types:
         given[family.token_types] = visual.long()
     return given
+
+
+def _special(config: Any) -> set[int]:
+    """Ids that stand for images, videos, their frames, and ends: never text."""
+    found: set[int] = set()
+    for part in (config, config.text_config):
+        for name, value in part.to_dict().items():
+            if name.endswith("_token_id") and value is not None:
+                found |= set(value) if isinstance(value, list) else {int(value)}
+    return found
 
 
 def collate(prompts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from effivlm.config import ConfigError, Experiment, MeasureSpec, TaskSpec, dump_experiment
-from effivlm.experiment import load_model, prepare, sample
+from effivlm.experiment import experiment_tasks, load_model, prepare, sample
+from effivlm.families.fitness import check_template
 from effivlm.families.loading import Loaded
 from effivlm.measure import workloads
 from effivlm.measure.busy import Watch, gpu_note
@@ -74,10 +75,13 @@ def measure(
         )
     if spec.workload != TASKS:
         workloads.workload(spec.workload)  # refused before anything is loaded
+    experiment_tasks(experiment)  # refused before anything is loaded
     identity = experiment.model_dump(mode="json")
     with RunStore(root / experiment.name, dump_experiment(experiment), identity) as store:
         for model in experiment.models:
             loaded = load_model(model)
+            if spec.workload == TASKS:
+                check_template(loaded)
             store.note_environment(environment(str(loaded.model.device), "pil"))
             peaks = measured(loaded.model.device, loaded.model.dtype)
             for case in cases(spec, loaded, experiment.tasks, experiment.seed):

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from effivlm.errors import EffivlmError
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, PreEncoder, PreLLM
 from effivlm.methods.signals import Signal
 from effivlm.runtime import generate
@@ -21,6 +22,10 @@ from effivlm.runtime.vision import ENCODER_SIGNALS
 from effivlm.setting import Part, Setting
 
 Leaf = tuple[Setting, Prefilled]
+
+
+class NotANumber(EffivlmError, ArithmeticError):
+    """What a model computed holds NaN, so no answer can be read from it."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +152,8 @@ class Plan:
         out: list[tuple[Setting, Any]] = []
         for leaf in leaves:
             try:
-                out.append(
-                    (leaf, generate.compress(session, done, next(iter(leaf.stage(KVCache)), None)))
-                )
+                made = generate.compress(session, done, next(iter(leaf.stage(KVCache)), None))
+                out.append((leaf, _numbers(made)))
             except Exception as error:
                 out.append((leaf, error))
         return out
@@ -163,6 +167,16 @@ class Plan:
         except Exception as error:
             return [Outcome(s, None, None, error) for s, _ in waiting]
         return [Outcome(s, a, d.accounts[0]) for (s, d), a in zip(waiting, answers, strict=True)]
+
+
+def _numbers(done: Prefilled) -> Prefilled:
+    """The prefill, if its logits are numbers: an answer read from NaN would be a wrong answer."""
+    if bool(done.logits.isnan().any()):
+        raise NotANumber(
+            "the model computed NaN: its weights are damaged, or its dtype overflows (try float32"
+            " or bfloat16)"
+        )
+    return done
 
 
 def _caches(settings: Sequence[Setting]) -> list[Part]:
