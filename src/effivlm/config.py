@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from effivlm import registry
 from effivlm.budget import BudgetError
+from effivlm.changes import changed
 from effivlm.errors import EffivlmError, printable, shown
 from effivlm.files.names import label_of
 from effivlm.files.yaml_text import dump_yaml, read_yaml
@@ -231,8 +232,8 @@ class Experiment(Spec):
         return tuple(dict.fromkeys(str(parse_setting(t)) for t in value))
 
 
-def load_experiment(path: Path) -> Experiment:
-    """Read an experiment.
+def load_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
+    """Read an experiment; ``changes`` such as ``tasks.0.documents=5`` are carried out first.
 
     Raises:
         ConfigError: if the file is missing, is not YAML, or has mistakes; all of them are listed.
@@ -245,7 +246,8 @@ def load_experiment(path: Path) -> Experiment:
     if not isinstance(data, dict):
         held = "is empty" if data is None else f"holds a {type(data).__name__}"
         raise ConfigError(f"{path} {held}: expected keys name, models, settings, tasks")
-    return build_experiment(cast("dict[str, Any]", data), str(path))
+    data = changed(cast("dict[str, Any]", data), changes, ConfigError)
+    return build_experiment(data, str(path))
 
 
 def build_experiment(data: dict[str, Any], where: str) -> Experiment:

@@ -1,26 +1,32 @@
 """`list`, `show` and `check`: what there is, and whether it keeps its contract."""
 
+import json
 from typing import Annotated
 
 import typer
 
-from effivlm.cli.shell import BROKEN_CONTRACT, console, guard
+from effivlm.cli.shell import BROKEN_CONTRACT, guard, line
 
 
 def list_(
     what: Annotated[
         str, typer.Argument(help="methods, families, suites, tasks, models or support")
     ],
+    machine: Annotated[bool, typer.Option("--json", help="Print the names as JSON.")] = False,
 ) -> None:
     """List what there is."""
-    guard(lambda: _list(what))
+    guard(lambda: _list(what, machine))
 
 
-def _list(what: str) -> None:
+def _list(what: str, machine: bool) -> None:
     from effivlm import lists, registry
 
-    for line in registry.lookup("list", what, lists.LISTS)():
-        console.print(line, highlight=False, soft_wrap=True)
+    texts = list(registry.lookup("list", what, lists.LISTS)())
+    if machine:
+        line(json.dumps([t.split()[0] for t in texts] if what != "support" else texts))
+        return
+    for text in texts:
+        line(text)
 
 
 def show(name: Annotated[str, typer.Argument(help="A method or a family.")]) -> None:
@@ -33,8 +39,8 @@ def show(name: Annotated[str, typer.Argument(help="A method or a family.")]) -> 
 def _show(name: str) -> None:
     from effivlm import catalogue
 
-    for line in catalogue.describe(name):
-        console.print(line, highlight=False, soft_wrap=True)
+    for text in catalogue.describe(name):
+        line(text)
 
 
 def check(
@@ -53,8 +59,8 @@ def _check(name: str) -> None:
 
     broken = 0
     for verdict in verdicts(name):
-        for line in verdict.lines():
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        for text in verdict.lines():
+            line(text)
         broken += len(verdict.broken)
     if broken:
         raise typer.Exit(BROKEN_CONTRACT)

@@ -1,44 +1,49 @@
 """`measure`, `predict` and `calibrate`: what models do, in time and in layers."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
-from effivlm.cli.shell import FAILED_DOCUMENTS, console, guard
+from effivlm.cli.running import Changes
+from effivlm.cli.shell import FAILED_DOCUMENTS, console, guard, line
 
 
 def measure(
     experiment: Annotated[Path, typer.Argument(help="YAML file with a section 'measure'.")],
     root: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    changes: Changes = None,
 ) -> None:
     """Time every setting, stage by stage, baseline interleaved; speed tables go into the run's
     report.
     """
-    guard(lambda: _measure(experiment, root))
+    guard(lambda: _measure(experiment, root, changes or []))
 
 
-def _measure(path: Path, root: Path) -> None:
+def _measure(path: Path, root: Path, changes: list[str]) -> None:
     from effivlm.config import load_experiment
+    from effivlm.families.fitness import quiet
     from effivlm.measure.run import measure as measure_experiment
     from effivlm.report.speed import write_speed
 
-    experiment = load_experiment(path)
-    with console.status("preparing") as line:
+    experiment = load_experiment(path, changes)
+    with quiet(), console.status("preparing") as status:
         result = measure_experiment(
             experiment,
             root,
-            lambda what, done, total: line.update(f"{what}: round {done} of {total}"),
+            lambda what, done, total: status.update(escape(f"{what}: round {done} of {total}")),
         )
-    for path in write_speed(root / experiment.name):
-        text = path.read_text() if path.suffix == ".md" else f"  {path}"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-    console.print(
+    if result.recorded or result.found:
+        for written in write_speed(root / experiment.name):
+            line(written.read_text() if written.suffix == ".md" else f"  {written}")
+    line(
         f"{result.recorded} samples recorded, {result.found} found from before, in"
         f" {root / experiment.name / 'timings'}"
     )
     for what, why in result.failed.items():
-        console.print(f"[bold red]not timed[/] {what}: {why}", soft_wrap=True)
+        line(f"not timed {what}: {why}", "bold red")
     if result.failed:
         raise typer.Exit(FAILED_DOCUMENTS)
 
@@ -65,8 +70,8 @@ def predict(
 def _predict(shape: str, settings: list[str], device: str, workload: str) -> None:
     from effivlm.measure.predict import table
 
-    for line in table(shape, settings, device, workload):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for text in table(shape, settings, device, workload):
+        line(text)
 
 
 def calibrate(
@@ -89,10 +94,14 @@ def calibrate(
 def _calibrate(
     method: str, model: str, task: str, documents: int, eta: float, reduction: float
 ) -> None:
+    from effivlm.families.fitness import quiet
     from effivlm.fitting import calibrate as fit
+    from effivlm.setting import SettingError
 
-    with console.status("preparing") as status:
-        for line in fit(
+    if not math.isfinite(eta):
+        raise SettingError(f"--eta: expected a number of nats, got {eta}")
+    with quiet(), console.status("preparing") as status:
+        for text in fit(
             method,
             model,
             task,
@@ -101,4 +110,4 @@ def _calibrate(
             reduction,
             lambda n: status.update(f"document {n} of {documents}"),
         ):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            line(text)

@@ -1,6 +1,7 @@
 """Whether a checkpoint, a device and a prompt fit each other; asked before anything runs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,22 @@ class LoadError(EffivlmError, RuntimeError):
 
 class PromptError(EffivlmError, ValueError):
     """A prompt that a model cannot take."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Neither bars nor advice of transformers inside the block, where ours are shown."""
+    from transformers.utils import logging as theirs
+
+    bars, level = theirs.is_progress_bar_enabled(), theirs.get_verbosity()
+    theirs.disable_progress_bar()
+    theirs.set_verbosity_error()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+        if bars:
+            theirs.enable_progress_bar()
 
 
 def check_device(name: str) -> None:

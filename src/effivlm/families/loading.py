@@ -3,9 +3,7 @@ weights.
 """
 
 import copy
-import difflib
 import importlib.util
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +15,23 @@ from torch import nn
 from effivlm import registry, zoo
 from effivlm.errors import EffivlmError, shown
 from effivlm.families.base import Family, Shape
+from effivlm.families.checkpoint import check_folder, family_named, family_of, said_by
 from effivlm.families.fitness import LoadError, check_device
 from effivlm.files.names import label_of
-from effivlm.files.reading import read_json, said
 
-_REPOSITORY = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")  # of a hub
+__all__ = [
+    "LoadError",
+    "Loaded",
+    "collate",
+    "config_of",
+    "example",
+    "family_named",
+    "family_of",
+    "load",
+    "load_processor",
+    "require_video",
+    "shapes",
+]
 
 
 @dataclass(frozen=True)
@@ -32,33 +42,6 @@ class Loaded:
     processor: Any
     family: Family
     name: str
-
-
-def family_of(model: nn.Module) -> Family:
-    """The family that serves a model, by ``config.model_type``.
-
-    Raises:
-        LoadError: if no family does; lists those that are supported.
-    """
-    config: Any = model.config
-    return family_named(str(config.model_type), type(model).__name__)
-
-
-def family_named(model_type: str, what: str) -> Family:
-    """The family that serves a model type.
-
-    Raises:
-        LoadError: if none does.
-    """
-    table = {t: f for f in registry.families().values() for t in f.model_types}
-    if model_type not in table:
-        near = difflib.get_close_matches(model_type, table, n=2)
-        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-        raise LoadError(
-            f"{what} has model_type {model_type!r}, which no family serves{hint}: "
-            f"supported are {', '.join(sorted(table))}; see docs/adding-a-family.md"
-        )
-    return table[model_type]
 
 
 def shapes() -> dict[str, tuple[Family, Shape]]:
@@ -93,18 +76,19 @@ def load(
     """
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise LoadError(f"unknown dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
-    check_device(device)
+    if not (random_weights and device == "meta"):  # shapes alone need no device
+        check_device(device)
     if random_weights:
         return _random(str(name), dtype, attn, device)
     name = zoo.located(name)
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    _check_folder(str(name))
+    check_folder(str(name))
     try:
         config = AutoConfig.from_pretrained(name)
     except Exception as error:  # whatever transformers makes of a damaged file
         raise LoadError(
-            f"cannot read a model configuration from {str(name)!r}: {_said(error)}; "
+            f"cannot read a model configuration from {str(name)!r}: {said_by(error)}; "
             "give a hub id that can be reached or a checkpoint folder with config.json"
         ) from error
     family = family_named(config.model_type, f"the checkpoint {str(name)!r}")
@@ -122,7 +106,7 @@ def load(
     except EffivlmError:
         raise
     except Exception as error:  # whatever transformers makes of damaged files
-        raise LoadError(f"cannot load {shown(str(name))}: {_said(error)}") from error
+        raise LoadError(f"cannot load {shown(str(name))}: {said_by(error)}") from error
     if missing := sorted(loading["missing_keys"]):  # transformers fills them with noise
         raise LoadError(
             f"the weights of {str(name)!r} are not complete: {len(missing)} missing, such as"
@@ -148,7 +132,7 @@ def load_processor(name: str | Path) -> Any:
             kind = _image_only(PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(name))])
             processor = kind.from_pretrained(name, backend="pil")
     except Exception as error:  # whatever transformers makes of damaged files
-        raise LoadError(f"cannot load the processor of {str(name)!r}: {_said(error)}") from error
+        raise LoadError(f"cannot load the processor of {str(name)!r}: {said_by(error)}") from error
     if getattr(processor, "tokenizer", None) is None or not hasattr(processor, "image_processor"):
         raise LoadError(
             f"the checkpoint {str(name)!r} has no processor for images and text: expected the files"
@@ -195,43 +179,6 @@ def require_video() -> None:
             "video inputs need torchvision, which is not installed: install it, or pass single"
             " frames as images"
         )
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-
-
-def _check_folder(name: str) -> None:
-    folder = Path(name)
-    if not _is_folder(folder):
-        if (
-            folder.is_absolute() or name.startswith(".") or not _REPOSITORY.fullmatch(name)
-        ):  # cannot be the name of a hub's repository
-            raise LoadError(
-                f"{said(folder)} is not a folder: expected a transformers checkpoint folder, or a"
-                " hub id such as owner/model"
-            )
-        return
-    if not (folder / "config.json").exists():
-        raise LoadError(f"{folder} holds no config.json: expected a transformers checkpoint folder")
-    config = read_json(folder / "config.json", "a model configuration", LoadError)
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise LoadError(
-            f"{folder}/config.json names no model_type: expected a transformers checkpoint folder"
-        )
-    family_named(config["model_type"], f"the checkpoint {name!r}")
-    if not any(folder.glob("*.safetensors")):
-        raise LoadError(
-            f"{folder} holds no weights: expected *.safetensors (other formats can run code and are"
-            " not loaded)"
-        )
-
-
-def _said(error: BaseException) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 def config_of(family: Family, shape: Shape) -> Any:

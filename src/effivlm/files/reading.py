@@ -85,6 +85,11 @@ def parse_json(text: str, where: str, expected: str, failure: Failure) -> Any:
         raise failure(f"{where}: {reason(error)}; expected {expected}") from None
 
 
+def mapping(data: Any) -> dict[str, Any]:
+    """Plain data that should have keys; none, where it has not."""
+    return {str(k): v for k, v in data.items()} if isinstance(data, dict) else {}
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) < len(pairs):

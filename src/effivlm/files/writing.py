@@ -44,6 +44,16 @@ def make_folder(path: Path, failure: Failure) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def appendable(path: Path, failure: Failure) -> None:
+    """Refuse to append to a pipe or a device, which would wait.
+
+    Raises:
+        EffivlmError: of the kind ``failure``.
+    """
+    if path.exists() and not path.is_file():
+        raise failure(f"{said(path)} is in the way: expected a file or nothing; move it away")
+
+
 @contextmanager
 def explained(path: Path, failure: Failure, intact: str) -> Iterator[None]:
     """Errors of the system inside the block are raised as ``failure``."""
