@@ -193,7 +193,7 @@ def test_other_write_errors_keep_their_name_and_the_file_whole(tmp_path, monkeyp
         path = store.path("tiny", "abc", "colour")
         store.append(path, document(0))
         monkeypatch.setattr(store_module.os, "write", broken)
-        with pytest.raises(StoreError, match="cannot write .*Input/output error"):
+        with pytest.raises(StoreError, match=r"cannot write .*Input/output error"):
             store.append(path, document(1))
     assert len(read_records(path)) == 1
 
