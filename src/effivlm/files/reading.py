@@ -41,6 +41,8 @@ def read_bytes(path: Path, expected: str, failure: Failure, most: int = 64 * MIB
                 f" {most // MIB} MiB"
             )
         return path.read_bytes()
+    except failure:  # which may be a ValueError too
+        raise
     except FileNotFoundError:
         raise failure(f"{said(path)} does not exist: expected {expected}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
