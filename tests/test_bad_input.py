@@ -177,7 +177,7 @@ def test_names_on_the_command_line(verb, message):
     [
         (
             "fastv@0.01:unit=visual_mean",
-            r"visual_mean budget 0\.01 is infeasible with the first cut before layer 2 of 4: .* share is 0\.5000",
+            r"visual_mean budget 0\.01 is infeasible with the first cut before layer 2 of 4: .* share is 0\.5001",
         ),
         ("vtw@0.1", r"smallest feasible share is 0\.2500"),
         ("fastv@0.5:layer=99", r"before layers \[99\], which do not fit a model of 4"),
@@ -191,7 +191,7 @@ def test_what_no_image_could_meet_is_refused_before_anything_runs(setting, messa
 
 def test_infeasible_settings_stop_a_run_before_its_first_answer(invoke, tmp_path):
     status, output = invoke(settings=["uniform@0.5", "fastv@0.01:unit=visual_mean"])
-    assert status == 2 and "the smallest feasible share is 0.5000" in output
+    assert status == 2 and "the smallest feasible share is 0.5001" in output
     status, output = invoke(settings=["uniform@0.5", "fastv@0.5:layer=9"])
     assert status == 2 and "[9], which do not fit a model of 4 decoder layers" in output
     assert not list((tmp_path / "runs").rglob("*.jsonl"))
@@ -253,7 +253,7 @@ def test_documents_that_cannot_be_read_fail_alone(invoke, tmp_path, task):
 @pytest.mark.parametrize(
     ("rows", "more", "message"),
     [
-        ([["x"]], {}, "row 1 is a list: expected fields such as question and answers"),
+        ([["x"]], {}, "line 1 is a list: expected fields such as question and answers"),
         ([{"answers": ["w9"]}], {}, "row 1 has no field 'question', which the task needs"),
         (
             [{"question": "w7", "answers": "w9"}],

@@ -15,6 +15,7 @@ __all__ = [
     "Experiment",
     "LoadError",
     "Method",
+    "Result",
     "Sample",
     "Setting",
     "SettingError",
@@ -25,6 +26,7 @@ __all__ = [
     "compress",
     "load",
     "parse_setting",
+    "report",
     "run",
     "write_report",
 ]
@@ -33,11 +35,11 @@ if TYPE_CHECKING:
     from effivlm.budget import Budget, BudgetError
     from effivlm.config import Experiment
     from effivlm.errors import EffivlmError
-    from effivlm.experiment import run
     from effivlm.families.loading import LoadError, load
     from effivlm.methods.base import Method
     from effivlm.registry import UnknownName
     from effivlm.report.write import write as write_report
+    from effivlm.result import Result, run
     from effivlm.runtime.account import Audit
     from effivlm.runtime.audit import AuditError
     from effivlm.runtime.entrance import compress
@@ -65,7 +67,8 @@ _HOMES = {
     "load": ("effivlm.families.loading", "load"),
     "parse_setting": ("effivlm.setting", "parse_setting"),
     "write_report": ("effivlm.report.write", "write"),
-    "run": ("effivlm.experiment", "run"),
+    "Result": ("effivlm.result", "Result"),
+    "run": ("effivlm.result", "run"),
 }
 
 
@@ -73,6 +76,8 @@ def __getattr__(name: str) -> Any:
     """Public names are imported when first used: `effivlm --help` need not wait for torch."""
     import importlib
 
+    if name == "report":  # a package that can be called, see there
+        return importlib.import_module("effivlm.report")
     if name not in _HOMES:
         raise AttributeError(f"module 'effivlm' has no attribute {name!r}")
     module, attribute = _HOMES[name]

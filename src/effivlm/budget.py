@@ -5,12 +5,14 @@ Parts of a budget come by subtraction or by largest remainder, so totals are exa
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from effivlm.errors import EffivlmError
+from effivlm.errors import EffivlmError, shown
 
+SMALLEST = 1e-9  # share
 UNITS = ("visual", "visual_mean", "prompt_kv", "weights")
 
 
@@ -28,7 +30,8 @@ class Budget:
         unit: ``visual`` (of the visual tokens at the cut), ``visual_mean`` (of visual tokens,
             averaged over the inputs of all decoder layers), ``prompt_kv`` (of the prompt's KV
             entries, averaged over layers) or ``weights`` (of the language model's matrices).
-        text: how the budget was written; printed back unchanged.
+        text: the budget's one form, however it was written: ``0.5`` for 0.5, 50% and 1/2, ``1/3``
+            for what no decimal number is, ``64`` for 64 and 64tok.
     """
 
     share: float | None
@@ -70,19 +73,42 @@ def parse_budget(text: str, unit: str) -> Budget:
         raise BudgetError(
             "budget '@1' is ambiguous: write '@1.0' to keep everything or '@1tok' to keep one token"
         )
-    try:
-        if raw.endswith("tok"):
-            return _tokens(int(raw[:-3]), unit, raw)
-        if raw.lstrip("+-").isdigit():
-            return _tokens(int(raw), unit, raw)
-        share = float(Fraction(raw[:-1]) / 100) if raw.endswith("%") else float(Fraction(raw))
-    except BudgetError:
-        raise
-    except (ValueError, ZeroDivisionError):
-        raise BudgetError(f"budget {text!r} is not a number: expected {expected}") from None
+    if _TOKENS.fullmatch(raw):
+        return _tokens(int(raw.removesuffix("tok")), unit, raw)
+    found = _SHARE.fullmatch(raw)
+    if found is None or not int(found["below"] or 1):
+        raise BudgetError(f"budget {shown(text, 60)} is not a number: expected {expected}")
+    exact = Fraction(found["number"]) / int(found["below"] or 1) / (100 if found["percent"] else 1)
+    share = float(exact)
     if not 0 < share <= 1:
         raise BudgetError(f"budget {text!r} is the share {share:g}: expected {expected}")
-    return Budget(share, None, unit, raw)
+    if share < SMALLEST:
+        raise BudgetError(f"budget {text!r} is below {SMALLEST:g}: no image has so many tokens")
+    return Budget(share, None, unit, _plain(exact))
+
+
+# lengths are bounded, so that no exponent is too large to be computed
+_TOKENS = re.compile(r"[-+]?[0-9]{1,9}(tok)?")
+_SHARE = re.compile(
+    r"(?P<number>[-+]?(?:[0-9]{1,60}(?:\.[0-9]{0,60})?|\.[0-9]{1,60})(?:[eE][-+]?[0-9]{1,2})?)"
+    r"(?:/(?P<below>[0-9]{1,60}))?(?P<percent>%)?"
+)
+
+
+def _plain(share: Fraction) -> str:
+    """One form of a share: decimal where that is exact, else a fraction."""
+    if share == 1:
+        return "1.0"
+    rest = share.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    if rest > 1:
+        return f"{share.numerator}/{share.denominator}"
+    places = 0
+    while 10**places % share.denominator:
+        places += 1
+    return f"0.{share.numerator * 10**places // share.denominator:0{places}d}"
 
 
 def _tokens(tokens: int, unit: str, text: str) -> Budget:
@@ -93,7 +119,7 @@ def _tokens(tokens: int, unit: str, text: str) -> Budget:
             f"budget '@{text}' counts tokens per image, but the unit is {unit}: give a share"
             " such as @0.5"
         )
-    return Budget(None, tokens, unit, text)
+    return Budget(None, tokens, unit, "1tok" if tokens == 1 else str(tokens))
 
 
 def split(total: int, weights: Sequence[float], caps: Sequence[int] | None = None) -> list[int]:

@@ -44,7 +44,7 @@ def describe(name: str) -> Iterator[str]:
 
 
 def _method(cls: type[Method]) -> Iterator[str]:
-    yield f"[bold]{cls.name}[/]  {', '.join(stages_of(cls)) or 'no stage'}"
+    yield f"{cls.name}  {', '.join(stages_of(cls)) or 'no stage'}"
     yield from textwrap.dedent(cls.__doc__ or "").strip().splitlines()
     yield f"paper: {cls.paper.title}" + (f" (arXiv {cls.paper.arxiv})" if cls.paper.arxiv else "")
     if cls.paper.code:
@@ -76,10 +76,7 @@ def _presets(cls: type[Method]) -> Iterator[str]:
 
 
 def _family(family: Family) -> Iterator[str]:
-    yield (
-        f"[bold]{family.name}[/]  model_type"
-        f" {', '.join(family.model_types) or '(as another family)'}"
-    )
+    yield (f"{family.name}  model_type {', '.join(family.model_types) or '(as another family)'}")
     yield f"encoder: {'all images in one sequence' if family.packed else 'one tile a sequence'}"
     yield (
         "images can be resized before the encoder"

@@ -3,18 +3,24 @@ names its key.
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from effivlm import registry
 from effivlm.budget import BudgetError
-from effivlm.errors import EffivlmError
+from effivlm.changes import changed
+from effivlm.errors import EffivlmError, printable, shown
+from effivlm.files.names import label_of
+from effivlm.files.yaml_text import dump_yaml, read_yaml
 from effivlm.registry import UnknownName
 from effivlm.setting import Setting, SettingError, parse_setting
+
+MOST_SETTINGS = 2000  # more than any table or figure could show
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class ConfigError(EffivlmError, ValueError):
@@ -40,12 +46,23 @@ class ModelSpec(Spec):
             takes one size.
     """
 
-    name: str
+    name: str = Field(min_length=1)
     dtype: str = "auto"
     attn: str = "sdpa"
     device: str = "cpu"
-    random_weights: bool = False
+    random_weights: bool = Field(default=False, strict=True)
     without: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What tables call it: a checkpoint's last name."""
+        return label_of(self.name)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        """A text is a model's name."""
+        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("without")
     @classmethod
@@ -62,7 +79,7 @@ class ModelSpec(Spec):
     def _dtype(cls, value: str) -> str:
         known = ("auto", "float32", "bfloat16", "float16")
         if value not in known:
-            raise ValueError(f"expected one of {', '.join(known)}, got {value!r}")
+            raise ValueError(f"expected one of {', '.join(known)}, got {shown(value)}")
         return value
 
 
@@ -73,8 +90,14 @@ class TaskSpec(Spec):
         name: built-in task, or a folder with ``task.yaml``. documents: how many; None means all.
     """
 
-    name: str
-    documents: int | None = Field(default=None, ge=1)
+    name: str = Field(min_length=1)
+    documents: int | None = Field(default=None, ge=1, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        """A text is a task's name."""
+        return {"name": value} if isinstance(value, str) else value
 
 
 class CalibrationSpec(Spec):
@@ -101,9 +124,9 @@ class MeasureSpec(Spec):
     """
 
     workload: str = "effivlm-bench"
-    repeats: int = Field(default=20, ge=2)
-    warmup: int = Field(default=2, ge=0)
-    seconds: float = Field(default=120.0, gt=0)
+    repeats: int = Field(default=20, ge=2, strict=True)
+    warmup: int = Field(default=2, ge=0, strict=True)
+    seconds: float = Field(default=120.0, gt=0, strict=True, allow_inf_nan=False)
 
 
 def _grid(given: dict[str, Any]) -> list[str]:
@@ -111,13 +134,20 @@ def _grid(given: dict[str, Any]) -> list[str]:
     if set(given) != {"methods", "keep"}:
         raise ValueError(
             "a settings grid needs exactly the keys methods and keep, got"
-            f" {', '.join(map(str, given))}"
+            f" {', '.join(map(shown, given))}"
         )
     for key, values in given.items():
         if not isinstance(values, list | tuple):
             raise ValueError(
-                f"a settings grid needs lists, got {key}: {values!r}; write {key}: [{values}]"
+                f"a settings grid needs lists, got {key}: {shown(values)}; write {key}: [{values}]"
             )
+        kinds = (str,) if key == "methods" else (str, int, float)
+        for item in cast("Sequence[object]", values):
+            if not isinstance(item, kinds) or isinstance(item, bool):
+                want = "names" if key == "methods" else "budgets such as 0.1"
+                raise ValueError(f"a settings grid needs {want} in {key}, got {shown(item)}")
+        if not values:
+            raise ValueError(f"a settings grid needs at least one of {key}, got none")
     return [f"{m}@{k}" for m in given["methods"] for k in given["keep"]]
 
 
@@ -132,14 +162,35 @@ class Experiment(Spec):
         calibration: of weights methods.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(max_length=100)
     models: tuple[ModelSpec, ...] = Field(min_length=1)
-    settings: tuple[str, ...] = Field(min_length=1)
+    settings: tuple[str, ...] = Field(min_length=1, max_length=MOST_SETTINGS)
     tasks: tuple[TaskSpec, ...] = ()
     measure: MeasureSpec | None = None
     calibration: CalibrationSpec | None = None
-    seed: int = 0
-    width: int = Field(default=16, ge=1)
+    seed: int = Field(default=0, strict=True)
+    width: int = Field(default=16, ge=1, strict=True)
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError(
+                "expected letters, digits, '.', '_' and '-', the first a letter or a digit (it"
+                f" names the run's folder), got {shown(value)}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _models_differ(self) -> "Experiment":
+        labels = [m.label for m in self.models]
+        for i, label in enumerate(labels):
+            if (first := labels.index(label)) < i:
+                raise ValueError(
+                    f"models.{first} and models.{i} would both be called {shown(label)} in tables"
+                    " and records: compare them in two experiments, or leave one out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _asks_something(self) -> "Experiment":
@@ -168,14 +219,19 @@ class Experiment(Spec):
     @classmethod
     def _expand(cls, value: Any) -> Any:
         """``{methods: [a, b], keep: [0.1, 0.2]}`` stands for every method at every budget."""
-        if not isinstance(value, list | tuple):
-            return value
+        if isinstance(cast("object", value), str | dict):
+            raise ValueError(f"expected a list, got {shown(value)}; write [...] around it")
+        if not isinstance(value, list | tuple) or not value:
+            got = shown(cast("object", value))
+            raise ValueError(f"expected a list of at least one setting, got {got}")
         out: list[str] = ["none"]
         for item in cast("Sequence[object]", value):
             if isinstance(item, dict):
                 out += _grid(cast("dict[str, Any]", item))
+            elif isinstance(item, str):
+                out.append(item)
             else:
-                out.append(str(item))
+                raise ValueError(f"expected texts such as fastv@0.1, got {shown(item)}")
         return tuple(dict.fromkeys(out))
 
     @field_validator("settings")
@@ -186,30 +242,29 @@ class Experiment(Spec):
             try:
                 parse_setting(text)
             except (SettingError, BudgetError, UnknownName, ValueError) as error:
-                problems.append(f"{text!r}: {error}")
+                problems.append(f"{shown(text)}: {error}")
         if problems:
-            raise ValueError("; ".join(problems))
+            more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise ValueError("; ".join(problems[:5]) + more)
         return tuple(dict.fromkeys(str(parse_setting(t)) for t in value))
 
 
-def load_experiment(path: Path) -> Experiment:
-    """Read an experiment.
+def load_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
+    """Read an experiment; ``changes`` such as ``tasks.0.documents=5`` are carried out first.
 
     Raises:
         ConfigError: if the file is missing, is not YAML, or has mistakes; all of them are listed.
     """
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         raise ConfigError(
             f"no experiment file {path}: give a YAML file, or no argument for the built-in default"
         )
-    try:
-        data = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+    data = read_yaml(path, "an experiment in YAML", ConfigError)
     if not isinstance(data, dict):
         held = "is empty" if data is None else f"holds a {type(data).__name__}"
         raise ConfigError(f"{path} {held}: expected keys name, models, settings, tasks")
-    return build_experiment(cast("dict[str, Any]", data), str(path))
+    data = changed(cast("dict[str, Any]", data), changes, ConfigError)
+    return build_experiment(data, str(path))
 
 
 def build_experiment(data: dict[str, Any], where: str) -> Experiment:
@@ -221,16 +276,24 @@ def build_experiment(data: dict[str, Any], where: str) -> Experiment:
     try:
         return Experiment.model_validate(data)
     except ValidationError as error:
-        found = [(e["loc"], e["type"], e["msg"]) for e in error.errors()]
+        found = [(e["loc"], e["type"], _came(e)) for e in error.errors(include_url=False)]
         inside = {
             where[0] for where, *_ in found if len(where) > 1
         }  # a list of which every item is wrong is not "too short"
         lines = [
-            f"  {'.'.join(map(str, where))}: {_said(where, kind, text)}"
+            f"  {printable('.'.join(map(str, where)))[:100]}: {_said(where, kind, text)}"
             for where, kind, text in found
             if kind != "too_short" or where[0] not in inside
         ]
         raise ConfigError(f"{where} has {len(lines)} mistake(s):\n" + "\n".join(lines)) from None
+
+
+def _came(error: Any) -> str:
+    """Pydantic's message and, unless it is one of ours, what came."""
+    text = printable(error["msg"])
+    if error["type"] in ("value_error", "missing", "extra_forbidden"):
+        return text
+    return f"{text}, got {shown(error['input'], 60)}"
 
 
 def _said(where: tuple[int | str, ...], kind: str, text: str) -> str:
@@ -244,7 +307,7 @@ def _said(where: tuple[int | str, ...], kind: str, text: str) -> str:
     }
     *_, key = where
     known = (owners.get(where[0], Experiment) if len(where) > 1 else Experiment).model_fields
-    near = difflib.get_close_matches(str(key), known, n=2)
+    near = difflib.get_close_matches(str(key)[:100], known, n=2)
     return (
         f"unknown key: did you mean {' or '.join(near)}?"
         if near
@@ -254,7 +317,7 @@ def _said(where: tuple[int | str, ...], kind: str, text: str) -> str:
 
 def dump_experiment(experiment: Experiment) -> str:
     """The YAML form; reading it back gives the same experiment."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(experiment.model_dump(mode="json"))
 
 
 def default_experiment() -> Path:

@@ -20,6 +20,7 @@ from effivlm.config import (
     TaskSpec,
     dump_experiment,
 )
+from effivlm.families.fitness import check_length, check_template
 from effivlm.families.loading import Loaded
 from effivlm.measure.roofline import TextShape
 from effivlm.methods.base import Weights
@@ -69,13 +70,14 @@ def run(
             f"random weights of {', '.join(unable)} have no tokenizer and answer nothing: use"
             " `effivlm measure`"
         )
-    tasks = [(spec, load_task(name)) for spec in experiment.tasks for name in load_suite(spec.name)]
+    tasks = experiment_tasks(experiment)
     counts = {"recorded": 0, "found": 0, "failed": 0}
     with RunStore(
         root / experiment.name, dump_experiment(experiment), experiment.model_dump(mode="json")
     ) as store:
         for spec in experiment.models:
             loaded = load_model(spec)
+            check_template(loaded)
             store.note_environment(environment(str(loaded.model.device), "pil"))
             settings = experiment.settings_for(spec)
             given = (experiment.width, retry_failed, experiment.calibration)
@@ -87,6 +89,22 @@ def run(
                     counts[kind] += number
             progress(loaded.name, len(work), len(work))
     return Summary(**counts)
+
+
+def experiment_tasks(experiment: Experiment) -> list[tuple[TaskSpec, Task]]:
+    """The tasks of an experiment, suites resolved.
+
+    Raises:
+        ConfigError: if a task is named twice.
+    """
+    tasks = [(spec, load_task(name)) for spec in experiment.tasks for name in load_suite(spec.name)]
+    names = [task.name for _, task in tasks]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise ConfigError(
+            f"{', '.join(twice)} would be asked twice: suites overlap, or two folders name their"
+            " task alike; leave one out"
+        )
+    return tasks
 
 
 def sample(task: Task, spec: TaskSpec, seed: int) -> list[Document]:
@@ -208,6 +226,7 @@ class Runner:
         try:
             images = [open_image() for open_image in document.images]
             inputs, media = prepare(self.loaded, document, images), media_digest(images)
+            check_length(self.loaded, inputs, task.max_new_tokens)
         except Exception as error:
             log.warning("%s %s cannot be asked: %s", task.name, document.id, error)
             yield from ((Outcome(s, None, None, error), Asked("", "")) for s in todo)

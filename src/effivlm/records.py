@@ -10,9 +10,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict  # of 3.12: pydantic reads it on older Pythons too
 
 from effivlm.errors import EffivlmError
+from effivlm.files.reading import read_bytes, reason
+from effivlm.files.typed import check_numbers, reader_of
+
+MOST = 1 << 36  # bytes of a file: what a run wrote is read back
 
 
 class StoreError(EffivlmError, RuntimeError):
@@ -140,6 +146,23 @@ class TimingRecord:
                 )
 
 
+_NUMBERS = ("kv_bytes", "kv_bytes_held", "prefill_flops", "decode_bytes_per_token")
+_SHARES = ("visual", "visual_mean", "prompt_kv")
+_read_document, _timing = reader_of(DocumentRecord), reader_of(TimingRecord)
+
+
+def _document(data: Any) -> DocumentRecord:
+    """A record from plain data; raises ValueError."""
+    record = _read_document(data)
+    if record.cost:
+        check_numbers(dict(record.cost), _NUMBERS)
+        realised = record.cost.get("realised", dict.fromkeys(_SHARES, 0.0))
+        if not isinstance(realised, dict) or not set(_SHARES) <= set(realised):
+            raise ValueError(f"cost.realised: expected {', '.join(_SHARES)}")
+        check_numbers(realised, _SHARES)
+    return record
+
+
 def content_hash(content: Any, length: int = 16) -> str:
     """Hexadecimal hash of plain data, whatever the order of its keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
@@ -157,8 +180,8 @@ def read_records(path: Path) -> list[DocumentRecord]:
     found: dict[str, DocumentRecord] = {}
     for number, data in _lines(path):
         try:
-            record = DocumentRecord(**{**data, "references": tuple(data["references"])})
-        except (ValueError, TypeError, KeyError) as error:
+            record = _document(data)
+        except (ValueError, OverflowError) as error:
             raise _unreadable(path, number, error) from None
         before = found.get(record.document)
         if before is not None and not before.failed:
@@ -173,17 +196,19 @@ def read_records(path: Path) -> list[DocumentRecord]:
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     if not path.exists():
         return
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            yield number, json.loads(line)
-        except ValueError as error:
-            raise _unreadable(path, number, error) from None
+    data = read_bytes(path, "records, one a line", StoreError, MOST)
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise _unreadable(path, number, error) from None
 
 
 def _unreadable(path: Path, number: int, error: Exception) -> StoreError:
     return StoreError(
-        f"{path}, line {number} is not a record ({error}): move the file away and run the same"
-        " command again"
+        f"{path}, line {number} is not a record ({reason(error)}): move the file away and run the"
+        " same command again"
     )
 
 
@@ -222,7 +247,7 @@ def read_timings(folder: Path) -> list[TimingRecord]:
     for path in sorted((folder / "timings").glob("*.jsonl")):
         for number, data in _lines(path):
             try:
-                found.append(TimingRecord(**data))
-            except (ValueError, TypeError) as error:
+                found.append(_timing(data))
+            except (ValueError, OverflowError) as error:
                 raise _unreadable(path, number, error) from None
     return found

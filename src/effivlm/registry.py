@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from effivlm.errors import EffivlmError
+from effivlm.errors import EffivlmError, shown
 
 if TYPE_CHECKING:
     from effivlm.families.base import Family
@@ -37,13 +37,13 @@ def lookup(kind: str, name: str, table: Mapping[str, Any]) -> Any:
     Raises:
         UnknownName: if ``name`` is not in ``table``.
     """
-    if name in table:
+    if isinstance(cast("object", name), str) and name in table:
         return table[name]
-    near = difflib.get_close_matches(name, table, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name)[:100], table, n=3, cutoff=0.5)
     hint = (
         f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(table)[:20])}"
     )
-    raise UnknownName(f"unknown {kind} {name!r}: {hint}")
+    raise UnknownName(f"unknown {kind} {shown(name)}: {hint}")
 
 
 def _modules(package: str) -> Iterator[ModuleType]:

@@ -9,6 +9,7 @@ form round-trips: ``parse_setting(str(setting)) == setting``.
 """
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -17,7 +18,7 @@ from typing import Any, cast
 
 from effivlm import registry
 from effivlm.budget import Budget, BudgetError, parse_budget
-from effivlm.errors import EffivlmError
+from effivlm.errors import EffivlmError, shown
 from effivlm.methods.base import (
     EncoderReducer,
     IntraLLM,
@@ -32,6 +33,7 @@ from effivlm.methods.base import (
 PART = re.compile(
     r"(?P<name>\w+)(?:\((?P<held>.*)\))?(?:@(?P<budget>[^:()]*))?(?::(?P<fields>[^()]*))?"
 )
+LONGEST = 2000  # characters of a setting
 POSITIONS = ("original", "repack")
 STAGES: dict[str, type[Method]] = {
     "weights": Weights,
@@ -108,6 +110,15 @@ def parse_setting(text: str) -> Setting:
             together.
         BudgetError: for a bad budget. UnknownName: for an unknown method, with near names.
     """
+    if not isinstance(cast("object", text), str):
+        raise SettingError(
+            f"a setting is a text such as 'fastv@0.1', got {shown(text)} of type"
+            f" {type(text).__name__}"
+        )
+    if len(text) > LONGEST:
+        raise SettingError(
+            f"a setting of {len(text)} characters ({shown(text, 40)}): expected {LONGEST} at most"
+        )
     parts: list[Part] = []
     said: list[str] = []
     for piece in text.split("+"):
@@ -151,6 +162,12 @@ def _parse_part(piece: str, whole: str) -> tuple[Part, str | None]:
     found = _match(piece, whole)
     name, amount = found["name"], found["budget"]
     cls = registry.lookup("method", name, registry.methods())
+    if amount is None and "@" in (found["fields"] or ""):
+        fields, _, late = str(found["fields"]).rpartition("@")
+        raise SettingError(
+            f"cannot read {piece!r}: the budget stands before the fields: write"
+            f" {piece.partition(':')[0]}@{late}:{fields}"
+        )
     given = _pairs(found["fields"], piece)
     unit, positions = given.pop("unit", cls.units[0]), given.pop("positions", None)
     if unit not in cls.units:
@@ -165,7 +182,17 @@ def _parse_part(piece: str, whole: str) -> tuple[Part, str | None]:
         head = piece.partition(")")[0] + ")" if held else name
         raise BudgetError(f"{name} needs a budget: write for example {head}@0.1")
     budget = parse_budget(amount, unit) if amount is not None else None
-    return Part(cls(**held, **_read_fields(cls, given, ("unit", "positions"))), budget), positions
+    fields = _read_fields(cls, given, ("unit", "positions"))
+    return Part(_made(cls, {**held, **fields}), budget), positions
+
+
+def _made(cls: type[Method], fields: dict[str, Any]) -> Method:
+    try:
+        return cls(**fields)
+    except EffivlmError:
+        raise
+    except (ValueError, TypeError, OverflowError) as error:  # of a method's own checks
+        raise SettingError(f"{cls.name}: {error}") from None
 
 
 def _match(piece: str, whole: str) -> re.Match[str]:
@@ -196,7 +223,7 @@ def _parse_held(cls: type[Method], text: str | None, whole: str) -> dict[str, Me
         raise BudgetError(
             f"the budget belongs to the whole: write {cls.name}({inner.name})@{found['budget']}"
         )
-    return {field: inner(**_read_fields(inner, _pairs(found["fields"], text)))}
+    return {field: _made(inner, _read_fields(inner, _pairs(found["fields"], text)))}
 
 
 def _holder(cls: type[Method]) -> tuple[str, type[Method]] | None:
@@ -247,7 +274,7 @@ def _read_fields(
             out[key] = _read(value, kind)
         except ValueError:
             raise SettingError(
-                f"{cls.name}: {key}={value!r} is not a {getattr(kind, '__name__', kind)}"
+                f"{cls.name}: {key}={shown(value, 60)} is not a {getattr(kind, '__name__', kind)}"
             ) from None
     return out
 
@@ -278,7 +305,8 @@ def _read(value: str, kind: Any) -> Any:
             if value.lower() in ("true", "false")
             else _refuse(value)
         )
-    return kind(value)
+    number = kind(value)
+    return number if kind is not float or math.isfinite(number) else _refuse(value)
 
 
 def _refuse(value: str) -> Any:

@@ -14,13 +14,20 @@ that can change its answers. Only a failed document may have a second line, whic
 import errno
 import fcntl
 import json
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+from effivlm.files.names import file_name
+from effivlm.files.reading import read_bytes, read_json
+from effivlm.files.writing import explained, make_folder, write_whole
 from effivlm.provenance import package_version
 from effivlm.records import DocumentRecord, StoreError, TimingRecord, content_hash, read_records
+
+log = logging.getLogger("effivlm")
+INTACT = "every finished line is intact; free space and run the same command again"
 
 
 class RunStore:
@@ -39,7 +46,7 @@ class RunStore:
     def __init__(self, folder: Path, experiment: str, identity: Any) -> None:
         self.folder = folder
         self.files: dict[Path, int] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, StoreError)
         self.lock = self._locked()
         try:
             self._claim(
@@ -52,22 +59,29 @@ class RunStore:
 
     def _locked(self) -> int:
         path = self.folder / "lock"
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        with explained(path, StoreError, "choose another name, or another folder with --root"):
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = path.read_text().strip() or "unknown"
+            owner = path.read_text(errors="replace").strip()[:20] or "unknown"
             os.close(lock)
             raise StoreError(
                 f"{self.folder} is in use by process {owner}: wait for it, or choose another name"
             ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        try:
+            with explained(path, StoreError, INTACT):
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, str(os.getpid()).encode(), 0)
+        except StoreError:
+            os.close(lock)
+            raise
         return lock
 
     def _claim(self, experiment: str, stamp: str) -> None:
         marker = self.folder / "identity"
-        if marker.exists() and marker.read_text().strip() == stamp:
+        if marker.exists() and _read(marker).strip() == stamp:
+            self._restore(experiment)
             return
         if marker.exists() and self._holds_lines():
             why = "its experiment.yaml differs, or another version of effivlm wrote it"
@@ -80,11 +94,18 @@ class RunStore:
                 f"{self.folder} holds records but not the file 'identity' that says of what: "
                 "choose another name, or delete the folder"
             )
-        marker.unlink(
-            missing_ok=True
-        )  # of an experiment that never got as far as a first line: nothing is lost
-        _replace(self.folder / "experiment.yaml", experiment)
-        _replace(marker, stamp + "\n")  # last: a folder with a marker is complete
+        # of an experiment that never got as far as a first line: nothing is lost
+        with explained(marker, StoreError, INTACT):
+            marker.unlink(missing_ok=True)
+        write_whole(self.folder / "experiment.yaml", experiment, StoreError, INTACT)
+        # last: a folder with a marker is complete
+        write_whole(marker, stamp + "\n", StoreError, INTACT)
+
+    def _restore(self, experiment: str) -> None:
+        """The experiment's file, which the report reads, where it was lost or damaged."""
+        path = self.folder / "experiment.yaml"
+        if not path.exists() or _read(path) != experiment:
+            write_whole(path, experiment, StoreError, INTACT)
 
     def _holds_lines(self) -> bool:
         return any(
@@ -112,11 +133,12 @@ class RunStore:
 
     def path(self, model: str, setting_hash: str, task: str) -> Path:
         """Where a setting's answers to a task are."""
-        return self.folder / "records" / model / setting_hash / f"{task}.jsonl"
+        folder = self.folder / "records" / file_name(model) / setting_hash
+        return folder / f"{file_name(task)}.jsonl"
 
     def timings(self, workload: str) -> Path:
         """Where a workload's timed samples are."""
-        return self.folder / "timings" / f"{workload}.jsonl"
+        return self.folder / "timings" / f"{file_name(workload)}.jsonl"
 
     def done(self, path: Path, retry_failed: bool = False) -> dict[str, bool]:
         """Documents of a file that need not be answered again -> whether they failed.
@@ -130,13 +152,32 @@ class RunStore:
         ``earlier``.
         """
         path = self.folder / "environment.json"
-        before = json.loads(path.read_text()) if path.exists() else {}
-        earlier = before.pop("earlier", [])
+        before, earlier = self._environment(path)
         if before and {**before, "date": None} != {**json.loads(json.dumps(facts)), "date": None}:
             earlier = [*earlier, before]
-        _replace(
-            path, json.dumps(facts | ({"earlier": earlier} if earlier else {}), indent=1) + "\n"
-        )
+        whole = facts | ({"earlier": earlier} if earlier else {})
+        write_whole(path, json.dumps(whole, indent=1) + "\n", StoreError, INTACT)
+
+    @staticmethod
+    def _environment(path: Path) -> tuple[dict[str, Any], list[Any]]:
+        """What was noted before, and what before that; a damaged note is set aside, for no answer
+        depends on it.
+        """
+        if not path.exists():
+            return {}, []
+        try:
+            before = read_json(path, "the note that `effivlm run` wrote", StoreError)
+            if isinstance(before, dict) and isinstance(before.get("earlier", []), list):
+                return {k: v for k, v in before.items() if k != "earlier"}, before.get(
+                    "earlier", []
+                )
+            why = f"{path} is no such note"
+        except StoreError as error:
+            why = str(error)
+        log.warning("%s: kept as environment.json.damaged", why)
+        with explained(path, StoreError, INTACT):
+            path.replace(path.with_name("environment.json.damaged"))
+        return {}, []
 
     def append(self, path: Path, record: DocumentRecord | TimingRecord) -> None:
         """Add one finished line.
@@ -146,48 +187,29 @@ class RunStore:
         """
         handle = self.files.get(path)
         if handle is None:
-            try:
+            with explained(path, StoreError, INTACT):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 cut_torn_line(path)
                 handle = self.files[path] = os.open(
                     path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
                 )
-            except OSError as error:
-                raise _explained(error, path) from error
         # a lone surrogate (from a file name, say) becomes its own JSON escape, and so reads back
         # unchanged
         line = (json.dumps(asdict(record), ensure_ascii=False) + "\n").encode(
             errors="backslashreplace"
         )
         end = os.fstat(handle).st_size
-        try:
-            written = os.write(handle, line)
-        except OSError as error:
-            os.ftruncate(handle, end)
-            raise _explained(error, path) from error
-        if written != len(line):
-            os.ftruncate(handle, end)
-            raise _explained(OSError(errno.ENOSPC, ""), path)
+        with explained(path, StoreError, INTACT):
+            try:
+                if os.write(handle, line) != len(line):
+                    raise OSError(errno.ENOSPC, "")
+            except OSError:
+                os.ftruncate(handle, end)
+                raise
 
 
-def _explained(error: OSError, path: Path) -> Exception:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return error
-    return StoreError(
-        f"no space left on the disk of {path}: every finished line is intact; free space and run"
-        " the same command again"
-    )
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    fresh = path.with_name(path.name + ".new")
-    try:
-        fresh.write_text(text)
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise _explained(error, path) from error
+def _read(path: Path) -> str:
+    return read_bytes(path, "a file that `effivlm run` wrote", StoreError).decode(errors="replace")
 
 
 def cut_torn_line(path: Path) -> None:

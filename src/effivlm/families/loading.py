@@ -3,26 +3,35 @@ weights.
 """
 
 import copy
-import difflib
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from effivlm import registry, zoo
-from effivlm.errors import EffivlmError
-from effivlm.families import unserved
+from effivlm.errors import EffivlmError, shown
 from effivlm.families.base import Family, Shape
+from effivlm.families.checkpoint import check_folder, family_named, family_of, said_by
+from effivlm.families.fitness import LoadError, check_device
+from effivlm.files.names import label_of
 
-
-class LoadError(EffivlmError, RuntimeError):
-    """A model that cannot be loaded; the message says what was expected and what to do."""
+__all__ = [
+    "LoadError",
+    "Loaded",
+    "collate",
+    "config_of",
+    "example",
+    "family_named",
+    "family_of",
+    "load",
+    "load_processor",
+    "require_video",
+    "shapes",
+]
 
 
 @dataclass(frozen=True)
@@ -33,36 +42,6 @@ class Loaded:
     processor: Any
     family: Family
     name: str
-
-
-def family_of(model: nn.Module) -> Family:
-    """The family that serves a model, by ``config.model_type``.
-
-    Raises:
-        LoadError: if no family does; lists those that are supported.
-    """
-    config: Any = model.config
-    return family_named(str(config.model_type), type(model).__name__)
-
-
-def family_named(model_type: str, what: str) -> Family:
-    """The family that serves a model type.
-
-    Raises:
-        LoadError: if none does.
-    """
-    table = {t: f for f in registry.families().values() for t in f.model_types}
-    if model_type in unserved.REASONS:
-        why = unserved.REASONS[model_type]
-        raise LoadError(f"{what} has model_type {model_type!r}, which no family serves: {why}")
-    if model_type not in table:
-        near = difflib.get_close_matches(model_type, table, n=2)
-        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-        raise LoadError(
-            f"{what} has model_type {model_type!r}, which no family serves{hint}: "
-            f"supported are {', '.join(sorted(table))}; see docs/adding-a-family.md"
-        )
-    return table[model_type]
 
 
 def shapes() -> dict[str, tuple[Family, Shape]]:
@@ -97,17 +76,19 @@ def load(
     """
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise LoadError(f"unknown dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
+    if not (random_weights and device == "meta"):  # shapes alone need no device
+        check_device(device)
     if random_weights:
         return _random(str(name), dtype, attn, device)
     name = zoo.located(name)
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    _check_folder(str(name))
+    check_folder(str(name))
     try:
         config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever transformers makes of a damaged file
         raise LoadError(
-            f"cannot read a model configuration from {str(name)!r}: {_said(error)}; "
+            f"cannot read a model configuration from {str(name)!r}: {said_by(error)}; "
             "give a hub id that can be reached or a checkpoint folder with config.json"
         ) from error
     family = family_named(config.model_type, f"the checkpoint {str(name)!r}")
@@ -122,14 +103,16 @@ def load(
             output_loading_info=True,
         )
         model, loading = loaded
-    except (OSError, ImportError, ValueError, NotImplementedError, SafetensorError) as error:
-        raise LoadError(f"cannot load {str(name)!r}: {_said(error)}") from error
+    except EffivlmError:
+        raise
+    except Exception as error:  # whatever transformers makes of damaged files
+        raise LoadError(f"cannot load {shown(str(name))}: {said_by(error)}") from error
     if missing := sorted(loading["missing_keys"]):  # transformers fills them with noise
         raise LoadError(
             f"the weights of {str(name)!r} are not complete: {len(missing)} missing, such as"
             f" {missing[0]}"
         )
-    return Loaded(model.eval(), load_processor(name), family, Path(name).name)
+    return Loaded(model.eval(), load_processor(name), family, label_of(name))
 
 
 def load_processor(name: str | Path) -> Any:
@@ -148,8 +131,13 @@ def load_processor(name: str | Path) -> Any:
         else:
             kind = _image_only(PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(name))])
             processor = kind.from_pretrained(name, backend="pil")
-    except (OSError, ImportError, ValueError, TypeError) as error:
-        raise LoadError(f"cannot load the processor of {str(name)!r}: {_said(error)}") from error
+    except Exception as error:  # whatever transformers makes of damaged files
+        raise LoadError(f"cannot load the processor of {str(name)!r}: {said_by(error)}") from error
+    if getattr(processor, "tokenizer", None) is None or not hasattr(processor, "image_processor"):
+        raise LoadError(
+            f"the checkpoint {str(name)!r} has no processor for images and text: expected the files"
+            " preprocessor_config.json (or processor_config.json) and tokenizer.json"
+        )
     processor.tokenizer.padding_side = "left"
     return processor
 
@@ -191,37 +179,6 @@ def require_video() -> None:
             "video inputs need torchvision, which is not installed: install it, or pass single"
             " frames as images"
         )
-
-
-def _check_folder(name: str) -> None:
-    folder = Path(name)
-    if not folder.is_dir():
-        if (
-            folder.exists() or folder.is_absolute() or name.startswith(".")
-        ):  # cannot be the name of a hub's repository
-            raise LoadError(
-                f"{name} is not a folder: expected a transformers checkpoint folder, or a hub id"
-                " such as owner/model"
-            )
-        return
-    if not (folder / "config.json").exists():
-        raise LoadError(f"{folder} holds no config.json: expected a transformers checkpoint folder")
-    try:
-        kind = json.loads((folder / "config.json").read_text())["model_type"]
-    except (ValueError, KeyError, TypeError):
-        raise LoadError(
-            f"{folder}/config.json names no model_type: expected a transformers checkpoint folder"
-        ) from None
-    family_named(str(kind), f"the checkpoint {name!r}")
-    if not any(folder.glob("*.safetensors")):
-        raise LoadError(
-            f"{folder} holds no weights: expected *.safetensors (other formats can run code and are"
-            " not loaded)"
-        )
-
-
-def _said(error: BaseException) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 def config_of(family: Family, shape: Shape) -> Any:
@@ -281,9 +238,12 @@ def example(
     vocabulary = min(90, size)
     start, end = (mark + 2, mark + 3) if mark + 3 < size else (mark - 2, mark - 1)
 
+    special = _special(config)
+    plain = [i for i in range(5, size) if i not in special]
+
     def text(n: int) -> list[int]:
-        drawn = torch.randint(5, vocabulary, (n,), generator=generator)
-        return (drawn + (drawn == mark)).tolist()
+        drawn = torch.randint(5, vocabulary, (n,), generator=generator).tolist()
+        return [plain[i % len(plain)] if i in special else i for i in drawn]
 
     ids = text(before)
     for i, lengths in enumerate(runs):
@@ -299,6 +259,16 @@ def example(
     if family.token_types:
         given[family.token_types] = visual.long() * family.visual_type
     return given
+
+
+def _special(config: Any) -> set[int]:
+    """Ids that stand for images, videos, their frames, and ends: never text."""
+    found: set[int] = set()
+    for part in (config, config.text_config):
+        for name, value in part.to_dict().items():
+            if name.endswith("_token_id") and value is not None:
+                found |= set(value) if isinstance(value, list) else {int(value)}
+    return found
 
 
 def collate(prompts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -20,7 +20,8 @@ from effivlm.config import (
     TaskSpec,
     dump_experiment,
 )
-from effivlm.experiment import sample
+from effivlm.experiment import experiment_tasks, sample
+from effivlm.families.fitness import check_template
 from effivlm.families.loading import Loaded
 from effivlm.measure import workloads
 from effivlm.measure.busy import Watch, gpu_note
@@ -87,10 +88,13 @@ def measure(
         )
     if spec.workload != TASKS:
         workloads.workload(spec.workload)  # refused before anything is loaded
+    experiment_tasks(experiment)  # refused before anything is loaded
     identity = experiment.model_dump(mode="json")
     with RunStore(root / experiment.name, dump_experiment(experiment), identity) as store:
         for model in experiment.models:
             loaded = load_model(model)
+            if spec.workload == TASKS:
+                check_template(loaded)
             store.note_environment(environment(str(loaded.model.device), "pil"))
             peaks = measured(loaded.model.device, loaded.model.dtype)
 

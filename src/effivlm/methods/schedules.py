@@ -171,8 +171,8 @@ def _checked(name: str, at: Sequence[int], room: Room, budget: Budget | None) ->
     if budget.unit == "visual_mean" and share < floor - 1e-12:
         raise BudgetError(
             f"{name}: visual_mean budget {share:g} is infeasible with the first cut before layer"
-            f" {at[0]} of {layers}: the smallest feasible share is {floor:.4f}; cut earlier or ask"
-            " for more"
+            f" {at[0]} of {layers}: the smallest feasible share is"
+            f" {math.ceil(floor * 1e4) / 1e4:.4f}; cut earlier or ask for more"
         )
     return budget
 

@@ -74,7 +74,7 @@ def blank(size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("figures need matplotlib: pip install 'effivlm[plot]'") from None
+        raise ImportError("figures need matplotlib: pip install matplotlib") from None
     return Figure(figsize=size, layout="constrained")
 
 

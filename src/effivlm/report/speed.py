@@ -2,7 +2,6 @@
 published ratios.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from effivlm.files.reading import mapping, read_json
+from effivlm.files.writing import write_whole
 from effivlm.metrics.efficiency import Speedup, speedup
 from effivlm.metrics.performance import MetricError
 from effivlm.records import StoreError, TimingRecord, read_run, read_timings
@@ -19,6 +20,7 @@ from effivlm.report.speed_figures import quality_against_speed, stages_and_speed
 
 log = logging.getLogger("effivlm")
 
+INTACT = "the samples are intact; free space and run the same command again"
 STAGES = ("media", "vision", "method", "prefill", "ttft", "decode_per_token", "total")
 PUBLISHED = {"uniprunebench": ("UniPruneBench", 4), "polymorphic": ("Polymorphic", 4)}
 Floors = Mapping[str, Any]  # model -> {"peaks", "settings": {setting: {"floor", "predicted", ...}}}
@@ -43,14 +45,27 @@ def write_speed(folder: Path) -> list[Path]:
     paths: list[Path] = []
     for workload in dict.fromkeys(t.workload for t in timings):
         beside = folder / "timings" / f"{workload}.json"
-        floors: Floors = json.loads(beside.read_text()) if beside.exists() else {}
+        floors: Floors = read_floors(beside)
         paths.append(folder / "report" / f"speed_{workload}.md")
-        paths[-1].write_text(markdown([t for t in timings if t.workload == workload], floors))
+        text = markdown([t for t in timings if t.workload == workload], floors)
+        write_whole(paths[-1], text, StoreError, INTACT)
     try:
         return paths + _figures(folder, timings)
     except ImportError as error:
         log.warning("%s (the tables are written)", error)
         return paths
+
+
+def read_floors(path: Path) -> Floors:
+    """The floors beside timed samples; none where they are damaged, which is logged."""
+    if not path.exists():
+        return {}
+    try:
+        found = read_json(path, "the floors that `effivlm measure` wrote", StoreError)
+    except StoreError as error:
+        log.warning("%s: shares of the floor are left out", error)
+        return {}
+    return mapping(found)
 
 
 def _figures(folder: Path, timings: Sequence[TimingRecord]) -> list[Path]:

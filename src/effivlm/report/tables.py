@@ -9,12 +9,17 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from rich import box
+from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from effivlm.report.column import plain
 from effivlm.report.columns import columns, legend
 from effivlm.report.rows import REALISED, Row, joined
+
+WIDEST = 10_000  # columns; what a table would take if it were free
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
@@ -32,9 +37,9 @@ def terminal(rows: Sequence[Row], axes: Sequence[str] = REALISED) -> list[Table]
         mine = [r for r in rows if r.model == model]
         explained = _help(mine, axes) if model == models[-1] else []
         table = Table(
-            title=f"{model}: quality (OP) and shares really kept, in percent of the uncompressed"
-            " model",
-            caption="\n".join([*notes(mine), *explained]) or None,
+            title=f"{escape(model)}: quality (OP) and shares really kept, in percent of the"
+            " uncompressed model",
+            caption="\n".join([*map(escape, notes(mine)), *explained]) or None,
             caption_justify="left",
             header_style="bold",
             box=box.SIMPLE_HEAD,
@@ -43,12 +48,36 @@ def terminal(rows: Sequence[Row], axes: Sequence[str] = REALISED) -> list[Table]
         shown = columns("terminal", mine, axes)
         for c in shown:
             align = "left" if c.left else "right"
-            table.add_column(c.heading("terminal"), justify=align, no_wrap=True)
+            table.add_column(escape(c.heading("terminal")), justify=align, no_wrap=True)
         for row in mine:
-            cells = [c.cell(row, "terminal") for c in shown]
+            cells = [escape(c.cell(row, "terminal")) for c in shown]
             table.add_row(*cells, style="bold" if row.setting == "none" else None)
         tables.append(table)
     return tables
+
+
+def fitting(rows: Sequence[Row], console: Console, axes: Sequence[str] = REALISED) -> list[Any]:
+    """The tables of `terminal`; where one is wider than the console its rows as lines of words and
+    numbers, so that no number is cut.
+    """
+    tables = terminal(rows, axes)
+    wide = console.options.update(width=WIDEST)
+    if all(Measurement.get(console, wide, t).maximum <= console.width for t in tables):
+        return tables
+    out: list[Any] = []
+    for model in dict.fromkeys(r.model for r in rows):
+        mine = [r for r in rows if r.model == model]
+        out.append(Text(f"\n{model}: quality (OP) and shares really kept, in percent", "bold"))
+        for row in mine:
+            cells = [(c.heading("terminal"), c.cell(row, "terminal")) for c in _shown(mine, axes)]
+            said = [f"{name}\u00a0{cell}" for name, cell in cells[1:] if cell]
+            out.append(Text(f"{row.setting}\n  " + "  ".join(said)))
+        out += [Text(n) for n in notes(mine)]
+    return out
+
+
+def _shown(rows: Sequence[Row], axes: Sequence[str]) -> Sequence[Any]:
+    return columns("terminal", rows, axes)
 
 
 def _help(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:

@@ -148,8 +148,10 @@ def real_of(call: Call, shape: tuple[int, int], past: int, device: torch.device)
 
 def _side(host: Host, kwargs: dict[str, Any]) -> Side | None:
     """The text model's deep-stack inputs, by the names the family gives them."""
-    given = [kwargs.get(name) for name in host.family.side]
-    return Side(*given) if given and given[0] is not None and given[1] is not None else None
+    if not host.family.side:
+        return None
+    visual, levels = (kwargs.get(name) for name in host.family.side)
+    return None if visual is None or levels is None else Side(visual, levels)
 
 
 def _images(

@@ -80,6 +80,11 @@ def host_of(model: nn.Module) -> Host:
         LoadError: if no family serves it. UnsupportedCall: for an attention back end that cannot be
             followed.
     """
+    if not isinstance(model, nn.Module):
+        inside = ": give its .model" if hasattr(model, "model") else ""
+        raise UnsupportedCall(
+            f"expected a transformers model, got a {type(model).__name__}{inside}"
+        )
     inner: Any = unwrapped_model(model)
     family = family_of(inner)
     text = inner.get_decoder()

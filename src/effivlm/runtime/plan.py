@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from effivlm.errors import EffivlmError
 from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, KVFormat, PreEncoder, PreLLM
 from effivlm.methods.signals import Signal
 from effivlm.runtime import generate
@@ -22,6 +23,10 @@ from effivlm.runtime.weights import check_weights
 from effivlm.setting import Part, Setting
 
 Leaf = tuple[Setting, Prefilled]
+
+
+class NotANumber(EffivlmError, ArithmeticError):
+    """What a model computed holds NaN, so no answer can be read from it."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,8 @@ class Plan:
         for leaf in leaves:
             try:
                 live, form = (next(iter(leaf.stage(s)), None) for s in (KVCache, KVFormat))
-                out.append((leaf, generate.compress(session, done, live, form)))
+                made = generate.compress(session, done, live, form)
+                out.append((leaf, _numbers(made)))
             except Exception as error:
                 out.append((leaf, error))
         return out
@@ -167,6 +173,16 @@ class Plan:
         except Exception as error:
             return [Outcome(s, None, None, error) for s, _ in waiting]
         return [Outcome(s, a, d.accounts[0]) for (s, d), a in zip(waiting, answers, strict=True)]
+
+
+def _numbers(done: Prefilled) -> Prefilled:
+    """The prefill, if its logits are numbers: an answer read from NaN would be a wrong answer."""
+    if bool(done.logits.isnan().any()):
+        raise NotANumber(
+            "the model computed NaN: its weights are damaged, or its dtype overflows (try float32"
+            " or bfloat16)"
+        )
+    return done
 
 
 def _caches(settings: Sequence[Setting]) -> list[Part]:

@@ -74,7 +74,7 @@ class Session:
         wrap: Wrap = unwrapped,
         weights: CompressedWeights | None = None,
     ) -> None:
-        self.setting = parse_setting(setting) if isinstance(setting, str) else setting
+        self.setting = setting if isinstance(setting, Setting) else parse_setting(setting)
         self.host = host_of(model)
         check_supported(self.setting, self.host.family, len(self.host.layers))
         self.recipe = Recipe.of(self.setting, trunk, tuple(watch), tuple(branches))

@@ -15,8 +15,7 @@ rows: rows.jsonl              # each row: id, question, answers, images (paths o
 import base64
 import hashlib
 import io
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,19 @@ import yaml
 from PIL import Image
 
 from effivlm import registry
-from effivlm.errors import EffivlmError
+from effivlm.errors import EffivlmError, shown
+from effivlm.files.reading import read_bytes, reason
+from effivlm.files.rows import MOST, read_rows
+from effivlm.files.yaml_text import read_yaml
 from effivlm.metrics.metric import Score
+from effivlm.tasks.checks import (
+    check_ids,
+    check_prompt,
+    check_task,
+    identity,
+    pictures,
+    references,
+)
 
 HOME = Path(__file__).parent / "builtin"
 SUITES = Path(__file__).parent / "suites"
@@ -91,6 +101,13 @@ def suite_names() -> list[str]:
     return sorted(p.stem for p in SUITES.glob("*.yaml"))
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists() or path.is_symlink()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def load_task(name: str) -> Task:
     """A built-in task by name, or a folder.
 
@@ -98,78 +115,52 @@ def load_task(name: str) -> Task:
         UnknownName: with near names. TaskError: if the folder's files are not in the format.
     """
     folder = Path(name)
-    if not (folder / "task.yaml").exists():
-        if folder.is_dir() or "/" in name:
+    if not _is_there(folder / "task.yaml"):
+        if "/" in name or folder.is_dir():
             raise TaskError(
                 f"{folder} holds no task.yaml: expected a folder in the built-in task format"
             )
         folder = HOME / name
         registry.lookup("task or suite", name, dict.fromkeys([*task_names(), *suite_names()]))
-    try:
-        spec = yaml.safe_load((folder / "task.yaml").read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TaskError(f"{folder}/task.yaml is not YAML: {error}") from None
-    return _build(spec, folder)
+    spec = read_yaml(folder / "task.yaml", "a task in YAML", TaskError)
+    return _build(check_task(spec, folder, TaskError), folder)
 
 
-_KEYS = {"name", "version", "prompt", "metric", "max_new_tokens", "stands_for", "rows", "generator"}
-
-
-def _build(spec: Any, folder: Path) -> Task:
-    if not isinstance(spec, dict) or not {"name", "prompt", "metric"} <= set(spec):
-        raise TaskError(
-            f"{folder}/task.yaml: expected the keys name, prompt, metric and rows or generator"
-        )
-    unknown = set(spec) - _KEYS
-    if unknown:
-        raise TaskError(
-            f"{folder}/task.yaml: unknown key(s) {', '.join(sorted(unknown))}; known:"
-            f" {', '.join(sorted(_KEYS))}"
-        )
-    if ("rows" in spec) == ("generator" in spec):
-        raise TaskError(f"{folder}/task.yaml: expected either rows or generator")
+def _build(spec: dict[str, Any], folder: Path) -> Task:
     registry.lookup("metric", spec["metric"], registry.metrics())
     rows = (
-        _generated(spec["generator"], folder)
+        enumerate(_generated(spec["generator"], folder), start=1)
         if "generator" in spec
         else _rows(folder / spec["rows"])
     )
-    documents = tuple(_document(row, i, spec["prompt"], folder) for i, row in enumerate(rows))
-    if len({d.id for d in documents}) < len(documents):
-        twice = next(d.id for i, d in enumerate(documents) if d.id in {e.id for e in documents[:i]})
-        raise TaskError(
-            f"{folder}: two rows have the id {twice!r}: ids must differ, for answers are found by"
-            " them"
-        )
+    documents = tuple(_document(row, i, spec["prompt"], folder) for i, row in rows)
+    check_ids([d.id for d in documents], folder, TaskError)
     return Task(
         spec["name"],
-        int(spec.get("version", 1)),
+        spec.get("version", 1),
         spec["metric"],
-        int(spec.get("max_new_tokens", 16)),
-        str(spec.get("stands_for", "")),
+        spec.get("max_new_tokens", 16),
+        spec.get("stands_for", ""),
         documents,
     )
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        raise TaskError(f"{path} does not exist: task.yaml names it as rows")
-    if path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet as parquet  # pyright: ignore[reportMissingModuleSource]  # optional: typings/ has its types
-        except ImportError:
-            raise ImportError(
-                f"{path} is parquet, which needs pyarrow: pip install 'effivlm[parquet]', or use"
-                " JSONL"
-            ) from None
-        return parquet.read_table(path).to_pylist()
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise TaskError(f"{path}, line {number} is not JSON") from None
-    return rows
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbers (of lines, from 1) and rows."""
+    if path.suffix != ".parquet":
+        yield from read_rows(path, TaskError)
+        return
+    try:
+        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingModuleSource]  # optional: typings/ has its types
+    except ImportError:
+        raise ImportError(
+            f"{path} is parquet, which needs pyarrow: pip install 'effivlm[parquet]', or use JSONL"
+        ) from None
+    read_bytes(path, "rows in parquet", TaskError, MOST)
+    try:
+        yield from enumerate(parquet.read_table(path).to_pylist(), start=1)
+    except Exception as error:  # whatever pyarrow makes of a damaged file
+        raise TaskError(f"{path} is not parquet: {reason(error)}") from None
 
 
 def _generated(spec: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -177,40 +168,29 @@ def _generated(spec: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
 
     try:
         return suite.rows(**spec)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise TaskError(f"{folder}/task.yaml: generator: {error}") from None
 
 
 def _document(row: dict[str, Any], number: int, template: str, folder: Path) -> Document:
-    if not isinstance(row, dict):
-        raise TaskError(
-            f"{folder}: row {number + 1} is a {type(row).__name__}: expected fields such as"
-            " question and answers"
-        )
+    place = f"{folder}: row {number}"
     try:
         prompt = template.format(**row)
         answers = row["answers"] if "answers" in row else [row["answer"]]
     except KeyError as error:
         raise TaskError(
-            f"{folder}: row {number + 1} has no field {error}, which the task needs"
+            f"{place} has no field {shown(error.args[0])}, which the task needs"
         ) from None
-    except (ValueError, IndexError, AttributeError) as error:
+    except (ValueError, IndexError, AttributeError, TypeError, OverflowError) as error:
         raise TaskError(
-            f"{folder}/task.yaml: the prompt {template!r} cannot be filled in: {error}"
+            f"{folder}/task.yaml: the prompt {shown(template)} cannot be filled in: {error}"
         ) from None
     images = row.get("images", [row["image"]] if "image" in row else [])
-    for field, values in (("answers", answers), ("images", images)):
-        if isinstance(values, str | bytes | dict):  # a text would be read letter by letter
-            raise TaskError(
-                f"{folder}: row {number + 1}: {field} is one value: give a list, or name the field"
-                f" {field[:-1]}"
-            )
-    openers = tuple(_opener(image, folder) for image in images)
     return Document(
-        str(row.get("id", number)),
-        prompt,
-        tuple(map(str, answers)),
-        openers,
+        identity(row, number - 1, place, TaskError),
+        check_prompt(prompt, place, TaskError),
+        references(answers, place, TaskError),
+        tuple(_opener(image, folder) for image in pictures(images, place, TaskError)),
         str(row.get("cluster", "")),
     )
 
@@ -231,7 +211,7 @@ def _opener(image: Opener | bytes | dict[str, Any] | str, folder: Path) -> Opene
                     else base64.b64decode(image["bytes"])
                 )
             else:
-                data = (folder / image).read_bytes()
+                data = read_bytes(folder / image, "an image", MediaError)
             return Image.open(io.BytesIO(data)).convert("RGB")
         except Exception as error:
             raise MediaError(f"cannot read image {where}: {error}") from error

@@ -91,7 +91,7 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
         from rouge_score import rouge_scorer
     except ImportError:
         raise ImportError(
-            "the metric rouge_l needs the package rouge-score: pip install 'effivlm[score]'"
+            "the metric rouge_l needs the package rouge-score: pip install rouge-score"
         ) from None
     scorer = rouge_scorer.RougeScorer(["rougeL"])
     return max(scorer.score(r, answer)["rougeL"].fmeasure for r in references)
