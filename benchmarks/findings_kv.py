@@ -17,6 +17,7 @@ import numpy as np
 from effivlm.config import load_experiment
 from effivlm.experiment import run
 from effivlm.metrics.intervals import bootstrap_mean, holm, paired_test
+from effivlm.metrics.performance import score_of
 from effivlm.records import DocumentRecord, read_run
 
 KEEP = ("0.05", "0.1", "0.2", "0.4")
@@ -46,7 +47,7 @@ def scores_of(records: Sequence[DocumentRecord]) -> Scores:
     """Scores by setting, task and document; a failed document scores 0."""
     out: Scores = {}
     for r in records:
-        out.setdefault(r.setting, {}).setdefault(r.task, {})[r.document] = r.score or 0.0
+        out.setdefault(r.setting, {}).setdefault(r.task, {})[r.document] = score_of(r)
     return out
 
 

@@ -28,6 +28,8 @@ QUESTION = (
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=QUESTION
 )
+data = typer.Typer(no_args_is_help=True, help="Data sets of the official benchmarks.")
+app.add_typer(data, name="data")
 console = Console(width=None if sys.stdout.isatty() else 110)
 BROKEN_CONTRACT, FAILED_DOCUMENTS, USER_ERROR, INTERRUPTED = 1, 3, 2, 130
 
@@ -238,14 +240,53 @@ def report(
 
 
 def _report(folder: Path) -> None:
+    from effivlm.evaluation import score_run
     from effivlm.report.tables import terminal
     from effivlm.report.write import write
 
+    score_run(folder)  # an interrupted run has answers that nobody scored yet
     rows, paths = write(folder)
     for table in terminal(rows):
         console.print(table)
     for path in paths:
         console.print(f"  {path}", highlight=False)
+
+
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/default.")],
+) -> None:
+    """Score a run's answers again, with the scorers as they are now; no model is needed."""
+    _guard(lambda: _score(folder))
+
+
+def _score(folder: Path) -> None:
+    from effivlm.evaluation import score_run
+    from effivlm.records import read_totals
+    from effivlm.report.official import lines
+
+    with console.status("preparing") as line:
+        score_run(folder, again=True, progress=lambda what: line.update(f"scoring {what}"))
+    for text in lines(read_totals(folder)):
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@data.command(name="check")
+def data_check(
+    suite: Annotated[str, typer.Argument(help="A suite or a task: effivlm list suites.")],
+    folder: Annotated[
+        Path | None, typer.Option("--data", help="Local folder, as 'data' of an experiment.")
+    ] = None,
+) -> None:
+    """What is present of a suite's data sets, what is missing, how large they are."""
+    _guard(lambda: _data_check(suite, folder))
+
+
+def _data_check(suite: str, folder: Path | None) -> None:
+    from effivlm.tasks.presence import check as lines
+
+    for line in lines(suite, folder):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command(name="list")

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from effivlm import registry
 from effivlm.budget import BudgetError
@@ -37,7 +45,7 @@ class ModelSpec(Spec):
             where it runs.
         random_weights: build the published shape ``name`` without weights (speed and memory only).
         without: methods that are not run on this model, such as ``downsample`` where an encoder
-            takes one size.
+            takes one size. frames: images that a video becomes.
     """
 
     name: str
@@ -46,6 +54,7 @@ class ModelSpec(Spec):
     device: str = "cpu"
     random_weights: bool = False
     without: tuple[str, ...] = ()
+    frames: int = Field(default=8, ge=1)
 
     @field_validator("without")
     @classmethod
@@ -70,11 +79,14 @@ class TaskSpec(Spec):
     """A task or suite to answer.
 
     Attributes:
-        name: built-in task, or a folder with ``task.yaml``. documents: how many; None means all.
+        name: a suite, a task, or a folder with ``task.yaml``; may be written ``suite``. documents:
+            how many of each task; None means all. data: folder with an official task's rows; for a
+            suite, with one folder per task; None means the hub's cache.
     """
 
-    name: str
+    name: str = Field(validation_alias=AliasChoices("name", "suite"))
     documents: int | None = Field(default=None, ge=1)
+    data: Path | None = None
 
 
 class MeasureSpec(Spec):

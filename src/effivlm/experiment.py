@@ -2,18 +2,17 @@
 report.
 """
 
-import hashlib
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from effivlm import __version__
 from effivlm.config import ConfigError, Experiment, ModelSpec, TaskSpec, dump_experiment
+from effivlm.evaluation import score_file
 from effivlm.families.loading import Loaded, load
 from effivlm.measure.roofline import TextShape
 from effivlm.provenance import environment
@@ -21,7 +20,9 @@ from effivlm.records import DocumentRecord, content_hash
 from effivlm.runtime.plan import Outcome, Plan
 from effivlm.setting import Setting
 from effivlm.store import RunStore
-from effivlm.tasks.builtin import Document, Task, load_suite, load_task, media_digest
+from effivlm.tasks.base import Document, Question, Task
+from effivlm.tasks.loading import load_tasks
+from effivlm.tasks.video import framed
 
 log = logging.getLogger("effivlm")
 Progress = Callable[[str, int, int], None]  # (what, documents done, documents in all)
@@ -58,7 +59,7 @@ def run(
             f"random weights of {', '.join(unable)} have no tokenizer and answer nothing: use"
             " `effivlm measure`"
         )
-    tasks = [(spec, load_task(name)) for spec in experiment.tasks for name in load_suite(spec.name)]
+    tasks = experiment_tasks(experiment)
     counts = {"recorded": 0, "found": 0, "failed": 0}
     with RunStore(
         root / experiment.name, dump_experiment(experiment), experiment.model_dump(mode="json")
@@ -68,13 +69,33 @@ def run(
             store.note_environment(environment(str(loaded.model.device), "pil"))
             settings = experiment.settings_for(spec)
             runner = Runner(store, spec, loaded, settings, experiment.width, retry_failed)
-            work = [(task, d) for t, task in tasks for d in sample(task, t, experiment.seed)]
-            for done, (task, document) in enumerate(work):
-                progress(loaded.name, done, len(work))
-                for kind, number in runner.answer(task, document).items():
-                    counts[kind] += number
-            progress(loaded.name, len(work), len(work))
+            chosen = [(task, sample(task, t, experiment.seed)) for t, task in tasks]
+            done, total = 0, sum(len(documents) for _, documents in chosen)
+            for task, documents in chosen:
+                for number in documents:
+                    progress(loaded.name, done, total)
+                    for kind, count in runner.answer(task, task.documents[number]).items():
+                        counts[kind] += count
+                    done += 1
+                runner.score(task)
+            progress(loaded.name, total, total)
     return Summary(**counts)
+
+
+def experiment_tasks(experiment: Experiment) -> list[tuple[TaskSpec, Task]]:
+    """The tasks of an experiment, suites resolved.
+
+    Raises:
+        ConfigError: if a task is named twice.
+    """
+    tasks = [(spec, t) for spec in experiment.tasks for t in load_tasks(spec.name, spec.data)]
+    names = [task.name for _, task in tasks]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise ConfigError(
+            f"{', '.join(twice)} would be asked twice: suites overlap, or two folders name their"
+            " task alike; leave one out"
+        )
+    return tasks
 
 
 def load_model(spec: ModelSpec) -> Loaded:
@@ -83,13 +104,25 @@ def load_model(spec: ModelSpec) -> Loaded:
     return load(spec.name, dtype, spec.attn, spec.device, spec.random_weights)
 
 
-def sample(task: Task, spec: TaskSpec, seed: int) -> list[Document]:
-    """The documents to ask, in the task's order; the same for every model and setting."""
-    documents = list(task.documents)
-    if spec.documents is None or spec.documents >= len(documents):
-        return documents
-    chosen = random.Random(f"{seed}:{task.name}").sample(range(len(documents)), spec.documents)
-    return [documents[i] for i in sorted(chosen)]
+def sample(task: Task, spec: TaskSpec, seed: int) -> Sequence[int]:
+    """Numbers of the documents to ask, in the task's order; the same for every model and setting.
+
+    Documents of one cluster are drawn together: at most as many as asked for, at least one cluster.
+    """
+    whole = range(len(task.documents))
+    if spec.documents is None or spec.documents >= len(whole):
+        return whole
+    draw = random.Random(f"{seed}:{task.name}")
+    if not task.clusters:
+        return sorted(draw.sample(whole, spec.documents))
+    members: dict[str, list[int]] = {}
+    for number, cluster in enumerate(task.clusters):
+        members.setdefault(cluster, []).append(number)
+    chosen: list[int] = []
+    for cluster in draw.sample(sorted(members), len(members)):
+        if not chosen or len(chosen) + len(members[cluster]) <= spec.documents:
+            chosen += members[cluster]
+    return sorted(chosen)
 
 
 class Runner:
@@ -124,7 +157,7 @@ class Runner:
             "model": model,
             "setting": str(setting),
             "fields": repr(setting),
-            "task": [task.name, task.version, task.metric],
+            "task": [task.name, task.version],
             "limit": task.max_new_tokens,
             "version": __version__,
         }
@@ -161,15 +194,20 @@ class Runner:
         if not todo:
             return
         try:
-            images = [open_image() for open_image in document.images]
-            inputs, digest = prepare(self.loaded, document, images), media_digest(images)
+            question = framed(document.open(), self.spec.frames)
+            inputs, digest = prepare(self.loaded, question), question.digest()
         except Exception as error:
             log.warning("%s %s cannot be asked: %s", task.name, document.id, error)
             yield from ((Outcome(s, None, None, error), "") for s in todo)
             return
-        digest = hashlib.sha256((document.prompt + digest).encode()).hexdigest()[:16]
         for outcome in self.plan(todo).run(inputs, task.max_new_tokens, stop_ids(self.loaded)):
             yield outcome, digest
+
+    def score(self, task: Task) -> None:
+        """Score every setting's answers to a task, unless their scores are there."""
+        for setting in self.settings:
+            if (path := self.path(setting, task)).exists():
+                score_file(path, task)
 
     def _record(
         self, task: Task, document: Document, outcome: Outcome, digest: str
@@ -179,9 +217,10 @@ class Runner:
             "setting": str(outcome.setting),
             "task": task.name,
             "document": document.id,
-            "metric": task.metric,
+            "metric": task.scorer.name,
             "references": document.answers,
             "digest": digest,
+            "cluster": document.cluster,
         }
         if outcome.error is not None or outcome.generated is None or outcome.account is None:
             error = outcome.error or RuntimeError("no answer")
@@ -191,7 +230,6 @@ class Runner:
             return DocumentRecord(
                 **common,
                 answer=None,
-                score=None,
                 new_tokens=0,
                 finish="error",
                 error={"type": type(error).__name__, "message": str(error)[:500]},
@@ -208,7 +246,6 @@ class Runner:
         return DocumentRecord(
             **common,
             answer=text,
-            score=task.scorer(text, document.answers),
             new_tokens=len(outcome.generated.tokens),
             finish=outcome.generated.finish,
             error=None,
@@ -216,13 +253,13 @@ class Runner:
         )
 
 
-def prepare(loaded: Loaded, document: Document, images: list[Any]) -> Mapping[str, torch.Tensor]:
-    """Model inputs of one document, by the checkpoint's own chat template and processor."""
+def prepare(loaded: Loaded, question: Question) -> Mapping[str, torch.Tensor]:
+    """Model inputs of one question, by the checkpoint's own chat template and processor."""
     text = loaded.processor.apply_chat_template(
-        document.messages(), add_generation_prompt=True, tokenize=False
+        list(question.messages), add_generation_prompt=True, tokenize=False
     )
     given = {"text": text, "return_tensors": "pt"} | (
-        {"images": [images]} if images else {}
+        {"images": [list(question.images)]} if question.images else {}
     )  # one list a prompt: several images
     inputs = loaded.processor(**given)
     device, dtype = loaded.model.device, loaded.model.dtype

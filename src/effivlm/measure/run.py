@@ -24,7 +24,8 @@ from effivlm.provenance import environment
 from effivlm.records import StoreError, TimingRecord, read_timings
 from effivlm.setting import Setting
 from effivlm.store import RunStore
-from effivlm.tasks.builtin import load_suite, load_task
+from effivlm.tasks.loading import load_tasks
+from effivlm.tasks.video import framed
 
 log = logging.getLogger("effivlm")
 TASKS = "tasks"  # the workload that is the experiment's own tasks
@@ -80,7 +81,7 @@ def measure(
             loaded = load_model(model)
             store.note_environment(environment(str(loaded.model.device), "pil"))
             peaks = measured(loaded.model.device, loaded.model.dtype)
-            for case in cases(spec, loaded, experiment.tasks, experiment.seed):
+            for case in cases(spec, loaded, experiment.tasks, experiment.seed, model.frames):
                 measure_case(
                     store, loaded, experiment.settings_for(model), case, spec, peaks, progress, out
                 )
@@ -88,15 +89,14 @@ def measure(
 
 
 def cases(
-    spec: MeasureSpec, loaded: Loaded, tasks: Sequence[TaskSpec], seed: int
+    spec: MeasureSpec, loaded: Loaded, tasks: Sequence[TaskSpec], seed: int, frames: int = 8
 ) -> Iterator[Case]:
     """The prompts of a workload: one case per batch size, or one per task."""
     if spec.workload == TASKS:
         for given in tasks:
-            for name in load_suite(given.name):
-                task = load_task(name)
-                documents = sample(task, given, seed)
-                makes = [lambda d=d: prepare(loaded, d, [o() for o in d.images]) for d in documents]
+            for task in load_tasks(given.name, given.data):
+                documents = [task.documents[i] for i in sample(task, given, seed)]
+                makes = [lambda d=d: prepare(loaded, framed(d.open(), frames)) for d in documents]
                 yield Case(task.name, makes, task.max_new_tokens)
         return
     work = workloads.workload(spec.workload)

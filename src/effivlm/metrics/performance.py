@@ -63,7 +63,28 @@ def values(records: Sequence[DocumentRecord]) -> Array:
     """
     if records and records[0].metric == "yes_no":
         return np.array([_yes_no(r) for r in records], dtype=np.float64)
-    return np.array([[r.score or 0.0] for r in records], dtype=np.float64)
+    return np.array([[score_of(r)] for r in records], dtype=np.float64)
+
+
+def score_of(record: DocumentRecord) -> float:
+    """A document's score in [0, 1]; 0 for one that failed.
+
+    Raises:
+        MetricError: for an answer that was not scored: a missing score is no zero.
+    """
+    if record.failed:
+        return 0.0
+    if record.score is None:
+        raise MetricError(
+            f"{record.task} {record.document} under {record.setting} has no score: run"
+            " `effivlm score` on the run's folder"
+        )
+    return record.score
+
+
+def has_scores(pairs: Sequence[Pair]) -> bool:
+    """Whether every document has a score of its own under both settings."""
+    return all(r.failed or r.score is not None for pair in pairs for r in pair)
 
 
 def _yes_no(record: DocumentRecord) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -15,13 +16,18 @@ from effivlm.metrics.performance import (
     MetricError,
     Pair,
     aggregate_of,
+    has_scores,
     overall,
     pairs_of,
     ratios,
+    score_of,
     task_score,
     values,
 )
 from effivlm.records import DocumentRecord, TimingRecord
+from effivlm.scores import Scores
+
+Totals = Mapping[tuple[str, str, str], Scores]  # by model, setting, task
 
 AXES = {
     "asked": "share asked for",
@@ -87,9 +93,10 @@ def rows_of(
     timings: Sequence[TimingRecord] = (),
     failures: Failures = "zero",
     seed: int = 0,
+    totals: Totals = MappingProxyType({}),
 ) -> list[Row]:
     """Rows in order of appearance, ``none`` first; only documents that the original was asked too
-    are compared.
+    are compared. Where ``totals`` holds a task's official number over exactly those, it is shown.
 
     Raises:
         MetricError: if a model has no records under ``none``, or a setting shares no document with
@@ -104,28 +111,32 @@ def rows_of(
             raise MetricError(f"{model} has no records under 'none': nothing to compare with")
         base = settings.pop("none")
         rows = [
-            _row(pairs_of(mine, base, failures), s, model, seed)
+            _row(pairs_of(mine, base, failures), s, model, seed, totals)
             for s, mine in [("none", base), *settings.items()]
         ]
         rows = [_timed(row, [t for t in timings if t.model == model], seed) for row in rows]
-        adjusted = holm([r.p for r in rows[1:]])
-        out += [rows[0], *(replace(r, p=p) for r, p in zip(rows[1:], adjusted, strict=True))]
+        tested = [r for r in rows[1:] if not np.isnan(r.p)]
+        adjusted = dict(zip([r.setting for r in tested], holm([r.p for r in tested]), strict=True))
+        out += [rows[0], *(replace(r, p=adjusted.get(r.setting, NAN)) for r in rows[1:])]
     return out
 
 
-def _row(pairs: Mapping[str, Sequence[Pair]], setting: str, model: str, seed: int) -> Row:
+def _row(
+    pairs: Mapping[str, Sequence[Pair]], setting: str, model: str, seed: int, totals: Totals
+) -> Row:
     if not pairs:
         raise MetricError(
             f"{model} under {setting} has no document in common with 'none': run both on the same"
             " tasks"
         )
-    scores = {t: task_score([x for x, _ in p]) for t, p in pairs.items()}
-    original = {t: task_score([y for _, y in p]) for t, p in pairs.items()}
+    scores = {t: _score([x for x, _ in p], totals) for t, p in pairs.items()}
+    original = {t: _score([y for _, y in p], totals) for t, p in pairs.items()}
+    single = {t: p for t, p in pairs.items() if has_scores(p)}
     unrated = [t for t in pairs if original[t] == 0]
     rated = {t: p for t, p in pairs.items() if t not in unrated}
     op, low, high, og, ratio = _quality(rated, scores, original, seed)
     differences = {
-        t: np.array([(x.score or 0.0) - (y.score or 0.0) for x, y in p]) for t, p in pairs.items()
+        t: np.array([score_of(x) - score_of(y) for x, y in p]) for t, p in single.items()
     }
     agreed = agreements(pairs)
     flat = [pair for p in pairs.values() for pair in p]
@@ -143,7 +154,7 @@ def _row(pairs: Mapping[str, Sequence[Pair]], setting: str, model: str, seed: in
         og,
         _shares(flat, setting),
         _costs(flat),
-        paired_test(differences, seed=seed),
+        paired_test(differences, seed=seed) if differences else NAN,
         len(flat),
         sum(x.failed for x, _ in flat),
         {},
@@ -182,14 +193,33 @@ def _quality(
     if not rated:
         return NAN, NAN, NAN, NAN, {}
     mine, base = {t: scores[t] for t in rated}, {t: original[t] for t in rated}
-    low, high = bootstrap_overall(
-        {t: values([x for x, _ in p]) for t, p in rated.items()},
-        {t: values([y for _, y in p]) for t, p in rated.items()},
-        {t: aggregate_of(p[0][0].metric) for t, p in rated.items()},
-        seed=seed,
-    )
+    low = high = NAN  # official numbers that no documents' scores join to cannot be resampled
+    if all(_joins(p, scores[t], original[t]) for t, p in rated.items()):
+        low, high = bootstrap_overall(
+            {t: values([x for x, _ in p]) for t, p in rated.items()},
+            {t: values([y for _, y in p]) for t, p in rated.items()},
+            {t: aggregate_of(p[0][0].metric) for t, p in rated.items()},
+            seed=seed,
+        )
     ratio = ratios(mine, base)
     return overall(mine, base), low, high, generalization([ratio]), ratio
+
+
+def _score(records: Sequence[DocumentRecord], totals: Totals) -> float:
+    """A task's score: the official one, where it is of exactly these documents."""
+    first = records[0]
+    official = totals.get((first.model, first.setting, first.task))
+    if official is None or official.documents != len(records):
+        return task_score(records)
+    return official.headline
+
+
+def _joins(pairs: Sequence[Pair], score: float, original: float) -> bool:
+    """Whether a task's numbers are those that its documents' scores join to."""
+    if not has_scores(pairs):
+        return False
+    joined = [task_score([pair[i] for pair in pairs]) for i in (0, 1)]
+    return bool(np.allclose(joined, [score, original], rtol=0, atol=1e-9))
 
 
 def _loyalty_interval(agreed: Mapping[str, np.ndarray], seed: int) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from effivlm.records import StoreError, read_run, read_timings
+from effivlm.records import StoreError, read_run, read_timings, read_totals
 from effivlm.report import figures, html, tables
 from effivlm.report.rows import Row, rows_of
 
@@ -27,7 +27,7 @@ def write(
     """
     place = {text: i for i, text in enumerate(_settings(folder))}
     ordered = sorted(read_run(folder), key=lambda r: place.get(r.setting, len(place)))
-    rows = rows_of(ordered, read_timings(folder))
+    rows = rows_of(ordered, read_timings(folder), totals=read_totals(folder))
     out = folder / "report"
     out.mkdir(exist_ok=True)
     paths = [out / "table.md", out / "table.csv"]

@@ -12,11 +12,10 @@ rows: rows.jsonl              # each row: id, question, answers, images (paths o
 """
 
 import base64
-import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,58 +23,11 @@ import yaml
 from PIL import Image
 
 from effivlm import registry
-from effivlm.errors import EffivlmError
-from effivlm.tasks.scoring import SCORERS, Scorer
+from effivlm.tasks.base import Document, MediaError, Question, Task, TaskError, one_turn
+from effivlm.tasks.scoring import SCORERS, PerAnswer
 
 HOME = Path(__file__).parent / "builtin"
-SUITES = Path(__file__).parent / "suites"
 Opener = Callable[[], Image.Image]
-
-
-class TaskError(EffivlmError, ValueError):
-    """A task that cannot be read; the message names folder and key."""
-
-
-class MediaError(EffivlmError, RuntimeError):
-    """An image of one document that cannot be opened."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """One question.
-
-    Attributes:
-        id: unique in its task. prompt: text after the images. answers: accepted answers.
-        images: one function each that opens the image (RGB); MediaError is raised there, not
-            earlier.
-    """
-
-    id: str
-    prompt: str
-    answers: tuple[str, ...]
-    images: tuple[Opener, ...]
-
-    def messages(self) -> list[dict[str, Any]]:
-        """The chat turn that `apply_chat_template` takes."""
-        parts: list[dict[str, Any]] = [{"type": "image"} for _ in self.images]
-        return [{"role": "user", "content": [*parts, {"type": "text", "text": self.prompt}]}]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task: its documents and how an answer is scored."""
-
-    name: str
-    version: int
-    metric: str
-    max_new_tokens: int
-    stands_for: str
-    documents: tuple[Document, ...]
-
-    @property
-    def scorer(self) -> Scorer:
-        """(answer, references) -> score in [0, 1]."""
-        return SCORERS[self.metric]
 
 
 def task_names() -> list[str]:
@@ -83,25 +35,16 @@ def task_names() -> list[str]:
     return sorted(p.parent.name for p in HOME.glob("*/task.yaml"))
 
 
-def suite_names() -> list[str]:
-    """Built-in suites."""
-    return sorted(p.stem for p in SUITES.glob("*.yaml"))
-
-
-def load_task(name: str) -> Task:
-    """A built-in task by name, or a folder.
+def read_task(folder: Path) -> Task:
+    """A task of the folder format.
 
     Raises:
-        UnknownName: with near names. TaskError: if the folder's files are not in the format.
+        TaskError: if the folder's files are not in the format.
     """
-    folder = Path(name)
     if not (folder / "task.yaml").exists():
-        if folder.is_dir() or "/" in name:
-            raise TaskError(
-                f"{folder} holds no task.yaml: expected a folder in the built-in task format"
-            )
-        folder = HOME / name
-        registry.lookup("task or suite", name, dict.fromkeys([*task_names(), *suite_names()]))
+        raise TaskError(
+            f"{folder} holds no task.yaml: expected a folder in the built-in task format"
+        )
     try:
         spec = yaml.safe_load((folder / "task.yaml").read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -138,13 +81,15 @@ def _build(spec: Any, folder: Path) -> Task:
             f"{folder}: two rows have the id {twice!r}: ids must differ, for answers are found by"
             " them"
         )
+    clusters = [d.cluster or d.id for d in documents] if any(d.cluster for d in documents) else []
     return Task(
         spec["name"],
-        int(spec.get("version", 1)),
-        spec["metric"],
-        int(spec.get("max_new_tokens", 16)),
-        str(spec.get("stands_for", "")),
+        str(spec.get("version", 1)),
         documents,
+        PerAnswer(spec["metric"]),
+        int(spec.get("max_new_tokens", 16)),
+        stands_for=str(spec.get("stands_for", "")),
+        clusters=clusters,
     )
 
 
@@ -203,7 +148,16 @@ def _document(row: dict[str, Any], number: int, template: str, folder: Path) -> 
                 f" {field[:-1]}"
             )
     openers = tuple(_opener(image, folder) for image in images)
-    return Document(str(row.get("id", number)), prompt, tuple(map(str, answers)), openers)
+    return Document(
+        str(row.get("id", number)),
+        tuple(map(str, answers)),
+        partial(_question, prompt, openers),
+        str(row.get("cluster", "")),
+    )
+
+
+def _question(prompt: str, openers: Sequence[Opener]) -> Question:
+    return one_turn(prompt, [opened() for opened in openers])
 
 
 def _opener(image: Opener | bytes | dict[str, Any] | str, folder: Path) -> Opener:
@@ -228,17 +182,3 @@ def _opener(image: Opener | bytes | dict[str, Any] | str, folder: Path) -> Opene
             raise MediaError(f"cannot read image {where}: {error}") from error
 
     return read
-
-
-def media_digest(images: Sequence[Image.Image]) -> str:
-    """Hash of pixels, for records."""
-    digest = hashlib.sha256()
-    for image in images:
-        digest.update(str(image.size).encode() + image.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def load_suite(name: str) -> list[str]:
-    """The tasks of a suite, by name; a task's own name is a suite of one."""
-    path = SUITES / f"{name}.yaml"
-    return list(yaml.safe_load(path.read_text())["tasks"]) if path.exists() else [name]

@@ -1,10 +1,13 @@
-"""Scores of single answers, in [0, 1], and how a task joins them into one number."""
+"""Scores of single answers, in [0, 1], and how a built-in task joins them into one number."""
 
 import re
 import string
 from collections.abc import Callable, Sequence
 
-Scorer = Callable[[str, Sequence[str]], float]
+from effivlm.scores import Answered, Metric
+from effivlm.tasks.base import Result, Scorer
+
+Score = Callable[[str, Sequence[str]], float]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -98,7 +101,7 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
     return max(scorer.score(r, answer)["rougeL"].fmeasure for r in references)
 
 
-SCORERS: dict[str, Scorer] = {
+SCORERS: dict[str, Score] = {
     "exact_match": exact_match,
     "vqa_accuracy": vqa_accuracy,
     "anls": anls,
@@ -106,3 +109,50 @@ SCORERS: dict[str, Scorer] = {
     "yes_no": yes_no,
     "rouge_l": rouge_l,
 }
+
+
+class PerAnswer(Scorer):
+    """A built-in metric: every answer scored alone; the task's number is their mean, and for yes/no
+    questions first the F1 of yes.
+
+    Args:
+        name: one of `SCORERS`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.metric = name, SCORERS[name]
+        self.form = "yes_no" if name == "yes_no" else "free"
+        self.metrics = (Metric("f1"), Metric("accuracy")) if name == "yes_no" else (Metric(name),)
+
+    def score(self, answers: Sequence[Answered]) -> Result:
+        """The metric of every answer, and their mean; of yes/no questions F1 and accuracy."""
+        each = [0.0 if a.text is None else self.metric(a.text, a.references) for a in answers]
+        mean = sum(each) / max(len(each), 1)
+        total = {self.name: mean} if self.name != "yes_no" else _yes_no(answers, each)
+        return Result(list(each), total)
+
+
+def _yes_no(answers: Sequence[Answered], each: Sequence[float]) -> dict[str, float]:
+    hit = wrong = 0.0
+    for answer, right in zip(answers, each, strict=True):
+        hit += bool(right) and normalise(answer.references[0]) == "yes"
+        wrong += not right and (_is_yes(answer) or normalise(answer.references[0]) == "yes")
+    mean = sum(each) / max(len(each), 1)
+    return {"f1": 2 * hit / max(2 * hit + wrong, 1), "accuracy": mean}
+
+
+def _is_yes(answer: Answered) -> bool:
+    """Whether it says yes; a failed document says the wrong thing."""
+    if answer.text is None:
+        return normalise(answer.references[0]) != "yes"
+    return normalise(answer.text).split()[:1] == ["yes"]
+
+
+_LETTER = re.compile(r"(?:^|[^A-Za-z])[A-J](?:$|[^A-Za-z])")
+
+
+def invalid(text: str, form: str) -> bool:
+    """Whether an answer is none that the task's form allows: first word yes or no; a letter."""
+    if form == "yes_no":
+        return normalise(text).split()[:1] not in (["yes"], ["no"])
+    return form == "letter" and not _LETTER.search(text.strip())
