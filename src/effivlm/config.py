@@ -89,6 +89,23 @@ class TaskSpec(Spec):
     data: Path | None = None
 
 
+class JudgeSpec(Spec):
+    """The model that scores answers of tasks which need one.
+
+    Attributes:
+        url: of an OpenAI-compatible endpoint, up to ``/v1``. model: its name there. key_env,
+            key_file: environment variable or file that holds the key, which is never stored.
+        timeout: seconds for one call. cache: SQLite file of replies; None keeps them for one run.
+    """
+
+    url: str
+    model: str
+    key_env: str = ""
+    key_file: Path | None = None
+    timeout: float = Field(default=60.0, gt=0)
+    cache: Path | None = None
+
+
 class MeasureSpec(Spec):
     """How speed is measured.
 
@@ -125,7 +142,8 @@ class Experiment(Spec):
         name: the run's folder under ``runs/``. settings: in text form; ``none`` is always included,
             first.
         tasks: may be left out where the experiment is only measured, on a fixed workload.
-        seed: sampling of documents. width: answers decoded side by side.
+        seed: sampling of documents. width: answers decoded side by side. judge: for tasks that
+        need one.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
@@ -133,6 +151,7 @@ class Experiment(Spec):
     settings: tuple[str, ...] = Field(min_length=1)
     tasks: tuple[TaskSpec, ...] = ()
     measure: MeasureSpec | None = None
+    judge: JudgeSpec | None = None
     seed: int = 0
     width: int = Field(default=16, ge=1)
 
@@ -236,6 +255,7 @@ def _said(where: tuple[int | str, ...], kind: str, text: str) -> str:
         "models": ModelSpec,
         "tasks": TaskSpec,
         "measure": MeasureSpec,
+        "judge": JudgeSpec,
     }
     *_, key = where
     known = (owners.get(where[0], Experiment) if len(where) > 1 else Experiment).model_fields

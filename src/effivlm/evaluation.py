@@ -53,8 +53,9 @@ def _scored(path: Path) -> bool:
 
 
 def _tasks(folder: Path) -> Iterable[Task]:
-    for spec in load_experiment(folder / "experiment.yaml").tasks:
-        yield from load_tasks(spec.name, spec.data)
+    experiment = load_experiment(folder / "experiment.yaml")
+    for spec in experiment.tasks:
+        yield from load_tasks(spec.name, spec.data, experiment.judge)
 
 
 def _task_of(path: Path, tasks: dict[str, Task]) -> Task:

@@ -88,7 +88,11 @@ def experiment_tasks(experiment: Experiment) -> list[tuple[TaskSpec, Task]]:
     Raises:
         ConfigError: if a task is named twice.
     """
-    tasks = [(spec, t) for spec in experiment.tasks for t in load_tasks(spec.name, spec.data)]
+    tasks = [
+        (spec, t)
+        for spec in experiment.tasks
+        for t in load_tasks(spec.name, spec.data, experiment.judge)
+    ]
     names = [task.name for _, task in tasks]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise ConfigError(

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from effivlm.errors import EffivlmError
 
+Direction = Literal["higher", "lower"]
+
 
 class ScoresError(EffivlmError, RuntimeError):
     """A file of scores that cannot be read; it can always be made again."""
@@ -44,7 +46,7 @@ class Metric:
     """
 
     name: str
-    direction: Literal["higher", "lower"] = "higher"
+    direction: Direction = "higher"
     scale: float = 1.0
 
 

@@ -18,6 +18,7 @@ from effivlm.errors import EffivlmError
 from effivlm.scores import Answered, Metric
 
 Message = Mapping[str, Any]
+Form = Literal["free", "yes_no", "letter"]
 
 
 class TaskError(EffivlmError, ValueError):
@@ -106,7 +107,7 @@ class Scorer(ABC):
 
     name: str
     metrics: tuple[Metric, ...]
-    form: Literal["free", "yes_no", "letter"] = "free"
+    form: Form = "free"
 
     @abstractmethod
     def score(self, answers: Sequence[Answered]) -> Result:

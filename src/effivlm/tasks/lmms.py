@@ -17,40 +17,46 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import tenacity  # pyright: ignore[reportMissingImports]
 from huggingface_hub import constants
+from lmms_eval import tasks as catalogue  # pyright: ignore[reportMissingImports]
+from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask  # pyright: ignore[reportMissingImports]
+from lmms_eval.evaluator import _enable_reentrant_filelocks  # pyright: ignore[reportMissingImports]
+from lmms_eval.utils import load_yaml_config  # pyright: ignore[reportMissingImports]
+from loguru import logger  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
-# lmms-eval's tasks read these when they are imported, and some fail without them
-os.environ.setdefault("HF_HOME", constants.HF_HOME)
-os.environ.setdefault("OPENAI_API_KEY", "none")
-
-import tenacity
-from lmms_eval import tasks as catalogue
-from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
-from lmms_eval.evaluator import _enable_reentrant_filelocks
-from lmms_eval.utils import load_yaml_config
-from loguru import logger
-
+from effivlm.config import JudgeSpec
 from effivlm.tasks.base import Document, MediaError, Question, Task, TaskError
+from effivlm.tasks.judge import Endpoint, listening, read_key
 from effivlm.tasks.lmms_scoring import OfficialScorer, said
 from effivlm.tasks.loading import Official
 
+JUDGE = listening()  # an address that tasks are told when they are imported; served while scoring
 PROMPT = "effivlm"  # no task has a prompt for this name, so each takes its default one
 LIMIT = 128  # new tokens where a task names none; lmms-eval leaves it to its model classes
 _TASK = re.compile(r"^task\s*:\s*[\"']?([\w.-]+)[\"']?\s*$", re.MULTILINE)
 
 
-def load(facts: Official, data: Path | None) -> Task:
+def load(facts: Official, data: Path | None, judge: JudgeSpec | None = None) -> Task:
     """An official task.
 
     Args:
         facts: what is known of it.
         data: folder with rows of the official schema; None means the hub or its cache.
+        judge: asked while answers are scored.
 
     Raises:
         TaskError: if the task is unknown or of a kind that greedy answers cannot serve, or if its
-            data is missing or has other columns.
+            data is missing or has other columns. JudgeError: if the judge's key is missing.
     """
+    endpoint = _endpoint(judge)
+    os.environ.setdefault("HF_HOME", constants.HF_HOME)  # some tasks cannot be imported without
+    os.environ |= {
+        "API_TYPE": "openai",
+        "OPENAI_API_KEY": "none",
+        "OPENAI_API_URL": f"http://127.0.0.1:{JUDGE.getsockname()[1]}/v1/chat/completions",
+    }
     config = _config(facts.task)
     _greedy(facts.task, config)
     task = _built(facts, deepcopy(config), data)  # which adds an `until` that nobody stated
@@ -62,7 +68,7 @@ def load(facts: Official, data: Path | None) -> Task:
         facts.task,
         f"lmms-eval {version('lmms_eval')}, default prompt",
         rows,
-        OfficialScorer(facts, task, split),
+        OfficialScorer(facts, task, split, JUDGE, endpoint, judge.cache if judge else None),
         int(generation.get("max_new_tokens") or LIMIT),
         (until,) if isinstance(until, str) else tuple(until),
         clusters=rows.clusters,
@@ -110,6 +116,7 @@ def _greedy(name: str, config: Mapping[str, Any]) -> None:
 
 def _built(facts: Official, config: dict[str, Any], data: Path | None) -> ConfigurableMessagesTask:
     if data is not None:
+        config.pop("process_docs" if facts.joins else "", None)
         if not data.is_dir():
             raise TaskError(f"{facts.task}: data: {data} is no folder")
         config |= {"dataset_path": str(data), "dataset_name": None, "dataset_kwargs": {}}
@@ -133,6 +140,12 @@ def _built(facts: Official, config: dict[str, Any], data: Path | None) -> Config
         task.set_config("num_fewshot", 0)
     task.set_fewshot_seed(1234)
     return task
+
+
+def _endpoint(judge: JudgeSpec | None) -> Endpoint | None:
+    if judge is None:
+        return None
+    return Endpoint(judge.url, judge.model, read_key(judge.key_env, judge.key_file), judge.timeout)
 
 
 def _clusters(rows: Any, facts: Official) -> list[str]:
@@ -174,7 +187,10 @@ class Rows(Sequence[Document]):
             return [self[i] for i in range(*number.indices(len(self)))]
         if not 0 <= number < len(self):
             raise IndexError(number)
-        target = self.task.doc_to_target(self.plain[number])
+        row, stated = self.plain[number], self.task.config.doc_to_target
+        target = self.task.doc_to_target(row)
+        if target == stated and stated not in row:  # the name of a column that there is not
+            target = row.get("answers") or ""
         answers = target if isinstance(target, list | tuple) else [target]
         return Document(
             str(number),

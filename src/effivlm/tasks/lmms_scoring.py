@@ -9,20 +9,25 @@ import contextlib
 import io
 import multiprocessing
 import random
+import socket
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tenacity
+import tenacity  # pyright: ignore[reportMissingImports]
 import torch
-from lmms_eval.api.instance import GenerationResult, TokenCounts
-from lmms_eval.api.model import lmms as Model
-from lmms_eval.evaluator import evaluate
+from lmms_eval.api.instance import GenerationResult, TokenCounts  # pyright: ignore[reportMissingImports]
+from lmms_eval.api.model import lmms as Model  # pyright: ignore[reportMissingImports]
+from lmms_eval.evaluator import evaluate  # pyright: ignore[reportMissingImports]
 
 from effivlm.scores import Answered, Metric
 from effivlm.tasks.base import Result, Scorer, TaskError
+from effivlm.tasks.judge import Endpoint, Judge, serve
 from effivlm.tasks.loading import Official
 
 WRONG = {"yes_no": ("No", "Yes"), "letter": tuple("ABCDE"), "free": ("no answer",)}
@@ -31,8 +36,19 @@ WRONG = {"yes_no": ("No", "Yes"), "letter": tuple("ABCDE"), "free": ("no answer"
 class OfficialScorer(Scorer):
     """lmms-eval's numbers over the documents that were answered."""
 
-    def __init__(self, facts: Official, task: Any, split: str) -> None:
+    def __init__(
+        self,
+        facts: Official,
+        task: Any,
+        split: str,
+        where: socket.socket,
+        endpoint: Endpoint | None,
+        cache: Path | None,
+    ) -> None:
         self.facts, self.task, self.split = facts, task, split
+        self.where, self.endpoint = where, endpoint  # what tasks ask, and who answers them
+        self.folder = tempfile.TemporaryDirectory(prefix="effivlm-judge-")  # for one run's length
+        self.cache = cache or Path(self.folder.name) / "replies.sqlite"
         listed = [m["metric"] for m in task.config.metric_list]
         self.name = facts.metric or listed[0]
         self.parts = self.name.split("+")  # a headline may be the sum of several numbers
@@ -72,7 +88,10 @@ class OfficialScorer(Scorer):
         quiet = io.StringIO()
         try:
             with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-                pipe.send(self._scored(answers))
+                judge = Judge(self.endpoint, self.cache)
+                serve(self.where, judge)
+                time.sleep = _at_once  # the judge has its own pauses; tasks wait minutes
+                pipe.send(replace(self._scored(answers), void=judge.void))
         except BaseException as error:  # the parent tells the user
             pipe.send(said(error))
 
@@ -85,21 +104,29 @@ class OfficialScorer(Scorer):
             answers[i] if answers[i].text is not None else self._wrong(answers[i], plain[k])
             for k, i in enumerate(order)
         ]
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder:  # for submissions that tasks write
             results = _evaluated(self.facts.task, self.task, given, folder)
-        numbers = results["results"][self.facts.task]
-        total = {
-            key.removesuffix(",none"): float(value)
+            samples = {s["doc_id"]: s for s in results["samples"][self.facts.task]}
+            each: list[float | None] = [None] * len(answers)
+            for k, i in enumerate(order):
+                each[i] = 0.0 if answers[i].text is None else self._single(samples[k])
+        return Result(each, self._total(results["results"][self.facts.task]))
+
+    def _total(self, numbers: Mapping[str, Any]) -> dict[str, float]:
+        """Official numbers by metric; where a metric has several filters, by metric and filter."""
+        found = {
+            key: float(value)
             for key, value in numbers.items()
             if isinstance(value, int | float) and "stderr" not in key and np.isfinite(value)
         }
+        names = [key.partition(",")[0] for key in found]
+        total = {
+            name if names.count(name) == 1 or key.endswith(",none") else key: value
+            for (key, value), name in zip(found.items(), names, strict=True)
+        }
         if self.name not in total and set(self.parts) <= set(total):
             total[self.name] = sum(total[part] for part in self.parts)
-        samples = {s["doc_id"]: s for s in results["samples"][self.facts.task]}
-        each: list[float | None] = [None] * len(answers)
-        for k, i in enumerate(order):
-            each[i] = 0.0 if answers[i].text is None else self._single(samples[k])
-        return Result(each, total)
+        return total
 
     def _single(self, values: Mapping[str, Any]) -> float | None:
         """One document's share of a perfect score by the headline metric."""
@@ -108,8 +135,12 @@ class OfficialScorer(Scorer):
         if isinstance(value, Mapping) and isinstance(value.get("score"), int | float):
             value = value["score"]
         if not isinstance(value, int | float):
-            try:  # as if it were the only one
-                value = self.task.aggregation()[name]([value]) / self.facts.scale
+            if not self.facts.alone:
+                return None
+            join = self.task.aggregation()[name]
+            more = {"args": self.task.args} if "args" in signature(join).parameters else {}
+            try:
+                value = join([value], **more) / self.facts.scale
             except Exception:
                 return None  # an aggregate that needs more than that
         number = float(value)
@@ -125,6 +156,10 @@ class OfficialScorer(Scorer):
             if self._single(values) == 0:
                 return replace(answer, text=text)
         return replace(answer, text=texts[0])
+
+
+def _at_once(seconds: float) -> None:
+    """Sleeps not at all."""
 
 
 def _only(task: Any, split: str, rows: list[int]) -> None:
@@ -180,5 +215,6 @@ class Replay(Model):
 def said(error: BaseException) -> str:
     """The cause, out of the wrapper that says only that retries are over."""
     if isinstance(error, tenacity.RetryError):
-        error = error.last_attempt.exception() or error
+        cause = error.last_attempt.exception()  # pyright: ignore[reportAttributeAccessIssue]
+        return said(cause) if cause else "the retries are over"
     return f"{type(error).__name__}: {str(error)[:300]}"

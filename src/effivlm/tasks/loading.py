@@ -8,8 +8,10 @@ from typing import Any
 import yaml
 
 from effivlm import registry
+from effivlm.config import JudgeSpec
+from effivlm.scores import Direction
 from effivlm.tasks import builtin
-from effivlm.tasks.base import Task, TaskError
+from effivlm.tasks.base import Form, Task, TaskError
 
 SUITES = Path(__file__).parent / "suites"
 ANY = "lmms:"  # any other task of lmms-eval, whose first metric is then the headline
@@ -26,7 +28,9 @@ class Official:
             ``higher`` or ``lower``. judge: whether another model scores it. licence, rows: of the
             data set, where known. form: see `tasks.base.Scorer`. cluster: column of the rows that
             belong together. config: of the data set. media: ``image`` or ``video``. broken: why
-            lmms-eval cannot score it; such a task is refused.
+            lmms-eval cannot score it; such a task is refused. joins: its pictures are a second data
+            set of the hub; rows of a local folder have them in a column ``image``. alone: whether
+            the aggregate of one document may be its score, where no other is stated.
     """
 
     task: str
@@ -35,15 +39,17 @@ class Official:
     split: str
     metric: str
     scale: float = 1.0
-    direction: str = "higher"
+    direction: Direction = "higher"
     judge: bool = False
     licence: str = ""
     rows: int | None = None
-    form: str = "free"
+    form: Form = "free"
     cluster: str = ""
     config: str = ""
     media: str = "image"
     broken: str = ""
+    joins: bool = False
+    alone: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,21 +89,23 @@ def load_suite(name: str) -> Suite:
     return Suite(name, tasks, spec.get("paper", ""), spec.get("groups", {}))
 
 
-def load_tasks(name: str, data: Path | None = None) -> list[Task]:
+def load_tasks(name: str, data: Path | None = None, judge: JudgeSpec | None = None) -> list[Task]:
     """The tasks of a suite, or one task.
 
     Args:
         name: of a suite or a task, or a folder with ``task.yaml``.
         data: folder that holds an official task's rows; for a suite, with one folder per task.
+        judge: for tasks that need one.
 
     Raises:
         UnknownName: with near names. TaskError, ImportError: before anything runs.
     """
     suite = load_suite(name)
-    return [load_task(t, data / t if data and len(suite.tasks) > 1 else data) for t in suite.tasks]
+    several = len(suite.tasks) > 1
+    return [load_task(t, data / t if data and several else data, judge) for t in suite.tasks]
 
 
-def load_task(name: str, data: Path | None = None) -> Task:
+def load_task(name: str, data: Path | None = None, judge: JudgeSpec | None = None) -> Task:
     """A built-in task by name, a folder, an official benchmark, or ``lmms:NAME``.
 
     Raises:
@@ -106,10 +114,10 @@ def load_task(name: str, data: Path | None = None) -> Task:
     """
     official = official_tasks()
     if name in official:
-        return _official(official[name], data)
+        return _official(official[name], data, judge)
     if name.startswith(ANY):
         task = name.removeprefix(ANY)
-        return _official(Official(task, task, "", "", ""), data)
+        return _official(Official(task, task, "", "", ""), data, judge)
     if data is not None:
         raise TaskError(
             f"data: {data} was given for {name}, which is no official benchmark: its folder names"
@@ -122,9 +130,14 @@ def load_task(name: str, data: Path | None = None) -> Task:
     return builtin.read_task(builtin.HOME / name)
 
 
-def _official(facts: Official, data: Path | None) -> Task:
+def _official(facts: Official, data: Path | None, judge: JudgeSpec | None) -> Task:
     if facts.broken:
-        raise TaskError(f"{facts.task}: {facts.broken}")
+        raise TaskError(f"{facts.task}: {facts.broken}; leave it out")
+    if facts.judge and judge is None:
+        raise TaskError(
+            f"{facts.task} is scored by a judge: name one in the experiment (judge: {{url: ...,"
+            " model: ..., key_env: ...}), or leave it out"
+        )
     try:
         from effivlm.tasks import lmms
     except ImportError as error:
@@ -132,4 +145,4 @@ def _official(facts: Official, data: Path | None) -> Task:
             f"{facts.task} is scored by lmms-eval, which is not here ({error}): `make benchmarks`,"
             " or the two commands of docs/benchmarks.md"
         ) from None
-    return lmms.load(facts, data)
+    return lmms.load(facts, data, judge)
