@@ -37,24 +37,77 @@ def lettered(i, a, prefix=""):
 
 
 def pictures(count, shown, first=1):
-    return {f"image_{k}": shown[k - first] if k - first < len(shown) else None for k in range(first, first + count)}
+    return {
+        f"image_{k}": shown[k - first] if k - first < len(shown) else None
+        for k in range(first, first + count)
+    }
 
 
 def vqa(kind="scene_qa", **more):
-    return made(kind, lambda i, q, a, p: {"image": p[0], "question": q, "answers": [a] * 10, **{k: v(i) for k, v in more.items()}})
+    return made(
+        kind,
+        lambda i, q, a, p: {
+            "image": p[0],
+            "question": q,
+            "answers": [a] * 10,
+            **{k: v(i) for k, v in more.items()},
+        },
+    )
 
 
 def mmbench():
-    return made("scene_qa", lambda i, q, a, p: {"image": p[0], "question": q, "category": f"c{i % 2}", "L2-category": "l", "l2_category": "l", "index": i, "hint": "nan", "source": "s", "split": "dev", **lettered(i, a)})
+    return made(
+        "scene_qa",
+        lambda i, q, a, p: {
+            "image": p[0],
+            "question": q,
+            "category": f"c{i % 2}",
+            "L2-category": "l",
+            "l2_category": "l",
+            "index": i,
+            "hint": "nan",
+            "source": "s",
+            "split": "dev",
+            **lettered(i, a),
+        },
+    )
 
 
 def mathvista():
-    meta = dict.fromkeys(("split", "language", "source", "category", "task", "context", "grade"), "x") | {"skills": ["x"]}
-    return made("chart", lambda i, q, a, p: {"decoded_image": p[0], "pid": str(i), "question": q, "query": q, "choices": None, "answer": "7", "question_type": "free_form", "answer_type": "integer", "unit": None, "precision": None, "metadata": meta})
+    meta = dict.fromkeys(
+        ("split", "language", "source", "category", "task", "context", "grade"), "x"
+    ) | {"skills": ["x"]}
+    return made(
+        "chart",
+        lambda i, q, a, p: {
+            "decoded_image": p[0],
+            "pid": str(i),
+            "question": q,
+            "query": q,
+            "choices": None,
+            "answer": "7",
+            "question_type": "free_form",
+            "answer_type": "integer",
+            "unit": None,
+            "precision": None,
+            "metadata": meta,
+        },
+    )
 
 
 def interleaved(sub_task):
-    return made("multi_image", lambda i, q, a, p: {"sample_id": i, "question": q, "conversations": [{"from": "human", "value": q}], "answer": a, "question_type": "open-ended", "sub_task": sub_task, **pictures(2, p, 0)})
+    return made(
+        "multi_image",
+        lambda i, q, a, p: {
+            "sample_id": i,
+            "question": q,
+            "conversations": [{"from": "human", "value": q}],
+            "answer": a,
+            "question_type": "open-ended",
+            "sub_task": sub_task,
+            **pictures(2, p, 0),
+        },
+    )
 
 
 def video_choices(i, a):
@@ -98,7 +151,13 @@ ROWS = {
     "longvideobench_val_v": lambda: made("scene_qa", lambda i, q, a, p: {"video_path": f"v{i}.mp4", "question": q, **{f"option{k}": o for k, o in enumerate([*choices(a, i)[0], "N/A"])}, "candidates": choices(a, i)[0], "correct_choice": i % 4, "id": str(i), "duration": 10, "duration_group": 15, "topic_category": "x", "question_category": "S2E", "level": "L1-Perception", "subtitle_path": "x", "video_id": str(i)}),
     "mlvu_dev": lambda: made("scene_qa", lambda i, q, a, p: {"video_name": f"v{i}.mp4", "question": q + "\n" + "\n".join(video_choices(i, a)[0]), "answer": choices(a, i)[1], "task_type": ("count", "plotQA")[i % 2], "duration": 10.0}),
 }  # fmt: skip
-VIDEOS = ("mvbench_video/clevrer/video_validation", "videomme/data", "egoschema/videos", "datasets/longvideobench/videos", "mlvu")
+VIDEOS = (
+    "mvbench_video/clevrer/video_validation",
+    "videomme/data",
+    "egoschema/videos",
+    "datasets/longvideobench/videos",
+    "mlvu",
+)
 
 
 def write(home: Path, name: str, split: str) -> Path:
@@ -121,9 +180,13 @@ def write_videos(home: Path) -> None:
     for place in VIDEOS:
         (home / place).mkdir(parents=True, exist_ok=True)
         for i, picture in enumerate(shown):
-            pixels = np.asarray(picture.convert("RGB").resize((96, 96), Image.Resampling.NEAREST))[:, :, ::-1]
+            pixels = np.asarray(picture.convert("RGB").resize((96, 96), Image.Resampling.NEAREST))[
+                :, :, ::-1
+            ]
             for suffix, code in ((".avi", "MJPG"), (".mp4", "mp4v")):
-                out = cv2.VideoWriter(str(home / place / f"v{i}{suffix}"), cv2.VideoWriter_fourcc(*code), 8, (96, 96))
+                out = cv2.VideoWriter(
+                    str(home / place / f"v{i}{suffix}"), cv2.VideoWriter_fourcc(*code), 8, (96, 96)
+                )
                 for shift in range(12):
                     out.write(np.roll(pixels, shift, 1).copy())
                 out.release()

@@ -2,22 +2,12 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from effivlm.errors import EffivlmError
 
@@ -53,12 +43,13 @@ def run(
 def _run(path: Path | None, root: Path, retry_failed: bool) -> None:
     from effivlm.config import default_experiment, load_experiment
     from effivlm.experiment import run as run_experiment
+    from effivlm.progress import documents
 
     experiment = load_experiment(path or default_experiment())
     folder = root / experiment.name
     _log_to(folder)
     try:
-        with _documents(len(experiment.settings)) as progress:
+        with documents(console, len(experiment.settings)) as progress:
             summary = run_experiment(experiment, root, progress, retry_failed)
     except KeyboardInterrupt:
         console.print(
@@ -82,30 +73,6 @@ def _log_to(folder: Path) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("effivlm").addHandler(handler)
     logging.getLogger("effivlm").setLevel(logging.INFO)
-
-
-@contextmanager
-def _documents(settings: int) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for every model; what it gives is called with the model's name, documents done, all."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("documents"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        bars: dict[str, Any] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = bar.add_task(f"{what}, {settings} settings", total=total)
-            bar.update(bars[what], completed=done)
-
-        yield progress
 
 
 @app.command()
@@ -269,6 +236,24 @@ def _score(folder: Path) -> None:
         score_run(folder, again=True, progress=lambda what: line.update(f"scoring {what}"))
     for text in lines(read_totals(folder)):
         console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/default.")],
+) -> None:
+    """Our numbers beside published ones of the same model, method, budget and benchmark."""
+    _guard(lambda: _compare(folder))
+
+
+def _compare(folder: Path) -> None:
+    from effivlm.evaluation import score_run
+    from effivlm.records import read_totals
+    from effivlm.report.beside import beside, lines
+
+    score_run(folder)
+    for line in lines(beside(read_totals(folder))):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @data.command(name="check")

@@ -5,6 +5,7 @@ lmms-eval's own; nothing of its models, caches or command line is used. These tw
 that import lmms_eval.
 """
 
+import atexit
 import base64
 import contextlib
 import io
@@ -15,6 +16,8 @@ from copy import deepcopy
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 import tenacity  # pyright: ignore[reportMissingImports]
@@ -33,6 +36,9 @@ from effivlm.tasks.lmms_scoring import OfficialScorer, said
 from effivlm.tasks.loading import Official
 
 JUDGE = listening()  # an address that tasks are told when they are imported; served while scoring
+REPLIES = Path(mkdtemp(prefix="effivlm-judge-"))  # of judges without a cache, for this process
+atexit.register(JUDGE.close)
+atexit.register(rmtree, REPLIES, ignore_errors=True)
 PROMPT = "effivlm"  # no task has a prompt for this name, so each takes its default one
 LIMIT = 128  # new tokens where a task names none; lmms-eval leaves it to its model classes
 _TASK = re.compile(r"^task\s*:\s*[\"']?([\w.-]+)[\"']?\s*$", re.MULTILINE)
@@ -64,11 +70,12 @@ def load(facts: Official, data: Path | None, judge: JudgeSpec | None = None) -> 
     rows = Rows(facts.task, task, split, _clusters(task.dataset_no_image[split], facts))
     generation = config.get("generation_kwargs") or {}
     until = generation.get("until") or ()
+    cache = (judge and judge.cache) or REPLIES / "replies.sqlite"
     return Task(
         facts.task,
         f"lmms-eval {version('lmms_eval')}, default prompt",
         rows,
-        OfficialScorer(facts, task, split, JUDGE, endpoint, judge.cache if judge else None),
+        OfficialScorer(facts, task, split, JUDGE, endpoint, cache),
         int(generation.get("max_new_tokens") or LIMIT),
         (until,) if isinstance(until, str) else tuple(until),
         clusters=rows.clusters,

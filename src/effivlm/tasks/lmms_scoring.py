@@ -43,12 +43,14 @@ class OfficialScorer(Scorer):
         split: str,
         where: socket.socket,
         endpoint: Endpoint | None,
-        cache: Path | None,
+        cache: Path,
     ) -> None:
         self.facts, self.task, self.split = facts, task, split
-        self.where, self.endpoint = where, endpoint  # what tasks ask, and who answers them
-        self.folder = tempfile.TemporaryDirectory(prefix="effivlm-judge-")  # for one run's length
-        self.cache = cache or Path(self.folder.name) / "replies.sqlite"
+        self.where, self.endpoint, self.cache = (
+            where,
+            endpoint,
+            cache,
+        )  # what tasks ask, and who answers them
         listed = [m["metric"] for m in task.config.metric_list]
         self.name = facts.metric or listed[0]
         self.parts = self.name.split("+")  # a headline may be the sum of several numbers
@@ -100,12 +102,15 @@ class OfficialScorer(Scorer):
         rows = [int(answers[i].document) for i in order]
         _only(self.task, self.split, rows)
         plain = self.task.dataset_no_image[self.split]
-        given = [
-            answers[i] if answers[i].text is not None else self._wrong(answers[i], plain[k])
-            for k, i in enumerate(order)
-        ]
         with tempfile.TemporaryDirectory() as folder:  # for submissions that tasks write
-            results = _evaluated(self.facts.task, self.task, given, folder)
+            self.task.args = argparse.Namespace(
+                output_path=folder, process_with_media=False, reasoning_tags=None
+            )
+            given = [
+                answers[i] if answers[i].text is not None else self._wrong(answers[i], plain[k])
+                for k, i in enumerate(order)
+            ]
+            results = _evaluated(self.facts.task, self.task, given)
             samples = {s["doc_id"]: s for s in results["samples"][self.facts.task]}
             each: list[float | None] = [None] * len(answers)
             for k, i in enumerate(order):
@@ -150,7 +155,9 @@ class OfficialScorer(Scorer):
         """A failed document as one that was answered wrong: an empty answer would leave some
         benchmarks' denominators, or be guessed at.
         """
-        texts = WRONG[self.form]
+        texts = [
+            t for t in WRONG[self.form] if t.lower() not in {r.lower() for r in answer.references}
+        ]
         for text in texts if len(texts) > 1 else ():
             values = self.task.process_results(row, [text])
             if self._single(values) == 0:
@@ -171,16 +178,13 @@ def _only(task: Any, split: str, rows: list[int]) -> None:
         table[split] = table[split].select(rows)
 
 
-def _evaluated(name: str, task: Any, answers: Sequence[Answered], folder: str) -> dict[str, Any]:
-    arguments = argparse.Namespace(
-        output_path=folder, process_with_media=False, reasoning_tags=None
-    )
+def _evaluated(name: str, task: Any, answers: Sequence[Answered]) -> dict[str, Any]:
     return evaluate(
         lm=Replay(answers),
         task_dict={name: task},
         bootstrap_iters=0,
         log_samples=True,
-        cli_args=arguments,
+        cli_args=task.args,
         distributed_executor_backend="torchrun",
         process_docs_parallel=1,
     )
