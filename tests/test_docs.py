@@ -81,7 +81,11 @@ def test_experiments_round_trip_through_yaml():
         load_experiment,
     )
 
-    for path in (default_experiment(), *(ROOT / "gpu/measure").glob("*.yaml")):
+    for path in (
+        default_experiment(),
+        *(ROOT / "gpu/measure").glob("*.yaml"),
+        *(ROOT / "experiments").glob("*.yaml"),
+    ):
         experiment = load_experiment(path)
         assert build_experiment(yaml.safe_load(dump_experiment(experiment)), "again") == experiment
 

@@ -14,7 +14,7 @@ from effivlm.tasks.loading import official_tasks
 
 Key = tuple[str, str, str]  # model, setting, task
 UNCOMPRESSED = ("vanilla", "original")
-SPELLED = {"vispruner": "visprune"}  # ours -> the papers'
+SPELLED = {"vispruner": "visprune", "prumerge_plus": "prumerge+"}  # ours -> the papers'
 UNITS = {  # what a perfect score is printed as, where it is not 100
     ("EffiVLM-Bench", "OCRBench"): 1000.0,
     ("EffiVLM-Bench", "MME"): 2800.0,

@@ -129,8 +129,9 @@ class OfficialScorer(Scorer):
             name if names.count(name) == 1 or key.endswith(",none") else key: value
             for (key, value), name in zip(found.items(), names, strict=True)
         }
-        if self.name not in total and set(self.parts) <= set(total):
-            total[self.name] = sum(total[part] for part in self.parts)
+        if self.name not in total and set(self.parts) & set(total):
+            # of a sample, what it has: every setting is asked the same
+            total[self.name] = sum(total.get(part, 0.0) for part in self.parts)
         return total
 
     def _single(self, values: Mapping[str, Any]) -> float | None:
