@@ -220,9 +220,21 @@ def plain(model, data, out):
     """
     import multiprocessing
 
+    from lmms_eval.api.task import ConfigurableMessagesTask
+
+    from effivlm.tasks import lmms as adapter
+
+    tasks = {}
+    for name in COMPARED:
+        local = {"dataset_path": str(data / name), "dataset_name": None, "dataset_kwargs": {}}
+        tasks[name] = ConfigurableMessagesTask(
+            config=adapter._config(name) | local, model_name="plain"
+        )
+        tasks[name].set_config("num_fewshot", 0)
+        tasks[name].set_fewshot_seed(1234)
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_plain, args=(there, model, data, out))
+    child = context.Process(target=_plain, args=(there, model, tasks, out))
     child.start()
     found = here.recv()
     child.join()
@@ -230,9 +242,8 @@ def plain(model, data, out):
     return found
 
 
-def _plain(pipe, loaded, data, out):
+def _plain(pipe, loaded, tasks, out):
     from lmms_eval.api.model import lmms
-    from lmms_eval.api.task import ConfigurableMessagesTask
     from lmms_eval.evaluator import evaluate
     from lmms_eval.protocol import ChatMessages
 
@@ -286,22 +297,12 @@ def _plain(pipe, loaded, data, out):
             pass
 
     try:
-        from effivlm.tasks import lmms as adapter
-
-        tasks = {}
-        for name in COMPARED:
-            config = adapter._config(name) | {
-                "dataset_path": str(data / name),
-                "dataset_name": None,
-                "dataset_kwargs": {},
-            }
-            tasks[name] = ConfigurableMessagesTask(config=config, model_name="plain")
-            tasks[name].set_config("num_fewshot", 0)
-            tasks[name].set_fewshot_seed(1234)
+        model = Plain()
+        model.task_dict = {name: task.dataset for name, task in tasks.items()}
         random.seed(0)
         np.random.seed(1234)
         with contextlib.redirect_stdout(io.StringIO()):
-            results = evaluate(lm=Plain(), task_dict=tasks, bootstrap_iters=0, distributed_executor_backend="torchrun", process_docs_parallel=1, cli_args=argparse.Namespace(output_path=str(out), process_with_media=False, reasoning_tags=None))  # fmt: skip
+            results = evaluate(lm=model, task_dict=tasks, bootstrap_iters=0, distributed_executor_backend="torchrun", process_docs_parallel=1, cli_args=argparse.Namespace(output_path=str(out), process_with_media=False, reasoning_tags=None))  # fmt: skip
         pipe.send(
             (
                 seen,
