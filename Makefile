@@ -1,9 +1,10 @@
 # `make demo`: the main job on a fresh machine. `make test`: everything that must hold. Both set up .venv first.
+# `make benchmarks`: adds lmms-eval, the official benchmarks' scorer, to .venv; `make benchmarks-test`: what needs it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test contract docs setup clean
+.PHONY: demo test contract docs setup benchmarks benchmarks-test clean
 
 demo: setup
 	$(BIN)/effivlm run
@@ -32,6 +33,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+# lmms-eval without its dependencies: they pull torchvision, which breaks transformers beside a CPU torch
+benchmarks: $(VENV)/.benchmarks
+
+$(VENV)/.benchmarks: $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-deps lmms-eval==0.7.3
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lmms]'
+	touch $@
+
+benchmarks-test: benchmarks
+	$(BIN)/python -m pytest tests/test_lmms.py
 
 clean:
 	rm -rf $(VENV)

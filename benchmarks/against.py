@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from effivlm.metrics.paired import holm, paired_test
-from effivlm.metrics.performance import pairs_of
+from effivlm.metrics.performance import pairs_of, score_of
 from effivlm.records import DocumentRecord, read_run
 from effivlm.report.rows import Row, rows_of
 
@@ -21,9 +21,7 @@ from effivlm.report.rows import Row, rows_of
 def differences(mine: list[DocumentRecord], theirs: list[DocumentRecord]) -> dict[str, np.ndarray]:
     """Task -> score under one setting minus score under the other, document by document."""
     pairs = pairs_of(mine, theirs)
-    return {
-        t: np.array([(a.score or 0.0) - (b.score or 0.0) for a, b in p]) for t, p in pairs.items()
-    }
+    return {t: np.array([score_of(a) - score_of(b) for a, b in p]) for t, p in pairs.items()}
 
 
 def table(

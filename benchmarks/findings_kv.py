@@ -18,6 +18,7 @@ from effivlm.config import load_experiment
 from effivlm.experiment import run
 from effivlm.metrics import intervals
 from effivlm.metrics.paired import holm, paired_test
+from effivlm.metrics.performance import score_of
 from effivlm.metrics.sample import Part
 from effivlm.records import DocumentRecord, read_run
 
@@ -48,7 +49,7 @@ def scores_of(records: Sequence[DocumentRecord]) -> Scores:
     """Scores by setting, task and document; a failed document scores 0."""
     out: Scores = {}
     for r in records:
-        out.setdefault(r.setting, {}).setdefault(r.task, {})[r.document] = r.score or 0.0
+        out.setdefault(r.setting, {}).setdefault(r.task, {})[r.document] = score_of(r)
     return out
 
 

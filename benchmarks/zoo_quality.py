@@ -11,7 +11,6 @@ of docs/zoo.md.
 import argparse
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 
 import torch
 from PIL import Image
@@ -19,51 +18,35 @@ from PIL import Image
 from effivlm import zoo
 from effivlm.config import ModelSpec
 from effivlm.families.loading import Loaded
-from effivlm.metrics.performance import task_score
 from effivlm.prompts import load_model, prepare, stop_ids
-from effivlm.records import DocumentRecord
 from effivlm.runtime.plan import Plan
+from effivlm.scores import Answered
 from effivlm.setting import parse_setting
-from effivlm.tasks.builtin import Document, Task, load_suite, load_task
+from effivlm.tasks.base import Document, Question, Task
+from effivlm.tasks.loading import load_tasks
 
 
 def blank(document: Document) -> Document:
     """The same question about empty pictures."""
-    sizes = [image().size for image in document.images]
-    return replace(
-        document, images=tuple(partial(Image.new, "RGB", size, (255, 255, 255)) for size in sizes)
-    )
+
+    def opened() -> Question:
+        question = document.open()
+        empty = tuple(Image.new("RGB", i.size, (255, 255, 255)) for i in question.images)
+        return replace(question, images=empty)
+
+    return replace(document, open=opened)
 
 
 def score(answers: list[str], task: Task, documents: list[Document]) -> float:
     """The task's score of some answers, in percent."""
-    common = {
-        "model": "",
-        "setting": "",
-        "task": task.name,
-        "metric": task.metric,
-        "digest": "",
-        "new_tokens": 0,
-        "finish": "stop",
-    }
-    records = [
-        DocumentRecord(
-            **common,
-            document=d.id,
-            references=d.answers,
-            answer=a,
-            score=task.scorer(a, d.answers),
-            error=None,
-        )
-        for a, d in zip(answers, documents, strict=True)
-    ]
-    return 100 * task_score(records)
+    given = [Answered(d.id, a, d.answers) for a, d in zip(answers, documents, strict=True)]
+    return 100 * task.scorer.score(given).total[task.scorer.metrics[0].name]
 
 
 def answered(loaded: Loaded, plan: Plan, task: Task, documents: list[Document]) -> list[str]:
     out = []
     for document in documents:
-        inputs = prepare(loaded, document, [image() for image in document.images])
+        inputs = prepare(loaded, document.open())
         (outcome,) = plan.run(inputs, task.max_new_tokens, stop_ids(loaded))
         if outcome.error is not None or outcome.generated is None:
             raise RuntimeError(f"{task.name} {document.id} failed") from outcome.error
@@ -80,14 +63,15 @@ def unseen(documents: list[Document]) -> list[str]:
     at one place of it.
     """
     kinds: dict[str, list[Document]] = {}
+    texts = {d.id: d.open().text for d in documents}
     for d in documents:
-        kinds.setdefault(" ".join(d.prompt.split()[:2]), []).append(d)
+        kinds.setdefault(" ".join(texts[d.id].split()[:2]), []).append(d)
     said = {}
     for mine in kinds.values():
         usual = Counter(d.answers[0] for d in mine).most_common(1)[0][0]
         guesses = [
             [usual] * len(mine),
-            *([(d.prompt.split()[-n:] or [""])[0] for d in mine] for n in range(1, 5)),
+            *([(texts[d.id].split()[-n:] or [""])[0] for d in mine] for n in range(1, 5)),
         ]
         best = max(
             guesses, key=lambda g: sum(a == d.answers[0] for a, d in zip(g, mine, strict=True))
@@ -104,7 +88,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=200)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    tasks = [load_task(name) for name in load_suite("mini")]
+    tasks = load_tasks("mini")
     print("| model | what is shown | " + " | ".join(t.name for t in tasks) + " |")
     print("|---|---|" + "---|" * len(tasks))
     asked = {t.name: list(t.documents[: args.documents]) for t in tasks}

@@ -81,7 +81,11 @@ def test_experiments_round_trip_through_yaml():
         load_experiment,
     )
 
-    for path in (default_experiment(), *(ROOT / "gpu/measure").glob("*.yaml")):
+    for path in (
+        default_experiment(),
+        *(ROOT / "gpu/measure").glob("*.yaml"),
+        *(ROOT / "experiments").glob("*.yaml"),
+    ):
         experiment = load_experiment(path)
         assert build_experiment(yaml.safe_load(dump_experiment(experiment)), "again") == experiment
 
@@ -90,7 +94,8 @@ def test_verbs_in_the_readme_are_those_of_the_command_line():
     from effivlm.cli import app
 
     shown = set(re.findall(r"^effivlm (\w+)", (ROOT / "README.md").read_text(), re.M))
-    assert shown == {c.name or c.callback.__name__.rstrip("_") for c in app.registered_commands}
+    verbs = {c.name or c.callback.__name__.rstrip("_") for c in app.registered_commands}
+    assert shown == verbs | {g.name for g in app.registered_groups}
 
 
 def test_scripts_are_listed():

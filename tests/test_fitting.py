@@ -12,7 +12,8 @@ from effivlm.families.loading import Loaded
 from effivlm.methods.intra_llm.fitprune import FitPrune
 from effivlm.runtime.session import Session
 from effivlm.setting import parse_setting
-from effivlm.tasks.builtin import Document, Task
+from effivlm.tasks.base import Document, Task, one_turn
+from effivlm.tasks.scoring import PerAnswer
 
 torch.set_num_threads(1)
 
@@ -51,21 +52,26 @@ def test_attention_received_is_the_dense_sum(family):
         torch.testing.assert_close(from_visual, top[visual].sum(0)[visual], atol=1e-5, rtol=1e-4)
 
 
+def task_of(name, ids, pictures=1):
+    """A task of questions that say their own id."""
+    documents = tuple(
+        Document(i, ("",), lambda i=i: one_turn(i, [blank()] * pictures)) for i in ids
+    )
+    return Task(name, "1", documents, PerAnswer("exact_match"), 4)
+
+
 @pytest.fixture
 def tiny_task(monkeypatch):
     """Three prompts of one image for a tiny model, behind a task and a checkpoint name."""
     model = build("llava")
     prompts = {str(i): prompt("llava", 1, seed=i, after=5 + i) for i in range(3)}
-    documents = tuple(Document(i, "", ("",), (blank,)) for i in prompts)
-    monkeypatch.setattr(
-        fitting, "load_task", lambda name: Task(name, 1, "exact_match", 4, "", documents)
-    )
+    monkeypatch.setattr(fitting, "load_task", lambda name: task_of(name, prompts))
     monkeypatch.setattr(
         fitting,
         "load_model",
         lambda spec: Loaded(model, None, registry.families()["llava"], "tiny"),
     )
-    monkeypatch.setattr(fitting, "prepare", lambda loaded, document, images: prompts[document.id])
+    monkeypatch.setattr(fitting, "prepare", lambda loaded, question: prompts[question.text])
     return model, list(prompts.values())
 
 
@@ -114,10 +120,7 @@ def test_fitprune_prints_a_setting_that_deletes_what_was_fitted(tiny_task):
 def test_what_cannot_be_calibrated_is_refused(tiny_task, monkeypatch):
     result = run("fastv@0.5", "model")
     assert result.exit_code == cli.USER_ERROR and "compresses no weights" in result.output
-    album = Document("7", "", ("",), (blank, blank))
-    monkeypatch.setattr(
-        fitting, "load_task", lambda name: Task(name, 1, "exact_match", 4, "", (album,))
-    )
+    monkeypatch.setattr(fitting, "load_task", lambda name: task_of(name, ["7"], pictures=2))
     result = run("vtw", "model")
     assert (
         result.exit_code == cli.USER_ERROR

@@ -18,7 +18,8 @@ from effivlm.errors import EffivlmError, printable
 from effivlm.files.names import file_name
 from effivlm.files.yaml_text import dump_yaml, parse_yaml
 from effivlm.setting import parse_setting
-from effivlm.tasks.builtin import TaskError, load_task
+from effivlm.tasks.base import TaskError
+from effivlm.tasks.loading import load_task
 
 MANY = settings(
     max_examples=int(os.environ.get("EFFIVLM_EXAMPLES", "60")),
@@ -319,7 +320,7 @@ def test_rows_that_are_no_mistake(tmp_path):
     )
     row = json.dumps({"question": "a\u2028b", "answers": ["x"]}, ensure_ascii=False)
     (tmp_path / "r.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{row}\n\n  \n{row}".encode())
-    assert [d.prompt for d in load_task(str(tmp_path)).documents] == ["a\u2028b"] * 2
+    assert [d.open().text for d in load_task(str(tmp_path)).documents] == ["a\u2028b"] * 2
     (tmp_path / "r.jsonl").unlink()
     os.mkfifo(tmp_path / "r.jsonl")
     with pytest.raises(TaskError, match="is a pipe"):

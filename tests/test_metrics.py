@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from record_samples import document, timing
 
+from effivlm.metrics import papers
 from effivlm.metrics.efficiency import speedup
 from effivlm.metrics.front import pareto
 from effivlm.metrics.generalization import generalization
@@ -302,3 +303,67 @@ def test_what_cannot_be_compared_is_refused(mine, base, stage, why):
 
 def test_values_of_scores():
     assert values([document(0, score=0.25), document(1, error=ERROR)]).tolist() == [[0.25], [0.0]]
+
+
+# ---- the papers' own aggregates ------------------------------------------------------------------
+
+
+def table_of(source, number):
+    """(model, method, setting) -> benchmark -> value."""
+    found: dict = {}
+    for r in published(source, number):
+        if r.metric == "score":
+            found.setdefault((r.model, r.method, r.setting), {})[r.benchmark] = r.value
+    return found
+
+
+def test_effivlm_bench_table_4_by_hand():
+    """No OP is shipped for it: every row against the formula written out."""
+    rows = table_of("EffiVLM-Bench", 4)
+    original = next(v for k, v in rows.items() if k[1] == "Original")
+    assert len(rows) == 12 and papers.op(original, original) == 1
+    for row in rows.values():
+        squares = [(row[b] / original[b]) ** 2 for b in original]
+        assert papers.op(row, original) == pytest.approx(math.sqrt(sum(squares) / len(squares)))
+    with pytest.raises(MetricError, match="tasks differ"):
+        papers.op({"DocVQA": 1.0}, original)
+
+
+def test_og_is_the_spread_of_ratios_averaged_over_models():
+    a, b = {"x": 1.0, "y": 1.0}, {"x": 2.0, "y": 2.0}
+    found = papers.og([({"x": 1.0, "y": 0.5}, a), ({"x": 1.0, "y": 2.0}, b)])
+    assert found == 0, "(1 + 0.5) / 2 and (0.5 + 1) / 2 are equal"
+    assert papers.og([({"x": 1.0, "y": 0.5}, a)]) == pytest.approx(0.25 / 0.75)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_polymorphic_means_of_its_tables(number):
+    rows = table_of("Polymorphic", number)
+    original = next(v for k, v in rows.items() if k[1] == "Vanilla")
+    for key, row in rows.items():
+        want = 100 * sum(row[b] / original[b] for b in original) / len(original)
+        assert papers.mean_percent(row, original) == pytest.approx(want)
+        assert key[1] == "Vanilla" or 50 < want < 105
+
+
+@pytest.mark.parametrize(("number", "held"), [(1, 4), (2, 6), (3, 6)])
+def test_uniprunebench_drops_and_abilities_of_its_tables(number, held):
+    rows = table_of("UniPruneBench", number)
+    vanilla = {k[0]: v for k, v in rows.items() if k[1] == "Vanilla"}
+    whole = [(k, v) for k, v in rows.items() if set(v) == set(vanilla[k[0]])]
+    assert len(whole) > len(vanilla)
+    for (model, method, _), row in whole:
+        drop = papers.relative_drop(row, vanilla[model])
+        before, after = sum(vanilla[model].values()), sum(row.values())
+        assert drop == pytest.approx(100 * (after / before - 1)) and (drop <= 2 or method == "x")
+        assert len(papers.abilities(row)) == held
+        if "HallusionBench" in row:
+            assert papers.abilities(row)["hallucination"] == pytest.approx(
+                (row["POPE"] + row["HallusionBench"]) / 2
+            )
+
+
+def test_plphp_averages_are_plain_means():
+    assert papers.mean({"a": 1.0, "b": 2.0}) == 1.5
+    with pytest.raises(MetricError, match="no scores"):
+        papers.mean({})

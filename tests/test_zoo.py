@@ -10,14 +10,14 @@ from effivlm import zoo
 from effivlm.families.loading import load
 from effivlm.prompts import prepare
 from effivlm.setting import parse_setting
-from effivlm.tasks.builtin import load_suite, load_task
+from effivlm.tasks.loading import load_suite, load_task
 from effivlm.zoo import charts, pages, pictures, scenes, suite
 from effivlm.zoo.build import CONFIGS
 from effivlm.zoo.training import labels, steps
 from effivlm.zoo.words import make_tokenizer, spelled, token_of, vocabulary
 
 MAKERS = (scenes.make_scene, pages.make_page, charts.make_chart)
-TASKS = load_suite("mini")
+TASKS = load_suite("mini").tasks
 
 
 @functools.cache
@@ -210,10 +210,10 @@ def test_checkpoints_load_and_are_small(name):
     assert sum(p.stat().st_size for p in folder.iterdir()) < 8 * 2**20
     loaded = load(folder, "float32")
     for task in ("scene_qa", "multi_image"):
-        document = load_task(task).documents[0]
-        inputs = prepare(loaded, document, [i() for i in document.images])
+        question = load_task(task).documents[0].open()
+        inputs = prepare(loaded, question)
         assert int((inputs["input_ids"] == loaded.model.config.image_token_id).sum()) >= 25 * len(
-            document.images
+            question.images
         )
         out = loaded.model.generate(**inputs, max_new_tokens=8, do_sample=False)
         assert out[0, -1].item() == loaded.processor.tokenizer.eos_token_id, (

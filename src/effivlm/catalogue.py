@@ -13,7 +13,9 @@ from effivlm.methods.schedules import TOKENS, mean_share
 from effivlm.runtime.counts import in_layers
 from effivlm.runtime.support import Unsupported, check_supported
 from effivlm.setting import STAGES, Part, Setting, parse_setting
-from effivlm.tasks.builtin import load_task, suite_names, task_names
+from effivlm.tasks.builtin import task_names
+from effivlm.tasks.loading import load_task
+from effivlm.tasks.presence import suites
 
 
 def stages_of(cls: type[Method]) -> list[str]:
@@ -104,7 +106,7 @@ def _tasks() -> Iterator[str]:
     for name in task_names():
         task = load_task(name)
         yield (
-            f"{name:20} {task.metric:18} {len(task.documents)} documents, stands for"
+            f"{name:20} {task.scorer.name:18} {len(task.documents)} documents, stands for"
             f" {task.stands_for}"
         )
 
@@ -147,7 +149,7 @@ def _support() -> Iterator[str]:
 LISTS: dict[str, Callable[[], Iterator[str]]] = {
     "methods": _methods,
     "families": _families,
-    "suites": lambda: iter(suite_names()),
+    "suites": suites,
     "tasks": _tasks,
     "support": _support,
     "models": lambda: iter([*(f"zoo:{n}" for n in zoo.names()), *shapes()]),

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from effivlm import registry
 from effivlm.budget import BudgetError
@@ -43,7 +51,7 @@ class ModelSpec(Spec):
             where it runs.
         random_weights: build the published shape ``name`` without weights (speed and memory only).
         without: methods that are not run on this model, such as ``downsample`` where an encoder
-            takes one size.
+            takes one size. frames: images that a video becomes.
     """
 
     name: str = Field(min_length=1)
@@ -52,6 +60,7 @@ class ModelSpec(Spec):
     device: str = "cpu"
     random_weights: bool = Field(default=False, strict=True)
     without: tuple[str, ...] = ()
+    frames: int = Field(default=8, ge=1)
 
     @property
     def label(self) -> str:
@@ -87,11 +96,14 @@ class TaskSpec(Spec):
     """A task or suite to answer.
 
     Attributes:
-        name: built-in task, or a folder with ``task.yaml``. documents: how many; None means all.
+        name: a suite, a task, or a folder with ``task.yaml``; may be written ``suite``. documents:
+            how many of each task; None means all. data: folder with an official task's rows; for a
+            suite, with one folder per task; None means the hub's cache.
     """
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, validation_alias=AliasChoices("name", "suite"))
     documents: int | None = Field(default=None, ge=1, strict=True)
+    data: Path | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -113,6 +125,23 @@ class CalibrationSpec(Spec):
     samples: int = Field(default=128, ge=1)
     seed: int = 0
     files: str | None = None
+
+
+class JudgeSpec(Spec):
+    """The model that scores answers of tasks which need one.
+
+    Attributes:
+        url: of an OpenAI-compatible endpoint, up to ``/v1``. model: its name there. key_env,
+            key_file: environment variable or file that holds the key, which is never stored.
+        timeout: seconds for one call. cache: SQLite file of replies; None keeps them for one run.
+    """
+
+    url: str
+    model: str
+    key_env: str = ""
+    key_file: Path | None = None
+    timeout: float = Field(default=60.0, gt=0)
+    cache: Path | None = None
 
 
 class MeasureSpec(Spec):
@@ -159,7 +188,7 @@ class Experiment(Spec):
             first.
         tasks: may be left out where the experiment is only measured, on a fixed workload.
         seed: sampling of documents. width: answers decoded side by side.
-        calibration: of weights methods.
+        calibration: of weights methods. judge: for tasks that need one.
     """
 
     name: str = Field(max_length=100)
@@ -167,6 +196,7 @@ class Experiment(Spec):
     settings: tuple[str, ...] = Field(min_length=1, max_length=MOST_SETTINGS)
     tasks: tuple[TaskSpec, ...] = ()
     measure: MeasureSpec | None = None
+    judge: JudgeSpec | None = None
     calibration: CalibrationSpec | None = None
     seed: int = Field(default=0, strict=True)
     width: int = Field(default=16, ge=1, strict=True)
@@ -304,6 +334,7 @@ def _said(where: tuple[int | str, ...], kind: str, text: str) -> str:
         "models": ModelSpec,
         "tasks": TaskSpec,
         "measure": MeasureSpec,
+        "judge": JudgeSpec,
     }
     *_, key = where
     known = (owners.get(where[0], Experiment) if len(where) > 1 else Experiment).model_fields

@@ -2,7 +2,6 @@
 report.
 """
 
-import hashlib
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from effivlm.config import (
     TaskSpec,
     dump_experiment,
 )
+from effivlm.evaluation import score_file
 from effivlm.families.fitness import check_length, check_template
 from effivlm.families.loading import Loaded
 from effivlm.measure.roofline import TextShape
@@ -32,7 +32,9 @@ from effivlm.runtime.plan import Outcome, Plan
 from effivlm.runtime.weights import CompressedWeights
 from effivlm.setting import Part, Setting
 from effivlm.store import RunStore
-from effivlm.tasks.builtin import Document, Task, load_suite, load_task, media_digest
+from effivlm.tasks.base import Document, Task
+from effivlm.tasks.loading import load_tasks
+from effivlm.tasks.video import framed
 from effivlm.weights_calibration import identity, weights_for
 
 log = logging.getLogger("effivlm")
@@ -82,12 +84,16 @@ def run(
             settings = experiment.settings_for(spec)
             given = (experiment.width, retry_failed, experiment.calibration)
             runner = Runner(store, spec, loaded, settings, *given)
-            work = [(task, d) for t, task in tasks for d in sample(task, t, experiment.seed)]
+            chosen = [(task, sample(task, t, experiment.seed)) for t, task in tasks]
+            total = sum(len(numbers) for _, numbers in chosen)
+            work = [(task, number) for task, numbers in chosen for number in numbers]
             for done, answered in enumerate(runner.all(work)):
-                progress(loaded.name, done % len(work), len(work))
+                progress(loaded.name, done % total, total)
                 for kind, number in answered.items():
                     counts[kind] += number
-            progress(loaded.name, len(work), len(work))
+            for task, _ in chosen:
+                runner.score(task)
+            progress(loaded.name, total, total)
     return Summary(**counts)
 
 
@@ -97,7 +103,11 @@ def experiment_tasks(experiment: Experiment) -> list[tuple[TaskSpec, Task]]:
     Raises:
         ConfigError: if a task is named twice.
     """
-    tasks = [(spec, load_task(name)) for spec in experiment.tasks for name in load_suite(spec.name)]
+    tasks = [
+        (spec, t)
+        for spec in experiment.tasks
+        for t in load_tasks(spec.name, spec.data, experiment.judge)
+    ]
     names = [task.name for _, task in tasks]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise ConfigError(
@@ -107,13 +117,25 @@ def experiment_tasks(experiment: Experiment) -> list[tuple[TaskSpec, Task]]:
     return tasks
 
 
-def sample(task: Task, spec: TaskSpec, seed: int) -> list[Document]:
-    """The documents to ask, in the task's order; the same for every model and setting."""
-    documents = list(task.documents)
-    if spec.documents is None or spec.documents >= len(documents):
-        return documents
-    chosen = random.Random(f"{seed}:{task.name}").sample(range(len(documents)), spec.documents)
-    return [documents[i] for i in sorted(chosen)]
+def sample(task: Task, spec: TaskSpec, seed: int) -> Sequence[int]:
+    """Numbers of the documents to ask, in the task's order; the same for every model and setting.
+
+    Documents of one cluster are drawn together: at most as many as asked for, at least one cluster.
+    """
+    whole = range(len(task.documents))
+    if spec.documents is None or spec.documents >= len(whole):
+        return whole
+    draw = random.Random(f"{seed}:{task.name}")
+    if not task.clusters:
+        return sorted(draw.sample(whole, spec.documents))
+    members: dict[str, list[int]] = {}
+    for number, cluster in enumerate(task.clusters):
+        members.setdefault(cluster, []).append(number)
+    chosen: list[int] = []
+    for cluster in draw.sample(sorted(members), len(members)):
+        if not chosen or len(chosen) + len(members[cluster]) <= spec.documents:
+            chosen += members[cluster]
+    return sorted(chosen)
 
 
 class Asked(NamedTuple):
@@ -167,7 +189,7 @@ class Runner:
             "model": model,
             "setting": str(setting),
             "fields": repr(setting),
-            "task": [task.name, task.version, task.metric],
+            "task": [task.name, task.version],
             "limit": task.max_new_tokens,
             "version": __version__,
         }
@@ -175,17 +197,18 @@ class Runner:
             identity_of["weights"] = self.identities[part]
         return self.store.path(self.loaded.name, content_hash(identity_of), task.name)
 
-    def all(self, work: Sequence[tuple[Task, Document]]) -> Iterator[dict[str, int]]:
-        """Ask every document under every setting, weights by weights: those that no setting still
-        needs are not made. Counts of every document, one weights part after the other.
+    def all(self, work: Sequence[tuple[Task, int]]) -> Iterator[dict[str, int]]:
+        """Ask every document (by its number) under every setting, weights by weights: those that no
+        setting still needs are not made. Counts of every document, one weights part after the
+        other.
         """
         for parts, some in by_weights(self.settings).items():
             with ExitStack() as stack:
-                if parts and any(self._todo(task, d, some) for task, d in work):
+                if parts and any(self._todo(t, t.documents[n], some) for t, n in work):
                     found = weights_for(self.loaded, self.spec, parts[0], self.calibration)
                     self.weights = stack.enter_context(found)
-                for task, document in work:
-                    yield self.answer(task, document, some)
+                for task, number in work:
+                    yield self.answer(task, task.documents[number], some)
             self.weights = None
 
     def _todo(self, task: Task, document: Document, some: Sequence[Setting]) -> bool:
@@ -224,18 +247,23 @@ class Runner:
         if not todo:
             return
         try:
-            images = [open_image() for open_image in document.images]
-            inputs, media = prepare(self.loaded, document, images), media_digest(images)
+            question = framed(document.open(), self.spec.frames)
+            inputs = prepare(self.loaded, question)
             check_length(self.loaded, inputs, task.max_new_tokens)
         except Exception as error:
             log.warning("%s %s cannot be asked: %s", task.name, document.id, error)
             yield from ((Outcome(s, None, None, error), Asked("", "")) for s in todo)
             return
-        digest = hashlib.sha256((document.prompt + media).encode()).hexdigest()[:16]
         declared = f"{task.name}:{document.cluster}" if document.cluster else ""
-        asked = Asked(digest, declared or (media if images else ""))
+        asked = Asked(question.digest(), declared or question.media())
         for outcome in self.plan(todo).run(inputs, task.max_new_tokens, stop_ids(self.loaded)):
             yield outcome, asked
+
+    def score(self, task: Task) -> None:
+        """Score every setting's answers to a task, unless their scores are there."""
+        for setting in self.settings:
+            if (path := self.path(setting, task)).exists():
+                score_file(path, task)
 
     def _record(
         self, task: Task, document: Document, outcome: Outcome, asked: Asked
@@ -245,7 +273,7 @@ class Runner:
             "setting": str(outcome.setting),
             "task": task.name,
             "document": document.id,
-            "metric": task.metric,
+            "metric": task.scorer.name,
             "references": document.answers,
             **asked._asdict(),
         }
@@ -257,7 +285,6 @@ class Runner:
             return DocumentRecord(
                 **common,
                 answer=None,
-                score=None,
                 new_tokens=0,
                 finish="error",
                 error={"type": type(error).__name__, "message": str(error)[:500]},
@@ -268,7 +295,6 @@ class Runner:
         return DocumentRecord(
             **common,
             answer=text,
-            score=task.scorer(text, document.answers),
             new_tokens=len(outcome.generated.tokens),
             finish=outcome.generated.finish,
             error=None,

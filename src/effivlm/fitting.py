@@ -26,7 +26,8 @@ from effivlm.prompts import load_model, prepare
 from effivlm.runtime.generate import encode, prefill, resume
 from effivlm.runtime.session import Session
 from effivlm.setting import Part, Setting
-from effivlm.tasks.builtin import TaskError, load_task
+from effivlm.tasks.base import TaskError
+from effivlm.tasks.loading import load_task
 
 Inputs = Mapping[str, Any]
 TEXT, VISUAL = HeadMaxSums(rows="text"), HeadMaxSums(rows="visual")
@@ -90,18 +91,20 @@ def calibrate(
     """
     fit = registry.lookup("method to calibrate", method, {"vtw": fit_vtw, "fitprune": fit_fitprune})
     spec = TaskSpec(name=task, documents=documents)
-    chosen = sample(load_task(task), spec, seed=0)
+    found = load_task(task)
+    chosen = [found.documents[i] for i in sample(found, spec, seed=0)]
     loaded = load_model(ModelSpec(name=model))
 
     def prompts() -> Iterator[Inputs]:
         for number, document in enumerate(chosen, start=1):
-            if len(document.images) != 1:
+            question = document.open()
+            if len(question.images) != 1:
                 raise TaskError(
-                    f"{task} {document.id} has {len(document.images)} images: calibrate on"
+                    f"{task} {document.id} has {len(question.images)} images: calibrate on"
                     " documents with one"
                 )
             progress(number)
-            yield prepare(loaded, document, [document.images[0]()])
+            yield prepare(loaded, question)
 
     yield from fit(loaded, prompts(), eta if method == "vtw" else reduction)
 

@@ -7,7 +7,7 @@ import torch
 
 from effivlm.config import ModelSpec
 from effivlm.families.loading import Loaded, load
-from effivlm.tasks.builtin import Document
+from effivlm.tasks.base import Question
 
 
 def load_model(spec: ModelSpec) -> Loaded:
@@ -16,14 +16,14 @@ def load_model(spec: ModelSpec) -> Loaded:
     return load(spec.name, dtype, spec.attn, spec.device, spec.random_weights)
 
 
-def prepare(loaded: Loaded, document: Document, images: list[Any]) -> Mapping[str, torch.Tensor]:
-    """Model inputs of one document, by the checkpoint's own chat template and processor."""
+def prepare(loaded: Loaded, question: Question) -> Mapping[str, torch.Tensor]:
+    """Model inputs of one question, by the checkpoint's own chat template and processor."""
     text = loaded.processor.apply_chat_template(
-        document.messages(), add_generation_prompt=True, tokenize=False
+        list(question.messages), add_generation_prompt=True, tokenize=False
     )
-    given = {"text": text, "return_tensors": "pt"} | (
-        {"images": [images]} if images else {}
-    )  # one list a prompt: several images
+    given: dict[str, Any] = {"text": text, "return_tensors": "pt"}
+    if question.images:
+        given["images"] = [list(question.images)]  # one list a prompt: several images
     inputs = loaded.processor(**given)
     device, dtype = loaded.model.device, loaded.model.dtype
     return {

@@ -8,17 +8,16 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # of 3.12: pydantic reads it on older Pythons too
 
 from effivlm.errors import EffivlmError
-from effivlm.files.reading import read_bytes, reason
+from effivlm.files.reading import read_lines, reason
 from effivlm.files.typed import check_numbers, reader_of
-
-MOST = 1 << 36  # bytes of a file: what a run wrote is read back
+from effivlm.scores import Answered, Scores, read_scores
 
 
 class StoreError(EffivlmError, RuntimeError):
@@ -61,8 +60,8 @@ class DocumentRecord:
 
     Attributes:
         model, setting, task, document: what was answered under what (text forms).
-        answer: the text, or None where the document failed. score: the task's own, in [0, 1], or
-            None.
+        answer: the text, raw, or None where the document failed. score: in [0, 1], joined from
+            the scores beside the answers when a run is read; None where there is none.
         metric: the score's name. references: accepted answers. new_tokens: generated. finish:
             ``stop`` or ``length``.
         error: None, or ``{"type", "message"}``. digest: of prompt and media.
@@ -81,12 +80,12 @@ class DocumentRecord:
     document: str
     metric: str
     answer: str | None
-    score: float | None
     references: tuple[str, ...]
     new_tokens: int
     finish: str
     error: dict[str, str] | None
     digest: str
+    score: float | None = None
     cost: CostAccount | dict[str, Any] | None = field(repr=False, default=None)
     cluster: str = ""
 
@@ -193,11 +192,42 @@ def read_records(path: Path) -> list[DocumentRecord]:
     return list(found.values())
 
 
+def read_totals(folder: Path) -> dict[tuple[str, str, str], Scores]:
+    """Official scores of a run by model, setting and task (text forms); what is not scored, or out
+    of date, is left out.
+    """
+    found: dict[tuple[str, str, str], Scores] = {}
+    for path in sorted((folder / "records").rglob("*.jsonl")):
+        scores = read_scores(path)
+        first = next(_lines(path), None) if scores else None
+        if scores and first:
+            found[first[1]["model"], first[1]["setting"], scores.task] = scores
+    return found
+
+
+def read_answers(path: Path) -> list[Answered]:
+    """What a file's documents answered, without their accounts: little enough to hold at once; a
+    later answer replaces a failure.
+
+    Raises:
+        StoreError: for a line that is not a record.
+    """
+    found: dict[str, Answered] = {}
+    for number, data in _lines(path):
+        try:
+            answer, references = data["answer"], tuple(data["references"])
+            found[data["document"]] = Answered(
+                data["document"], answer, references, data["new_tokens"]
+            )
+        except (KeyError, TypeError) as error:
+            raise _unreadable(path, number, error) from None
+    return list(found.values())
+
+
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     if not path.exists():
         return
-    data = read_bytes(path, "records, one a line", StoreError, MOST)
-    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+    for number, line in read_lines(path, "records, one a line", StoreError):
         if line.strip():
             try:
                 yield number, json.loads(line)
@@ -213,7 +243,7 @@ def _unreadable(path: Path, number: int, error: Exception) -> StoreError:
 
 
 def read_run(folder: Path) -> list[DocumentRecord]:
-    """All records of a run.
+    """All records of a run, each with its score where the run was scored.
 
     Raises:
         StoreError: if the folder holds none, or two versions of one setting's answers.
@@ -221,6 +251,8 @@ def read_run(folder: Path) -> list[DocumentRecord]:
     homes: dict[tuple[str, str, str], Path] = {}
     found: list[DocumentRecord] = []
     for path in sorted((folder / "records").rglob("*.jsonl")):
+        scores = read_scores(path)
+        each = scores.each if scores else {}
         for r in read_records(path):
             home = homes.setdefault((r.model, r.setting, r.task), path)
             if home != path:
@@ -229,7 +261,7 @@ def read_run(folder: Path) -> list[DocumentRecord]:
                     " different conditions (task or model specification changed): delete the one"
                     " that is out of date"
                 )
-            found.append(r)
+            found.append(replace(r, score=each.get(r.document, r.score)))
     if not found:
         raise StoreError(
             f"{folder} holds no records: expected the folder of a run, such as runs/default"

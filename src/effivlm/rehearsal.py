@@ -10,16 +10,19 @@ import torch
 
 from effivlm.config import Experiment, ModelSpec
 from effivlm.errors import EffivlmError
-from effivlm.experiment import experiment_tasks, prepare, sample
+from effivlm.experiment import experiment_tasks, sample
 from effivlm.families.checkpoint import Checkpoint, checkpoint_of
 from effivlm.families.fitness import LoadError, check_device
 from effivlm.families.loading import Loaded, load_processor
 from effivlm.measure.peaks import measured
 from effivlm.measure.roofline import TextShape
+from effivlm.prompts import prepare
 from effivlm.records import StoreError, read_run
 from effivlm.runtime.plan import tree
 from effivlm.runtime.support import check_supported
 from effivlm.setting import Setting
+from effivlm.tasks.base import Document
+from effivlm.tasks.video import framed
 
 GIB = 1 << 30
 
@@ -93,7 +96,7 @@ def rehearse(experiment: Experiment, root: Path = Path("runs")) -> Rehearsal:
         total = sum(map(len, chosen.values()))
         seconds, memory, missing = None, None, list(_missing(spec, settings))
         if not missing:
-            first = [(t, chosen[t.name][0], len(chosen[t.name])) for _, t in tasks]
+            first = [(t, t.documents[chosen[t.name][0]], len(chosen[t.name])) for _, t in tasks]
             seconds, memory = _estimate(spec, settings, first, experiment.width)
         plans.append(
             ModelPlan(
@@ -142,7 +145,7 @@ def _estimate(
     trunks = sum(map(len, tree(settings).values()))
     seconds, longest = 0.0, 0
     for task, document, count in first:
-        length = _length(known, document)
+        length = _length(known, document, spec.frames)
         entered = [length] * shape.layers
         prefill = trunks * shape.prefill_work(entered, size).floor(limits)
         kept = [float(length)] * shape.layers
@@ -153,11 +156,10 @@ def _estimate(
     return seconds, known.weight_bytes + caches
 
 
-def _length(known: Checkpoint, document: Any) -> int:
+def _length(known: Checkpoint, document: Document, frames: int) -> int:
     """Prompt tokens of one document; only the processor is loaded."""
     loaded = Loaded(_Nowhere(), load_processor(known.path), known.family, known.name)
-    images = [open_image() for open_image in document.images]
-    return int(prepare(loaded, document, images)["input_ids"].shape[1])
+    return int(prepare(loaded, framed(document.open(), frames))["input_ids"].shape[1])
 
 
 class _Nowhere:

@@ -20,12 +20,13 @@ from effivlm.runtime.passage import Sample
 from effivlm.runtime.weight_files import load_weights, save_weights
 from effivlm.runtime.weights import CompressedWeights, compress_weights, reads_samples
 from effivlm.setting import Part, SettingError, parse_setting
-from effivlm.tasks.builtin import Document, load_task
+from effivlm.tasks.base import Document
+from effivlm.tasks.loading import load_task
 
 
 def documents_of(spec: CalibrationSpec) -> list[Document]:
     """The documents to calibrate on: as many as asked, or all there are, by a seed."""
-    documents = list(load_task(spec.task).documents)
+    documents = load_task(spec.task).documents
     count = min(spec.samples, len(documents))
     chosen = random.Random(f"{spec.seed}:{spec.task}").sample(range(len(documents)), count)
     return [documents[i] for i in sorted(chosen)]
@@ -40,7 +41,7 @@ def samples(loaded: Loaded, spec: CalibrationSpec) -> list[Sample]:
     out: list[Sample] = []
     for document in documents_of(spec):
         try:
-            inputs = prepare(loaded, document, [open_image() for open_image in document.images])
+            inputs = prepare(loaded, document.open())
         except Exception as error:
             raise WeightsError(
                 f"calibration sample {spec.task} {document.id} cannot be read: {error}"

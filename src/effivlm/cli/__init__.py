@@ -7,6 +7,7 @@ import typer
 
 from effivlm.cli.looking import check, list_, show
 from effivlm.cli.running import report, run
+from effivlm.cli.scoring import compare, data, score
 from effivlm.cli.shell import BROKEN_CONTRACT, FAILED_DOCUMENTS, INTERRUPTED, USER_ERROR, line
 from effivlm.cli.timing import calibrate, measure, predict
 
@@ -17,10 +18,11 @@ QUESTION = (
     " cost, what does it save?"
 )
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=QUESTION)
-for verb in (run, measure, predict, calibrate, check, report):
+for verb in (run, measure, predict, calibrate, check, report, score, compare):
     app.command()(verb)
 app.command(name="list")(list_)
 app.command()(show)
+app.add_typer(data, name="data")
 
 
 def _version(asked: bool) -> None:

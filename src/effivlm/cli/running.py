@@ -2,21 +2,12 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from effivlm.cli.shell import FAILED_DOCUMENTS, INTERRUPTED, console, guard, line
 
@@ -68,6 +59,7 @@ def _run(
     from effivlm.config import default_experiment, load_experiment
     from effivlm.experiment import run as run_experiment
     from effivlm.families.fitness import quiet
+    from effivlm.progress import documents
 
     experiment = load_experiment(path or default_experiment(), changes)
     folder = root / experiment.name
@@ -75,7 +67,7 @@ def _run(
         with (
             _logged(folder),
             quiet(),
-            _documents(len(experiment.settings), machine) as progress,
+            documents(console, len(experiment.settings), machine) as progress,
         ):
             summary = run_experiment(experiment, root, progress, retry_failed)
     except KeyboardInterrupt:
@@ -128,30 +120,6 @@ def _logged(folder: Path) -> Iterator[None]:
             handler.close()
 
 
-@contextmanager
-def _documents(settings: int, hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for every model; what it gives is called with the model's name, documents done, all."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("documents"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=hidden) as bar:
-        bars: dict[str, Any] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = bar.add_task(f"{what}, {settings} settings", total=total)
-            bar.update(bars[what], completed=done)
-
-        yield progress
-
-
 def report(
     folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/default.")],
     machine: Machine = False,
@@ -161,10 +129,12 @@ def report(
 
 
 def _report(folder: Path, machine: bool, counts: dict[str, int]) -> None:
+    from effivlm.evaluation import score_run
     from effivlm.report.tables import fitting
     from effivlm.report.write import write
     from effivlm.result import plain_rows
 
+    score_run(folder)  # an interrupted run has answers that nobody scored yet
     rows, paths = write(folder)
     if machine:
         _print_json({**counts, "rows": plain_rows(rows), "files": [str(p) for p in paths]})

@@ -2,6 +2,7 @@
 
 import json
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,23 @@ def read_bytes(path: Path, expected: str, failure: Failure, most: int = 64 * MIB
     except FileNotFoundError:
         raise failure(f"{said(path)} does not exist: expected {expected}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise failure(f"cannot read {said(path)}: {reason(error)}; expected {expected}") from None
+
+
+def read_lines(path: Path, expected: str, failure: Failure) -> Iterator[tuple[int, bytes]]:
+    """Lines of a regular file one by one, with their numbers; a torn last one is left out.
+
+    Raises:
+        EffivlmError: of the kind ``failure``.
+    """
+    if not path.is_file():
+        read_bytes(path, expected, failure, 0)  # says what it is
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.endswith(b"\n"):
+                    yield number, line
+    except OSError as error:
         raise failure(f"cannot read {said(path)}: {reason(error)}; expected {expected}") from None
 
 

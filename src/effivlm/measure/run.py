@@ -36,7 +36,8 @@ from effivlm.records import StoreError, TimingRecord, read_timings
 from effivlm.runtime.weights import CompressedWeights
 from effivlm.setting import Part, Setting
 from effivlm.store import RunStore
-from effivlm.tasks.builtin import load_suite, load_task
+from effivlm.tasks.loading import load_tasks
+from effivlm.tasks.video import framed
 from effivlm.weights_calibration import weights_for
 
 Compressor = Callable[[Part], CompressedWeights]
@@ -104,22 +105,21 @@ def measure(
             ) -> CompressedWeights:
                 return weights_for(loaded, model, part, experiment.calibration, fast=True)
 
-            for case in cases(spec, loaded, experiment.tasks, experiment.seed):
+            for case in cases(spec, loaded, experiment.tasks, experiment.seed, model.frames):
                 some = experiment.settings_for(model)
                 measure_case(store, loaded, some, case, spec, peaks, progress, out, weights)
     return out
 
 
 def cases(
-    spec: MeasureSpec, loaded: Loaded, tasks: Sequence[TaskSpec], seed: int
+    spec: MeasureSpec, loaded: Loaded, tasks: Sequence[TaskSpec], seed: int, frames: int = 8
 ) -> Iterator[Case]:
     """The prompts of a workload: one case per batch size, or one per task."""
     if spec.workload == TASKS:
         for given in tasks:
-            for name in load_suite(given.name):
-                task = load_task(name)
-                documents = sample(task, given, seed)
-                makes = [lambda d=d: prepare(loaded, d, [o() for o in d.images]) for d in documents]
+            for task in load_tasks(given.name, given.data):
+                documents = [task.documents[i] for i in sample(task, given, seed)]
+                makes = [lambda d=d: prepare(loaded, framed(d.open(), frames)) for d in documents]
                 yield Case(task.name, makes, task.max_new_tokens)
         return
     work = workloads.workload(spec.workload)

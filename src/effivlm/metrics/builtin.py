@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from effivlm.metrics.metric import Array, Metric
-from effivlm.records import DocumentRecord
+from effivlm.metrics.metric import Array, Metric, Scored
 from effivlm.tasks import scoring
 
 
-def _yes(record: DocumentRecord) -> tuple[float, float, float]:
+def _yes(record: Scored) -> tuple[float, float, float]:
     """(rightly yes, said yes, is yes); a failure counts as the wrong answer."""
     truth = scoring.normalise(record.references[0]) == "yes"
     said = scoring.normalise(record.answer or "").split()[:1] == ["yes"]
@@ -44,6 +43,7 @@ yes_no = Metric(
     values=_yes,
     join=_f1,
     blind=("yes", "no"),
+    form="yes_no",
 )
 rouge_l = Metric(
     "rouge_l",

@@ -14,9 +14,8 @@ from effivlm.metrics.flips import Flips, flips
 from effivlm.metrics.generalization import generalization
 from effivlm.metrics.intervals import NAN
 from effivlm.metrics.paired import paired_test
-from effivlm.metrics.performance import Pair, overall, unregistered, unscored
+from effivlm.metrics.performance import Pair, overall, score_of, unregistered, unscored
 from effivlm.metrics.sample import Part, Sample, agreed_of, samples_of, units_of
-from effivlm.records import DocumentRecord
 
 MARGIN = 2.0  # points that a setting may lose and still be called as good
 Verdict = Literal["yes", "no", "open", ""]
@@ -109,7 +108,7 @@ def compare(pairs: Mapping[str, Sequence[Pair]], guesses: Mapping[str, float]) -
     """
     scored = {t: p for t, p in pairs.items() if not any(unscored(r) for pair in p for r in pair)}
     samples, units = samples_of(scored), units_of(scored)
-    changes = {t: np.array([_score(x) - _score(y) for x, y in p]) for t, p in scored.items()}
+    changes = {t: np.array([score_of(x) - score_of(y) for x, y in p]) for t, p in scored.items()}
     tasks = {
         t: _task(s, scored[t], guesses[t], paired_test({t: changes[t]}, {t: units[t]}))
         for t, s in samples.items()
@@ -130,10 +129,6 @@ def compare(pairs: Mapping[str, Sequence[Pair]], guesses: Mapping[str, float]) -
     )
     itself = all(x is y for p in pairs.values() for x, y in p)
     return _exactly(found) if itself else found
-
-
-def _score(record: DocumentRecord) -> float:
-    return 0.0 if record.score is None else record.score
 
 
 def _percent(value: float, interval: intervals.Interval) -> Estimate:

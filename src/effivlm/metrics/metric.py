@@ -15,12 +15,11 @@ in the entry point group ``effivlm.metrics``::
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from effivlm.records import DocumentRecord
 from effivlm.tasks.scoring import normalise
 
 Array = NDArray[np.float64]
@@ -28,7 +27,31 @@ Score = Callable[[str, Sequence[str]], float]
 Join = Callable[[Array], Any]  # means over documents [..., c] -> the task's score [...]
 
 
-def own_score(record: DocumentRecord) -> tuple[float, ...]:
+class Scored(Protocol):
+    """One answer with its score: a record, or what a scorer is given."""
+
+    @property
+    def answer(self) -> str | None:
+        """The text, None where the document failed."""
+        ...
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Accepted answers."""
+        ...
+
+    @property
+    def score(self) -> float | None:
+        """In [0, 1], or None."""
+        ...
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no answer."""
+        ...
+
+
+def own_score(record: Scored) -> tuple[float, ...]:
     """The document's score; 0 where it failed."""
     return (0.0 if record.score is None else record.score,)
 
@@ -55,12 +78,14 @@ class Metric:
             axes; a smooth function, so that intervals can be computed from it.
         agree: (answer, the original model's answer) -> agreement in [0, 1], right or wrong.
         blind: answers that need no look at the picture, beside the references that occur most.
+        form: ``yes_no`` where anything but a first word of yes or no is counted as invalid.
     """
 
     name: str
     help: str
     score: Score
-    values: Callable[[DocumentRecord], tuple[float, ...]] = own_score
+    values: Callable[[Scored], tuple[float, ...]] = own_score
     join: Join = mean
     agree: Callable[[str, str], float] = same_words
     blind: tuple[str, ...] = ()
+    form: Literal["free", "yes_no", "letter"] = "free"

@@ -63,6 +63,20 @@ def metric_of(records: Sequence[DocumentRecord]) -> Metric:
     return known.get(records[0].metric, known["exact_match"])
 
 
+def score_of(record: DocumentRecord) -> float:
+    """A document's score in [0, 1]; 0 for one that failed.
+
+    Raises:
+        MetricError: for an answer that was not scored: none is not 0.
+    """
+    if unscored(record):
+        raise MetricError(
+            f"{record.task} {record.document} under {record.setting} has an answer but no score:"
+            " run `effivlm score` on the run's folder"
+        )
+    return record.score or 0.0
+
+
 def unregistered(records: Sequence[DocumentRecord]) -> bool:
     """Whether a task's metric is not registered here: its documents' scores are then averaged."""
     return records[0].metric not in registry.metrics()

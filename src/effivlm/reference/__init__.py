@@ -30,16 +30,21 @@ class Published:
     value: float
 
 
+def all_published() -> list[Published]:
+    """Every figure, in printed order."""
+    with HOME.open(newline="") as handle:
+        return [
+            Published(**{**row, "value": float(row["value"])}) for row in csv.DictReader(handle)
+        ]  # type: ignore[arg-type]
+
+
 def published(source: str, table: int | str) -> list[Published]:
     """The figures of one table, in printed order.
 
     Raises:
         KeyError: for a source or table that is not there; names those that are.
     """
-    with HOME.open(newline="") as handle:
-        rows = [
-            Published(**{**row, "value": float(row["value"])}) for row in csv.DictReader(handle)
-        ]  # type: ignore[arg-type]
+    rows = all_published()
     found = [r for r in rows if r.source == source and r.table == str(table)]
     if not found:
         known = ", ".join(f"{s} {t}" for s, t in dict.fromkeys((r.source, r.table) for r in rows))

@@ -2,15 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from effivlm.budget import BudgetError, parse_budget
 from effivlm.metrics.comparison import Comparison, compare
 from effivlm.metrics.efficiency import Speedup, speedup
 from effivlm.metrics.generalization import generalization
 from effivlm.metrics.guess import blind_guess
+from effivlm.metrics.official import with_official
 from effivlm.metrics.paired import holm
 from effivlm.metrics.performance import Failures, MetricError, Pair, pairs_of
 from effivlm.records import DocumentRecord, TimingRecord
+from effivlm.scores import Scores
+
+Totals = Mapping[tuple[str, str, str], Scores]  # by model, setting, task
 
 AXES = {
     "asked": "share asked for",
@@ -77,9 +82,10 @@ def rows_of(
     timings: Sequence[TimingRecord] = (),
     failures: Failures = "zero",
     seed: int = 0,
+    totals: Totals = MappingProxyType({}),
 ) -> list[Row]:
     """Rows in order of appearance, ``none`` first; only documents that the original was asked too
-    are compared.
+    are compared. Where ``totals`` holds a task's official number over exactly those, it is shown.
 
     Raises:
         MetricError: if a model has no records under ``none``, or a setting shares no document with
@@ -95,12 +101,13 @@ def rows_of(
         base = settings.pop("none")
         guesses = _guesses(base)
         rows = [
-            _row(pairs_of(mine, base, failures), s, model, guesses)
+            _row(pairs_of(mine, base, failures), s, model, guesses, totals)
             for s, mine in [("none", base), *settings.items()]
         ]
         rows = [_timed(row, [t for t in timings if t.model == model], seed) for row in rows]
-        adjusted = holm([r.p for r in rows[1:]])
-        out += [rows[0], *(replace(r, p=p) for r, p in zip(rows[1:], adjusted, strict=True))]
+        tested = [r for r in rows[1:] if r.p == r.p]
+        adjusted = dict(zip([r.setting for r in tested], holm([r.p for r in tested]), strict=True))
+        out += [rows[0], *(replace(r, p=adjusted.get(r.setting, NAN)) for r in rows[1:])]
     return out
 
 
@@ -112,14 +119,18 @@ def _guesses(base: Sequence[DocumentRecord]) -> dict[str, float]:
 
 
 def _row(
-    pairs: Mapping[str, Sequence[Pair]], setting: str, model: str, guesses: Mapping[str, float]
+    pairs: Mapping[str, Sequence[Pair]],
+    setting: str,
+    model: str,
+    guesses: Mapping[str, float],
+    totals: Totals,
 ) -> Row:
     if not pairs:
         raise MetricError(
             f"{model} under {setting} has no document in common with 'none': run both on the same"
             " tasks"
         )
-    found = compare(pairs, guesses)
+    found = with_official(compare(pairs, guesses), _official(pairs, totals))
     flat = [pair for p in pairs.values() for pair in p]
     return Row(
         model=model,
@@ -144,6 +155,21 @@ def _row(
         notes=tuple(f"{model}: {note}" for note in found.notes),
         pairs=tuple(flat),
     )
+
+
+def _official(
+    pairs: Mapping[str, Sequence[Pair]], totals: Totals
+) -> dict[str, tuple[float, float]]:
+    """Task -> official numbers of setting and original, where they are of exactly these
+    documents.
+    """
+    out: dict[str, tuple[float, float]] = {}
+    for task, found in pairs.items():
+        both = [totals.get((r.model, r.setting, r.task)) for r in found[0]]
+        numbers = [s.headline for s in both if s is not None and s.documents == len(found)]
+        if len(numbers) == 2:
+            out[task] = numbers[0], numbers[1]
+    return out
 
 
 def asked_of(setting: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, cast
 from effivlm.files.reading import mapping, read_json
 from effivlm.files.writing import explained, make_folder, write_whole
 from effivlm.files.yaml_text import read_yaml
-from effivlm.records import DocumentRecord, StoreError, read_run, read_timings
+from effivlm.records import DocumentRecord, StoreError, read_run, read_timings, read_totals
 from effivlm.report import figures, html, tables
 from effivlm.report.rows import Row, rows_of
 
@@ -28,7 +28,7 @@ def write(
         ImportError: without matplotlib, after the tables are written; names the extra. KeyError:
             for an unknown axis.
     """
-    rows = rows_of(ordered_records(folder), read_timings(folder))
+    rows = rows_of(ordered_records(folder), read_timings(folder), totals=read_totals(folder))
     out = folder / "report"
     make_folder(out, StoreError)
     paths = [out / "table.md", out / "table.csv", out / "table.json"]

@@ -13,22 +13,20 @@ rows: rows.jsonl              # each row: id, question, answers, images (paths o
 """
 
 import base64
-import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
 from effivlm import registry
-from effivlm.errors import EffivlmError, shown
+from effivlm.errors import shown
 from effivlm.files.reading import read_bytes, reason
 from effivlm.files.rows import MOST, read_rows
 from effivlm.files.yaml_text import read_yaml
-from effivlm.metrics.metric import Score
+from effivlm.tasks.base import Document, MediaError, Question, Task, TaskError, one_turn
 from effivlm.tasks.checks import (
     check_ids,
     check_prompt,
@@ -37,58 +35,10 @@ from effivlm.tasks.checks import (
     pictures,
     references,
 )
+from effivlm.tasks.per_answer import PerAnswer
 
 HOME = Path(__file__).parent / "builtin"
-SUITES = Path(__file__).parent / "suites"
 Opener = Callable[[], Image.Image]
-
-
-class TaskError(EffivlmError, ValueError):
-    """A task that cannot be read; the message names folder and key."""
-
-
-class MediaError(EffivlmError, RuntimeError):
-    """An image of one document that cannot be opened."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """One question.
-
-    Attributes:
-        id: unique in its task. prompt: text after the images. answers: accepted answers.
-        images: one function each that opens the image (RGB); MediaError is raised there, not
-            earlier.
-        cluster: documents of the same one depend on each other; empty: those that share media do.
-    """
-
-    id: str
-    prompt: str
-    answers: tuple[str, ...]
-    images: tuple[Opener, ...]
-    cluster: str = ""
-
-    def messages(self) -> list[dict[str, Any]]:
-        """The chat turn that `apply_chat_template` takes."""
-        parts: list[dict[str, Any]] = [{"type": "image"} for _ in self.images]
-        return [{"role": "user", "content": [*parts, {"type": "text", "text": self.prompt}]}]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task: its documents and how an answer is scored."""
-
-    name: str
-    version: int
-    metric: str
-    max_new_tokens: int
-    stands_for: str
-    documents: tuple[Document, ...]
-
-    @property
-    def scorer(self) -> Score:
-        """(answer, references) -> score in [0, 1]."""
-        return registry.metrics()[self.metric].score
 
 
 def task_names() -> list[str]:
@@ -96,32 +46,24 @@ def task_names() -> list[str]:
     return sorted(p.parent.name for p in HOME.glob("*/task.yaml"))
 
 
-def suite_names() -> list[str]:
-    """Built-in suites."""
-    return sorted(p.stem for p in SUITES.glob("*.yaml"))
-
-
-def _is_there(path: Path) -> bool:
+def is_there(path: Path) -> bool:
+    """Whether a path names something, which a name that no file can have does not."""
     try:
         return path.exists() or path.is_symlink()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):
         return False
 
 
-def load_task(name: str) -> Task:
-    """A built-in task by name, or a folder.
+def read_task(folder: Path) -> Task:
+    """A task of the folder format.
 
     Raises:
-        UnknownName: with near names. TaskError: if the folder's files are not in the format.
+        TaskError: if the folder's files are not in the format.
     """
-    folder = Path(name)
-    if not _is_there(folder / "task.yaml"):
-        if "/" in name or folder.is_dir():
-            raise TaskError(
-                f"{folder} holds no task.yaml: expected a folder in the built-in task format"
-            )
-        folder = HOME / name
-        registry.lookup("task or suite", name, dict.fromkeys([*task_names(), *suite_names()]))
+    if not is_there(folder / "task.yaml"):
+        raise TaskError(
+            f"{folder} holds no task.yaml: expected a folder in the built-in task format"
+        )
     spec = read_yaml(folder / "task.yaml", "a task in YAML", TaskError)
     return _build(check_task(spec, folder, TaskError), folder)
 
@@ -135,13 +77,15 @@ def _build(spec: dict[str, Any], folder: Path) -> Task:
     )
     documents = tuple(_document(row, i, spec["prompt"], folder) for i, row in rows)
     check_ids([d.id for d in documents], folder, TaskError)
+    clusters = [d.cluster or d.id for d in documents] if any(d.cluster for d in documents) else []
     return Task(
         spec["name"],
-        spec.get("version", 1),
-        spec["metric"],
-        spec.get("max_new_tokens", 16),
-        spec.get("stands_for", ""),
+        str(spec.get("version", 1)),
         documents,
+        PerAnswer(spec["metric"]),
+        int(spec.get("max_new_tokens", 16)),
+        stands_for=str(spec.get("stands_for", "")),
+        clusters=clusters,
     )
 
 
@@ -186,13 +130,17 @@ def _document(row: dict[str, Any], number: int, template: str, folder: Path) -> 
             f"{folder}/task.yaml: the prompt {shown(template)} cannot be filled in: {error}"
         ) from None
     images = row.get("images", [row["image"]] if "image" in row else [])
+    openers = tuple(_opener(image, folder) for image in pictures(images, place, TaskError))
     return Document(
         identity(row, number - 1, place, TaskError),
-        check_prompt(prompt, place, TaskError),
         references(answers, place, TaskError),
-        tuple(_opener(image, folder) for image in pictures(images, place, TaskError)),
+        partial(_question, check_prompt(prompt, place, TaskError), openers),
         str(row.get("cluster", "")),
     )
+
+
+def _question(prompt: str, openers: Sequence[Opener]) -> Question:
+    return one_turn(prompt, [opened() for opened in openers])
 
 
 def _opener(image: Opener | bytes | dict[str, Any] | str, folder: Path) -> Opener:
@@ -217,17 +165,3 @@ def _opener(image: Opener | bytes | dict[str, Any] | str, folder: Path) -> Opene
             raise MediaError(f"cannot read image {where}: {error}") from error
 
     return read
-
-
-def media_digest(images: Sequence[Image.Image]) -> str:
-    """Hash of pixels, for records."""
-    digest = hashlib.sha256()
-    for image in images:
-        digest.update(str(image.size).encode() + image.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def load_suite(name: str) -> list[str]:
-    """The tasks of a suite, by name; a task's own name is a suite of one."""
-    path = SUITES / f"{name}.yaml"
-    return list(yaml.safe_load(path.read_text())["tasks"]) if path.exists() else [name]
