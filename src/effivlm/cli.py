@@ -248,6 +248,43 @@ def _report(folder: Path) -> None:
         console.print(f"  {path}", highlight=False)
 
 
+@app.command()
+def view(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/default.")],
+) -> None:
+    """Open a run of any size in the browser: its documents are read as they are opened."""
+    _guard(lambda: _view(folder))
+
+
+def _view(folder: Path) -> None:
+    import webbrowser
+
+    from effivlm.report.write import view as written
+
+    page = written(folder).resolve()
+    console.print(f"  {page}", highlight=False, soft_wrap=True)
+    webbrowser.open(page.as_uri())
+
+
+@app.command()
+def explain(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/default.")],
+    document: Annotated[str, typer.Argument(help="DOCUMENT, or TASK/DOCUMENT.")],
+    setting: Annotated[str, typer.Argument(help="A setting of any kind, of the run or not.")],
+) -> None:
+    """Ask one document again and record what became of every visual token; the page draws it."""
+    _guard(lambda: _explain(folder, document, setting))
+
+
+def _explain(folder: Path, document: str, setting: str) -> None:
+    from effivlm.explain import explain as explained
+
+    with console.status("asking again"):
+        lines = list(explained(folder, document, setting))
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 @app.command(name="list")
 def list_(
     what: Annotated[

@@ -114,6 +114,7 @@ class Experiment(Spec):
             first.
         tasks: may be left out where the experiment is only measured, on a fixed workload.
         seed: sampling of documents. width: answers decoded side by side.
+        keep: record what became of every visual token, for the report to draw.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
@@ -123,6 +124,7 @@ class Experiment(Spec):
     measure: MeasureSpec | None = None
     seed: int = 0
     width: int = Field(default=16, ge=1)
+    keep: bool = False
 
     @model_validator(mode="after")
     def _asks_something(self) -> "Experiment":

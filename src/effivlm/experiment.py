@@ -14,6 +14,7 @@ import torch
 
 from effivlm import __version__
 from effivlm.config import ConfigError, Experiment, ModelSpec, TaskSpec, dump_experiment
+from effivlm.evidence import Evidence
 from effivlm.families.loading import Loaded, load
 from effivlm.measure.roofline import TextShape
 from effivlm.provenance import environment
@@ -61,13 +62,17 @@ def run(
     tasks = [(spec, load_task(name)) for spec in experiment.tasks for name in load_suite(spec.name)]
     counts = {"recorded": 0, "found": 0, "failed": 0}
     with RunStore(
-        root / experiment.name, dump_experiment(experiment), experiment.model_dump(mode="json")
+        root / experiment.name,
+        dump_experiment(experiment),
+        experiment.model_dump(mode="json", exclude={"keep"}),
     ) as store:
         for spec in experiment.models:
             loaded = load_model(spec)
             store.note_environment(environment(str(loaded.model.device), "pil"))
             settings = experiment.settings_for(spec)
-            runner = Runner(store, spec, loaded, settings, experiment.width, retry_failed)
+            runner = Runner(
+                store, spec, loaded, settings, experiment.width, retry_failed, experiment.keep
+            )
             work = [(task, d) for t, task in tasks for d in sample(task, t, experiment.seed)]
             for done, (task, document) in enumerate(work):
                 progress(loaded.name, done, len(work))
@@ -103,8 +108,9 @@ class Runner:
         settings: list[Setting],
         width: int,
         retry_failed: bool = False,
+        keep: bool = False,
     ) -> None:
-        self.retry_failed = retry_failed
+        self.retry_failed, self.keep, self.evidence = retry_failed, keep, Evidence(store.folder)
         self.store, self.loaded, self.width, self.settings = store, loaded, width, settings
         self.spec, self.shape = spec, TextShape.of(loaded.model.get_decoder().config)
         self.plans: dict[tuple[Setting, ...], Plan] = {}
@@ -114,7 +120,7 @@ class Runner:
     def plan(self, settings: tuple[Setting, ...]) -> Plan:
         """The sharing plan of some settings."""
         if settings not in self.plans:
-            self.plans[settings] = Plan(self.loaded.model, settings, self.width)
+            self.plans[settings] = Plan(self.loaded.model, settings, self.width, self.keep)
         return self.plans[settings]
 
     def path(self, setting: Setting, task: Task) -> Path:
@@ -146,6 +152,9 @@ class Runner:
         for outcome, digest in self._outcomes(task, document, tuple(todo)):
             record = self._record(task, document, outcome, digest)
             self.store.append(self.path(outcome.setting, task), record)
+            if outcome.trace is not None:
+                where = (record.model, record.setting, task.name, document.id)
+                self.evidence.trace(*where, outcome.trace.compact())
             counts["recorded"] += 1
             counts["failed"] += record.failed
         return counts
@@ -163,6 +172,7 @@ class Runner:
         try:
             images = [open_image() for open_image in document.images]
             inputs, digest = prepare(self.loaded, document, images), media_digest(images)
+            self.evidence.show(task.name, document.id, document.prompt, document.answers, images)
         except Exception as error:
             log.warning("%s %s cannot be asked: %s", task.name, document.id, error)
             yield from ((Outcome(s, None, None, error), "") for s in todo)

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from effivlm.records import StoreError, read_run, read_timings
-from effivlm.report import figures, html, tables
+from effivlm.report import figures, tables
+from effivlm.report.page import write_page
 from effivlm.report.rows import Row, rows_of
 
 
@@ -39,13 +41,14 @@ def write(
             figures.trade_off(rows, picture, axis)
     except ImportError as error:
         raise ImportError(f"{error}. The tables are written: {paths[0]}, {paths[1]}") from None
-    page, facts = out / "report.html", folder / "environment.json"
-    page.write_text(
-        html.page(
-            folder.name, rows, pictures, json.loads(facts.read_text()) if facts.exists() else {}
-        )
-    )
+    page = write_page(folder, rows, facts_of(folder))
     return rows, [*paths, *pictures, page]
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """The environment that a run noted; empty where it noted none."""
+    path = folder / "environment.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _settings(folder: Path) -> list[str]:
