@@ -76,7 +76,7 @@ class Evidence:
         path = self.folder / "pictures" / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            small.save(path, **({} if name.endswith(".png") else {"quality": 82}))
+            small.save(path, quality=82)  # PNG has no quality, and does not mind
         return name
 
     def trace(
@@ -90,7 +90,7 @@ class Evidence:
 def append(path: Path, data: Any) -> None:
     """Add one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.exists() and not path.read_bytes()[-1:] in (b"", b"\n")
+    torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
     line = ("\n" if torn else "") + json.dumps(data, ensure_ascii=False) + "\n"
     with path.open("ab") as handle:
         handle.write(line.encode(errors="backslashreplace"))

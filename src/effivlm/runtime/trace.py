@@ -4,9 +4,12 @@ A trace is read off what a finished prefill left behind; it costs nothing unless
 `PromptTrace.compact` is the form that records and pages hold::
 
     {"images": [{"tokens": 64, "tiles": 1, "depth": 4, "grid": [8, 8],
-                 "layers": [[0, "ff..."], [2, "0f..."]],       # from this layer on; 4 tokens a digit
-                 "cache": [["3c..."], ["3c...", "a1..."]],     # layer by layer: one for all heads, or one a head
-                 "merged": [[-1, [5, 5], [6, 7]]]}]}           # before layer; into; from
+                 "layers": [[0, "ff..."], [2, "0f..."]],
+                 "cache": [["3c..."], ["3c...", "a1..."]],
+                 "merged": [[-1, [5, 5], [6, 7]]]}]}
+
+A digit stands for four tokens. ``layers``: from this layer on; ``cache``: layer by layer, one for
+all heads or one a head, absent where the cache is whole; ``merged``: before this layer, into, from.
 """
 
 from collections.abc import Sequence
@@ -100,7 +103,9 @@ def traces(prompt: Prompt, held: Held, layers: int) -> list[PromptTrace]:
     """One trace for every row of a finished prompt.
 
     Args:
-        prompt: after its prefill. held: what its cache holds, or empty. layers: of the decoder.
+        prompt: after its prefill.
+        held: what its cache holds, or empty.
+        layers: of the decoder.
     """
     rows = range(len(prompt.keys))
     return [

@@ -35,7 +35,7 @@ def page_data(title: str, rows: Sequence[Row], environment: Mapping[str, Any]) -
     shown, stages = columns("html", rows), {n: s for n, (s, _) in outline.methods().items()}
     alone = len({r.model for r in rows}) == 1
     csv = columns("csv", rows)
-    qualities = {c.key: c for c in csv if _is_quality(c, rows)}
+    qualities = {c.key: c for c in csv if is_quality(c, rows)}
     return {
         "title": title,
         "environment": {k: words(v) for k, v in environment.items()},
@@ -104,7 +104,8 @@ def _cell(column: Column[Any], row: Row) -> dict[str, Any]:
     return out
 
 
-def _is_quality(column: Column[Any], rows: Sequence[Row]) -> bool:
+def is_quality(column: Column[Any], rows: Sequence[Row]) -> bool:
+    """Whether a column holds numbers of which more is better."""
     if column.key in NO_QUALITY or column.key.endswith(("_low", "_high")):
         return False
     if any(column.key.startswith(f"{name} ") for r in rows for name in r.speed):

@@ -11,7 +11,7 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from effivlm.report.page import documents
 from effivlm.report.page.data import embedded, page_data
@@ -23,17 +23,31 @@ WHOLE = 24 * 2**20  # bytes of documents and pictures inside report.html
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob: {here}; {scripts}"
 
 
+class Page(NamedTuple):
+    """A page that was written, and how many documents it had no room for."""
+
+    path: Path
+    left_out: int
+
+
+def view_path(folder: Path) -> Path:
+    """Where `write_view` puts its page."""
+    return folder / "report" / "view" / "index.html"
+
+
 def write_page(
     folder: Path, rows: Sequence[Row], environment: Mapping[str, Any], whole: int = WHOLE
-) -> Path:
-    """Write ``report/report.html`` of a run, one file that can be sent to somebody.
+) -> Page:
+    """Write ``report/report.html`` of a run, one file that can be sent to somebody. Documents
+    beyond ``whole`` bytes, those with fewest flips, are left to `write_view`; the page says so.
 
     Raises:
         ImportError: without Plotly; names the extra.
     """
     path = folder / "report" / "report.html"
-    path.write_text(page(folder.name, rows, environment, folder, whole), encoding="utf-8")
-    return path
+    text, left_out = page(folder.name, rows, environment, folder, whole)
+    path.write_text(text, encoding="utf-8")
+    return Page(path, left_out)
 
 
 def page(
@@ -42,9 +56,9 @@ def page(
     environment: Mapping[str, Any],
     folder: Path | None = None,
     whole: int = WHOLE,
-) -> str:
-    """The page as text. Documents beyond ``whole`` bytes are left to `write_view`; the page says
-    so.
+) -> tuple[str, int]:
+    """The page as text, without a folder without its documents; and how many documents are left
+    out.
 
     Raises:
         ImportError: without Plotly; names the extra.
@@ -63,7 +77,8 @@ def page(
     blocks += [_json(f"chunk-{i}", text) for i, text in enumerate(inside)]
     code = [f"<script>{text}</script>" for text in (plotly(), *_own_scripts())]
     policy = POLICY.format(here="", scripts="script-src 'unsafe-inline'")
-    return _assembled(title, policy, [*blocks, *code])
+    left_out = max(0, len(every) - documents.CHUNK * len(inside)) if folder else 0
+    return _assembled(title, policy, [*blocks, *code]), left_out
 
 
 def write_view(folder: Path, rows: Sequence[Row], environment: Mapping[str, Any]) -> Path:
@@ -72,7 +87,8 @@ def write_view(folder: Path, rows: Sequence[Row], environment: Mapping[str, Any]
     Returns:
         Its ``index.html``. Raises ImportError without Plotly.
     """
-    out, every = folder / "report" / "view", documents.asked(rows)
+    path, every = view_path(folder), documents.asked(rows)
+    out = path.parent
     (out / "chunks").mkdir(parents=True, exist_ok=True)
     for i, (part, names) in enumerate(documents.chunks(folder, rows, every)):
         pictures = {n: f"../../pictures/{n}" for n in sorted(names)}
@@ -84,7 +100,6 @@ def write_view(folder: Path, rows: Sequence[Row], environment: Mapping[str, Any]
     code = ['<script src="plotly.js"></script>']
     code += [f"<script>{text}</script>" for text in _own_scripts()]
     policy = POLICY.format(here="file: 'self'", scripts="script-src 'unsafe-inline' file: 'self'")
-    path = out / "index.html"
     path.write_text(
         _assembled(folder.name, policy, [_json("data", embedded(data)), *code]), encoding="utf-8"
     )
@@ -127,7 +142,7 @@ def plotly() -> str:
         ImportError: naming the extra to install.
     """
     try:
-        from plotly.offline import get_plotlyjs
+        from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:
         raise ImportError("the page needs Plotly: pip install 'effivlm[plot]'") from None
     return get_plotlyjs()
