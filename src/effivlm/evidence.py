@@ -3,6 +3,7 @@
     runs/NAME/documents/TASK.jsonl        one line a document: prompt, references, its pictures
     runs/NAME/pictures/DIGEST.png         at most `SIDE` pixels wide or high, each once
     runs/NAME/traces/MODEL/TASK.jsonl     one line a traced answer; a later line replaces an earlier
+    runs/NAME/views/MODEL/TASK.jsonl      one line a document: tiles as the encoder took them
 
 None of it enters a table: a run without it is complete.
 """
@@ -79,6 +80,12 @@ class Evidence:
             small.save(path, quality=82)  # PNG has no quality, and does not mind
         return name
 
+    def view(self, model: str, task: str, document: str, tiles: Sequence[Image.Image]) -> None:
+        """Note what the encoder was given: cropped, padded, cut into tiles as the model does it."""
+        path = self.folder / "views" / model / f"{task}.jsonl"
+        if tiles:
+            append(path, {"document": document, "tiles": [self._picture(tile) for tile in tiles]})
+
     def trace(
         self, model: str, setting: str, task: str, document: str, trace: Mapping[str, Any]
     ) -> None:
@@ -120,6 +127,16 @@ def shown(folder: Path) -> dict[tuple[str, str], Shown]:
             tuple((name, width, height) for name, width, height in d["pictures"]),
         )
         for path in sorted((folder / "documents").glob("*.jsonl"))
+        for d in lines(path)
+    }
+
+
+def views(folder: Path) -> dict[tuple[str, str, str], list[str]]:
+    """(model, task, document) -> file names of its tiles."""
+    home = folder / "views"
+    return {
+        (str(path.parent.relative_to(home)), path.stem, d["document"]): d["tiles"]
+        for path in sorted(home.rglob("*.jsonl"))
         for d in lines(path)
     }
 

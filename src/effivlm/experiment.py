@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from effivlm import __version__
 from effivlm.config import ConfigError, Experiment, ModelSpec, TaskSpec, dump_experiment
@@ -173,6 +174,9 @@ class Runner:
             images = [open_image() for open_image in document.images]
             inputs, digest = prepare(self.loaded, document, images), media_digest(images)
             self.evidence.show(task.name, document.id, document.prompt, document.answers, images)
+            if self.keep:
+                tiles = tiles_of(self.loaded, inputs)
+                self.evidence.view(self.loaded.name, task.name, document.id, tiles)
         except Exception as error:
             log.warning("%s %s cannot be asked: %s", task.name, document.id, error)
             yield from ((Outcome(s, None, None, error), "") for s in todo)
@@ -241,6 +245,20 @@ def prepare(loaded: Loaded, document: Document, images: list[Any]) -> Mapping[st
         for k, v in inputs.items()
         if isinstance(v, torch.Tensor)
     }
+
+
+def tiles_of(loaded: Loaded, inputs: Mapping[str, torch.Tensor]) -> list[Image.Image]:
+    """Pictures of what the encoder is given, in the order of its tiles; none where images are
+    packed into one sequence of patches, which shows them whole.
+    """
+    pixels = inputs.get("pixel_values")
+    how = getattr(loaded.processor, "image_processor", None)
+    if pixels is None or pixels.ndim not in (4, 5) or getattr(how, "image_mean", None) is None:
+        return []
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (how.image_mean, how.image_std))
+    shown = pixels.flatten(0, -4).float().cpu() * std + mean
+    bytes_ = (255 * shown.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(tile) for tile in bytes_]
 
 
 def stop_ids(loaded: Loaded) -> list[int]:

@@ -8,7 +8,7 @@ import torch
 from effivlm.config import Experiment, load_experiment
 from effivlm.errors import EffivlmError
 from effivlm.evidence import Evidence
-from effivlm.experiment import load_model, prepare, sample, stop_ids
+from effivlm.experiment import load_model, prepare, sample, stop_ids, tiles_of
 from effivlm.families.loading import Loaded
 from effivlm.runtime.plan import Outcome, Plan
 from effivlm.runtime.trace import ImageTrace, PromptTrace
@@ -46,6 +46,7 @@ def explain(folder: Path, document: str, setting: str) -> Iterator[str]:
         loaded = load_model(spec)
         plan = Plan(loaded.model, [asked], keep=True)
         inputs = prepare(loaded, found, images)
+        evidence.view(loaded.name, task.name, found.id, tiles_of(loaded, inputs))
         outcome = next(iter(plan.run(inputs, task.max_new_tokens, stop_ids(loaded))))
         trace = _trace(outcome)
         evidence.trace(loaded.name, str(asked), task.name, found.id, trace.compact())

@@ -32,7 +32,9 @@ HIDDEN = ("asked", "og")  # columns that the page shows when asked
 
 def page_data(title: str, rows: Sequence[Row], environment: Mapping[str, Any]) -> dict[str, Any]:
     """Everything but the documents."""
-    shown, stages = columns("html", rows), {n: s for n, (s, _) in outline.methods().items()}
+    stages = {n: s for n, (s, _) in outline.methods().items()}
+    tasks = {t for r in rows for t in r.scores}  # last: they are many, and OP sums them up
+    shown = sorted(columns("html", rows), key=lambda c: c.key in tasks)
     alone = len({r.model for r in rows}) == 1
     csv = columns("csv", rows)
     qualities = {c.key: c for c in csv if is_quality(c, rows)}

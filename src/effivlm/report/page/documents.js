@@ -101,7 +101,7 @@ effivlm.documents = (() => {
   const show = (doc, pictures, marks, i) => {
     const traced = Object.keys(doc.traces).map(Number);
     const wanted = Number(view.setting || state.selected || -1);
-    view.drawn = traced.includes(wanted) ? wanted : traced.find((p) => data.rows[p].setting !== "none") ?? null;
+    draw(doc, traced.includes(wanted) ? wanted : traced.find((p) => data.rows[p].setting !== "none") ?? null);
     const pane = make("div", { class: "pane" });
     const text = make("div", {},
       make("p", { class: "quiet" }, `${index.tasks[index.task[i]]} / ${index.id[i]}, scored by ${doc.metric}`),
@@ -110,6 +110,13 @@ effivlm.documents = (() => {
       make("p", {}, "expected: ", make("b", {}, doc.references.join(" | "))));
     byId("document").replaceChildren(make("div", { class: "asked" }, pane, text), answers(doc, marks, pane, pictures));
     picture(pane, doc, pictures);
+  };
+
+  // Choose the setting that is drawn; what only the cache forgets is looked for there.
+  const draw = (doc, place) => {
+    view.drawn = place;
+    const image = place === null ? null : doc.traces[place].images[0];
+    if (image) view.what = image.cache && overlay.inPlay(image, image.depth - 1).every(Boolean) ? "cache" : "tokens";
   };
 
   // The original's answer first, then lost, failed, gained, changed, same.
@@ -122,7 +129,7 @@ effivlm.documents = (() => {
       const mark = setting === "none" ? "the original" : WORDS[marks[place]];
       const tone = { "-": "lost", "!": "lost", "+": "gained" }[marks[place]] ?? "quiet";
       return make("tr", { class: place === view.drawn ? "selected" : null, "data-place": place,
-        onclick: () => { if (String(place) in doc.traces) { view.drawn = place; picture(pane, doc, pictures); } } },
+        onclick: () => { if (String(place) in doc.traces) { draw(doc, place); picture(pane, doc, pictures); } } },
       make("td", {}, make("code", {}, label(data.rows[place]))),
       make("td", {}, error === null ? answer : make("span", { class: "lost" }, error)),
       make("td", {}, score === null ? "-" : String(Math.round(100 * score))),
@@ -138,13 +145,15 @@ effivlm.documents = (() => {
     const trace = view.drawn === null ? null : doc.traces[view.drawn];
     const shown = doc.pictures.map(([name, width, height], k) => {
       const image = trace?.images[k];
-      const source = pictures[name];
+      const seen = image ? tilesOf(doc, trace, k) : [];
+      const source = pictures[seen.length === 1 ? seen[0] : name];
       const img = source
         ? make("img", { src: source, alt: `picture ${k + 1}`, class: Math.max(width, height) <= 160 ? "small" : null })
         : make("p", { class: "quiet" }, `pictures/${name} is not in the run's folder`);
       const whole = image && image.tiles === 1;
       const holder = make("div", { class: "picture" }, img, ...(whole ? overlay.units(image).slice(-1).map((u) => drawn(image, u)) : []));
-      const tiles = image && !whole ? make("div", { class: "tiles" }, ...overlay.units(image).map((u) => drawn(image, u))) : null;
+      const tiles = image && !whole ? make("div", { class: "tiles" }, ...overlay.units(image).map((u, t) => make("div", { class: "picture" },
+        seen[t] ? make("img", { src: pictures[seen[t]], alt: `tile ${t + 1}` }) : null, drawn(image, u)))) : null;
       return make("div", {}, holder, tiles);
     });
     const note = doc.pictures.length ? null : make("p", { class: "quiet" }, "No picture was recorded.");
@@ -152,6 +161,15 @@ effivlm.documents = (() => {
       controls(pane, doc, pictures, trace));
     pane.closest("article")?.querySelectorAll(".answers tr[data-place]").forEach((r) =>
       r.classList.toggle("selected", Number(r.dataset.place) === view.drawn));
+  };
+
+  // Names of the tiles of a prompt's k-th picture, as the encoder was given them; empty where unknown.
+  const tilesOf = (doc, trace, k) => {
+    const views = doc.views[data.rows[view.drawn].model] ?? [];
+    const counts = trace.images.map((x) => x.tiles);
+    const sum = (list) => list.reduce((a, b) => a + b, 0);
+    const start = sum(counts.slice(0, k));
+    return views.length === sum(counts) ? views.slice(start, start + counts[k]) : [];
   };
 
   const drawn = (image, unit) => {
@@ -178,7 +196,7 @@ effivlm.documents = (() => {
     };
     const settings = Object.keys(doc.traces).filter((p) => effivlm.isShown(data.rows[p]));
     const which = make("select", { id: "drawn", "aria-label": "setting drawn",
-      onchange: (event) => set("drawn", Number(event.target.value)) });
+      onchange: (event) => { draw(doc, Number(event.target.value)); again(); } });
     effivlm.options(which, settings.map((p) => [p, label(data.rows[p])]), String(view.drawn));
     const heads = overlay.heads(image);
     const slider = make("input", { type: "range", min: 0, max: image.depth - 1, value: layer, id: "layer", "aria-label": "layer",
@@ -190,7 +208,7 @@ effivlm.documents = (() => {
     };
     said.textContent = caption(image);
     const tiles = trace.images.some((x) => x.tiles > 1)
-      ? make("span", { class: "quiet" }, "Tiles are drawn apart: where each lies in the picture is the processor's business.") : null;
+      ? make("span", { class: "quiet" }, "Below the picture its tiles, as the encoder was given them.") : null;
     return make("div", { class: "overlay" }, which,
       make("div", {}, select("what", [["tokens", "tokens entering the layer"], ["cache", "entries in the cache"]]),
         view.what === "cache" && heads > 1 ? " " : null,

@@ -77,19 +77,24 @@ def chunks(
     folder: Path, rows: Sequence[Row], documents: Sequence[Asked]
 ) -> Iterator[tuple[list[dict[str, Any]], set[str]]]:
     """Chunk by chunk: its documents as plain data, and the names of their pictures."""
-    shown, traced = evidence.shown(folder), evidence.traced(folder)
+    found = Found(evidence.shown(folder), evidence.traced(folder), evidence.views(folder))
     for start in range(0, len(documents), CHUNK):
-        part = [_plain(d, rows, shown, traced) for d in documents[start : start + CHUNK]]
-        yield part, {name for d in part for name, *_ in d["pictures"]}
+        part = [_plain(d, rows, found) for d in documents[start : start + CHUNK]]
+        names = {name for d in part for name, *_ in d["pictures"]}
+        yield part, names | {n for d in part for tiles in d["views"].values() for n in tiles}
 
 
-def _plain(
-    one: Asked,
-    rows: Sequence[Row],
-    shown: Mapping[tuple[str, str], evidence.Shown],
-    traced: Mapping[tuple[str, str, str, str], Any],
-) -> dict[str, Any]:
-    question = shown.get((one.task, one.document))
+@dataclass(frozen=True)
+class Found:
+    """What a run's folder holds beside its records; see `evidence`."""
+
+    shown: Mapping[tuple[str, str], evidence.Shown]
+    traced: Mapping[tuple[str, str, str, str], Any]
+    views: Mapping[tuple[str, str, str], list[str]]
+
+
+def _plain(one: Asked, rows: Sequence[Row], found: Found) -> dict[str, Any]:
+    question = found.shown.get((one.task, one.document))
     first = next(iter(one.answers.values()))
     keys = {i: (rows[i].model, rows[i].setting, one.task, one.document) for i in one.answers}
     return {
@@ -98,7 +103,12 @@ def _plain(
         "metric": first.metric,
         "pictures": list(question.pictures) if question else [],
         "answers": [_answer(i, r) for i, r in one.answers.items()],
-        "traces": {str(i): traced[k] for i, k in keys.items() if k in traced},
+        "traces": {str(i): found.traced[k] for i, k in keys.items() if k in found.traced},
+        "views": {
+            m: found.views[m, one.task, one.document]
+            for m in dict.fromkeys(model for model, *_ in keys.values())
+            if (m, one.task, one.document) in found.views
+        },
     }
 
 

@@ -6,6 +6,8 @@ effivlm.table = (() => {
   const order = { column: null, down: true };
   const columns = data.columns.map((column) => ({ ...column, on: !column.hidden }));
 
+  const several = effivlm.unique(data.rows.map((r) => r.model)).length > 1;
+
   const matches = ({ setting, model }) => {
     const text = `${model} ${setting}`.toLowerCase();
     return state.search.toLowerCase().split(/\s+/).every((word) => text.includes(word));
@@ -46,8 +48,9 @@ effivlm.table = (() => {
 
   const cell = (row, i, bases) => {
     const { text, low, high, alarm } = row.cells[i];
-    const classes = [columns[i].left ? "left" : "", alarm ? "alarm" : "", columns[i].key === "setting" ? "sticky" : ""];
+    const classes = [columns[i].left ? "left" : "", columns[i].key === "model" ? "model-column" : "", alarm ? "alarm" : "", columns[i].key === "setting" ? "sticky" : ""];
     const node = make("td", { class: classes.join(" ").trim() || null }, text);
+    if (columns[i].key === "setting" && several) node.append(make("small", { class: "model" }, row.model));
     const base = bases[row.model]?.cells[i];
     if (Number.isFinite(low) && Number.isFinite(high) && scales[i] && text) {
       node.append(bar({ low, high }, scales[i], base && base.low === base.high ? base.low : NaN));
@@ -68,7 +71,7 @@ effivlm.table = (() => {
   };
 
   const head = () => make("tr", {}, ...columns.map((column, i) => (column.on ? make("th", {
-    class: [column.left ? "left" : "", column.key === "setting" ? "sticky" : ""].join(" ").trim() || null,
+    "data-key": column.key, class: [column.left ? "left" : "", column.key === "model" ? "model-column" : "", column.key === "setting" ? "sticky" : ""].join(" ").trim() || null,
     title: column.help, scope: "col", tabindex: 0,
     "aria-sort": order.column === i ? (order.down ? "descending" : "ascending") : null,
     onclick: () => sortBy(i),

@@ -150,6 +150,6 @@ def plotly() -> str:
 
 def stamp(folder: Path) -> str:
     """Changes whenever anything that a page is made of does."""
-    parts = ("records", "timings", "documents", "traces")
+    parts = ("records", "timings", "documents", "traces", "views")
     files = sorted(p for part in parts for p in (folder / part).rglob("*.jsonl"))
     return json.dumps([[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files])
