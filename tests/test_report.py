@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-from effivlm.report.page.data import page_data
 from PIL import Image
 from record_samples import document, timing
 from rich.console import Console
@@ -15,6 +14,7 @@ from rich.console import Console
 from effivlm.metrics.performance import MetricError
 from effivlm.records import StoreError
 from effivlm.report import columns, figures, latex, tables
+from effivlm.report.page.data import page_data
 from effivlm.report.rows import asked_of, joined, rows_of
 from effivlm.report.write import write
 from effivlm.store import RunStore
@@ -281,7 +281,7 @@ def test_write(folder):
     for path in (p for p in paths if p.suffix == ".png"):
         picture = np.asarray(Image.open(path).convert("RGB"))
         assert min(picture.shape[:2]) > 400 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
-    assert all(p.read_text().count("<text") > 20 for p in paths if p.suffix == ".svg")
+    assert all(p.read_text().count("<text") > 10 for p in paths if p.suffix == ".svg")
     again = {p: p.read_bytes() for p in paths}
     write(folder)
     assert all(p.read_bytes() == data for p, data in again.items()), "the same records, the same"

@@ -105,7 +105,7 @@ def expected(trace, image):
 def test_a_trace_says_what_the_methods_chose(family):
     model, inputs = exact(family), double(family)
     with compress(model, WHOLE) as session:
-        with pytest.raises(UnsupportedCall, match="read session.trace inside the with block"):
+        with pytest.raises(UnsupportedCall, match=r"read session.trace inside the with block"):
             _ = session.trace
         model.generate(**inputs, max_new_tokens=2, do_sample=False)
         (found,), (account,) = session.trace, session.accounts

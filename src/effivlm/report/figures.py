@@ -84,6 +84,7 @@ def saved(figure: Any, path: Path) -> list[Path]:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem, "pdf.fonttype": 42}):
         for file, kind in zip(out, KINDS, strict=True):
             figure.savefig(file, dpi=DOTS, metadata=undated.get(kind))
+            figure.set_layout_engine("none")  # found once, for all
     return out
 
 

@@ -12,6 +12,8 @@ from effivlm.report import figures, latex, tables
 from effivlm.report.page.write import stamp, view_path, write_page, write_view
 from effivlm.report.rows import Row, rows_of
 
+LARGE = 20_000  # answers from which the view is written with the report, to open at once
+
 
 def write(
     folder: Path, axes: Sequence[str] = ("prompt_kv", "visual_mean")
@@ -47,7 +49,7 @@ def write(
         done = ", ".join(map(str, written[:3]))
         raise ImportError(f"{error}. The tables are written: {done}") from None
     written.append(page.path)
-    if page.left_out:
+    if page.left_out or sum(r.documents for r in rows) > LARGE:
         written.append(_written_view(folder, rows))
     return rows, written
 
