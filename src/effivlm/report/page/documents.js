@@ -119,10 +119,12 @@ effivlm.documents = (() => {
     if (image) view.what = image.cache && overlay.inPlay(image, image.depth - 1).every(Boolean) ? "cache" : "tokens";
   };
 
-  // The original's answer first, then lost, failed, gained, changed, same.
+  // Of the model that is drawn first; there the original's answer, then worse, failed, better, other words, same.
   const answers = (doc, marks, pane, pictures) => {
     const rank = ([place]) => (data.rows[place].setting === "none" ? -1 : "-!+~= ".indexOf(marks[place]));
-    const lines = [...doc.answers].sort((a, b) => rank(a) - rank(b) || a[0] - b[0])
+    const model = data.rows[view.drawn ?? Number(view.setting || state.selected || 0)].model;
+    const away = ([place]) => Number(data.rows[place].model !== model);
+    const lines = [...doc.answers].sort((a, b) => away(a) - away(b) || rank(a) - rank(b) || a[0] - b[0])
       .filter(([place]) => effivlm.isShown(data.rows[place]));
     const row = ([place, answer, score, error, tokens]) => {
       const { setting } = data.rows[place];
