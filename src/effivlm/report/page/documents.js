@@ -119,9 +119,10 @@ effivlm.documents = (() => {
     if (image) view.what = image.cache && overlay.inPlay(image, image.depth - 1).every(Boolean) ? "cache" : "tokens";
   };
 
-  // Of the model that is drawn first; there the original's answer, then worse, failed, better, other words, same.
+  // Of the model that is drawn first; there the original's answer, the one drawn, then worse, failed, better, other words, same.
   const answers = (doc, marks, pane, pictures) => {
-    const rank = ([place]) => (data.rows[place].setting === "none" ? -1 : "-!+~= ".indexOf(marks[place]));
+    const rank = ([place]) => (data.rows[place].setting === "none" ? -2
+      : place === view.drawn ? -1 : "-!+~= ".indexOf(marks[place]));
     const model = data.rows[view.drawn ?? Number(view.setting || state.selected || 0)].model;
     const away = ([place]) => Number(data.rows[place].model !== model);
     const lines = [...doc.answers].sort((a, b) => away(a) - away(b) || rank(a) - rank(b) || a[0] - b[0])
