@@ -252,7 +252,7 @@ def tiles_of(loaded: Loaded, inputs: Mapping[str, torch.Tensor]) -> list[Image.I
     packed into one sequence of patches, which shows them whole.
     """
     pixels = inputs.get("pixel_values")
-    how = getattr(loaded.processor, "image_processor", None)
+    how: Any = getattr(loaded.processor, "image_processor", None)
     if pixels is None or pixels.ndim not in (4, 5) or getattr(how, "image_mean", None) is None:
         return []
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (how.image_mean, how.image_std))
