@@ -3,10 +3,8 @@
 import csv
 import io
 import json
-import re
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -16,7 +14,8 @@ from rich.console import Console
 
 from effivlm.metrics.performance import MetricError
 from effivlm.records import StoreError
-from effivlm.report import columns, figures, html, tables
+from effivlm.report import columns, figures, latex, tables
+from effivlm.report.page.data import page_data
 from effivlm.report.rows import asked_of, joined, rows_of
 from effivlm.report.write import write
 from effivlm.store import RunStore
@@ -136,7 +135,8 @@ def test_a_task_the_original_fails_is_named_everywhere():
     rows = rows_of([*wrong, *fine])
     assert row(rows, "fastv@0.1").op == pytest.approx(100)
     expected = "clearly above what can be said without looking: hopeless (0.0 against 0.0)"
-    assert expected in tables.markdown(rows) and expected in html.page("x", rows, [], {})
+    notes = " ".join(page_data("x", rows, {})["notes"])
+    assert expected in tables.markdown(rows) and expected in notes
     only = rows_of(wrong)
     assert np.isnan(only[1].op) and "| - | - | " in tables.markdown(only)
 
@@ -285,9 +285,8 @@ def test_several_models_are_joined():
     mean = [np.mean([r.ratios[t] for r in mine]) for t in ("colour", "count")]
     assert (found.models, found.op) == (2, pytest.approx(np.mean([r.op for r in mine])))
     assert found.og == pytest.approx(100 * np.std(mean) / np.mean(mean))
-    assert "OG over models" in tables.markdown(rows) and "Over all models" in html.page(
-        "x", rows, [], {}
-    )
+    assert "OG over models" in tables.markdown(rows)
+    assert [j["op"] for j in page_data("x", rows, {})["joined"]] == [j.op for j in joined(rows)]
     assert joined(rows_of(answers())) == []
 
 
@@ -311,19 +310,19 @@ def test_write(folder):
         "table.md",
         "table.csv",
         "table.json",
-        "quality_prompt_kv.png",
-        "quality_visual_mean.png",
+        "table.tex",
+        *(f"quality_prompt_kv.{kind}" for kind in figures.KINDS),
+        *(f"quality_visual_mean.{kind}" for kind in figures.KINDS),
         "report.html",
     ]
     assert all(p.stat().st_size > 500 for p in paths)
-    for path in paths[3:5]:
+    for path in (p for p in paths if p.suffix == ".png"):
         picture = np.asarray(Image.open(path).convert("RGB"))
         assert min(picture.shape[:2]) > 400 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
-    again = {p: p.read_bytes() for p in paths if p.suffix != ".png"}
+    assert all(p.read_text().count("<text") > 10 for p in paths if p.suffix == ".svg")
+    again = {p: p.read_bytes() for p in paths}
     write(folder)
-    assert all(p.read_bytes() == data for p, data in again.items() if p.suffix != ".html"), (
-        "the same records, the same tables"
-    )
+    assert all(p.read_bytes() == data for p, data in again.items()), "the same records, the same"
 
 
 def test_a_column_is_one_entry(folder, monkeypatch):
@@ -346,8 +345,11 @@ def test_a_column_is_one_entry(folder, monkeypatch):
     assert "- `extra_key`: tokens [all] generated, in eighths\n" in text, "the CSV's key"
     parsed = list(csv.DictReader(io.StringIO(data)))
     assert [float(r["extra_key"]) for r in parsed] == [pytest.approx(value)] * len(rows)
-    assert "<th>extra</th></tr>" in page and page.count("<td>&lt;3.01&gt;</td></tr>") == len(rows)
-    assert "<b>extra</b>: tokens [all] generated, in eighths." in page
+    found = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    place = [c["title"] for c in found["columns"]].index("extra")
+    assert found["columns"][place]["help"] == "tokens [all] generated, in eighths"
+    assert all(r["cells"][place] == {"text": "<3.01>", "value": 3.012} for r in found["rows"])
+    assert "extra_key" in found["qualities"], "an axis of the plot"
     shown = printed(rows, 120)
     assert shown.count("<3.01>") == len(rows) and " extra  \n" in shown
     assert "extra: tokens [all] generated, in eighths" in shown
@@ -366,46 +368,18 @@ def test_an_output_has_the_columns_that_say_so_and_explains_them_all(where, monk
         assert ("here" in heads) == (other == where)
 
 
-class Page(HTMLParser):
-    """Checks that tags close in order and collects what the page loads."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.loaded, self.rows = [], [], 0
-
-    def handle_starttag(self, tag, attrs):
-        self.loaded += [v for k, v in attrs if k in ("src", "href")]
-        self.rows += tag == "tr"
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def test_page_is_whole_and_self_contained(folder):
-    page = Page()
-    text = write(folder)[1][-1].read_text()
-    page.feed(text)
-    assert page.open == [] and page.rows >= 1 + len(QUALITY)
-    assert len(page.loaded) == 2 and all(
-        s.startswith("data:image/png;base64,") for s in page.loaded
+def test_latex_marks_the_best_and_escapes():
+    rows = rows_of(answers(("tiny_1",), count=20))
+    text = latex.table(rows)
+    best = max((r for r in rows if r.setting != "none"), key=lambda r: r.op)
+    bold = [x for x in text.splitlines() if rf"\textbf{{{best.op:.1f}}}" in x]
+    assert len(bold) == 1 and bold[0].startswith(f"{best.setting} & ")
+    assert r"tiny\_1" in text and r"40.0 \%" in text and text.count(r"\midrule") == 1
+    body = [x for x in text.splitlines() if x.endswith(r"\\") and "multicolumn" not in x]
+    assert len({x.count("&") for x in body}) == 1 and len(body) == 1 + len(rows)
+    assert latex.escaped("a_b & 5 % $x$ \\ ~^#{}") == (
+        r"a\_b \& 5 \% \$x\$ \textbackslash{} \textasciitilde{}\textasciicircum{}\#\{\}"
     )
-    assert "torch 2.13" in text and not re.search(r"https?://", text)
-
-
-def test_page_escapes_what_it_shows():
-    evil = "<script>alert(1)</script>"
-    rows = rows_of(
-        [document(0, task=evil, model=evil), document(0, "fastv@0.1", task=evil, model=evil)]
-    )
-    text = html.page(evil, rows, [], {"device": evil, evil: {"torch": evil}})
-    assert "<script>" not in text and text.count("&lt;script&gt;") >= 7
-
-
-def test_failures_stand_out_on_the_page():
-    text = html.page("x", rows_of([document(0), document(0, "fastv@0.1", error=ERROR)]), [], {})
-    assert '<td class="failed">1/1</td>' in text and '<td class="failed">0/1</td>' not in text
 
 
 def test_without_matplotlib_tables_are_written_and_the_extra_is_named(folder, monkeypatch):
@@ -442,7 +416,12 @@ def test_axis_is_logarithmic_over_a_decade_and_left_out_points_are_named(tmp_pat
     from matplotlib.figure import Figure
 
     kept = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **more: kept.append(self))
+
+    def savefig(self, path, **more):
+        if path.suffix == ".png":
+            kept.append(self)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
     rows = rows_of(answers(count=5))
     figures.trade_off(rows, tmp_path / "a.png", "visual")
     figures.trade_off(rows, tmp_path / "b.png", "asked")

@@ -189,6 +189,7 @@ class Experiment(Spec):
         tasks: may be left out where the experiment is only measured, on a fixed workload.
         seed: sampling of documents. width: answers decoded side by side.
         calibration: of weights methods. judge: for tasks that need one.
+        keep: record what became of every visual token, for the report to draw.
     """
 
     name: str = Field(max_length=100)
@@ -200,6 +201,7 @@ class Experiment(Spec):
     calibration: CalibrationSpec | None = None
     seed: int = Field(default=0, strict=True)
     width: int = Field(default=16, ge=1, strict=True)
+    keep: bool = False
 
     @field_validator("name")
     @classmethod

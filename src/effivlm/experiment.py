@@ -20,11 +20,12 @@ from effivlm.config import (
     dump_experiment,
 )
 from effivlm.evaluation import score_file
+from effivlm.evidence import Evidence
 from effivlm.families.fitness import check_length, check_template
 from effivlm.families.loading import Loaded
 from effivlm.measure.roofline import TextShape
 from effivlm.methods.base import Weights
-from effivlm.prompts import load_model, prepare, stop_ids
+from effivlm.prompts import load_model, prepare, stop_ids, tiles_of
 from effivlm.provenance import environment
 from effivlm.records import DocumentRecord, content_hash
 from effivlm.runtime.account import Account
@@ -75,14 +76,16 @@ def run(
     tasks = experiment_tasks(experiment)
     counts = {"recorded": 0, "found": 0, "failed": 0}
     with RunStore(
-        root / experiment.name, dump_experiment(experiment), experiment.model_dump(mode="json")
+        root / experiment.name,
+        dump_experiment(experiment),
+        experiment.model_dump(mode="json", exclude={"keep"}),
     ) as store:
         for spec in experiment.models:
             loaded = load_model(spec)
             check_template(loaded)
             store.note_environment(environment(str(loaded.model.device), "pil"))
             settings = experiment.settings_for(spec)
-            given = (experiment.width, retry_failed, experiment.calibration)
+            given = (experiment.width, retry_failed, experiment.calibration, experiment.keep)
             runner = Runner(store, spec, loaded, settings, *given)
             chosen = [(task, sample(task, t, experiment.seed)) for t, task in tasks]
             total = sum(len(numbers) for _, numbers in chosen)
@@ -165,8 +168,10 @@ class Runner:
         width: int,
         retry_failed: bool = False,
         calibration: CalibrationSpec | None = None,
+        keep: bool = False,
     ) -> None:
         self.retry_failed, self.calibration = retry_failed, calibration
+        self.keep, self.evidence = keep, Evidence(store.folder)
         self.weights: CompressedWeights | None = None
         parts = {part for setting in settings for part in setting.stage(Weights)}
         self.identities = {part: identity(calibration, part, spec) for part in parts}
@@ -179,7 +184,7 @@ class Runner:
     def plan(self, settings: tuple[Setting, ...]) -> Plan:
         """The sharing plan of some settings."""
         if settings not in self.plans:
-            self.plans[settings] = Plan(self.loaded.model, settings, self.width)
+            self.plans[settings] = Plan(self.loaded.model, settings, self.width, self.keep)
         return self.plans[settings]
 
     def path(self, setting: Setting, task: Task) -> Path:
@@ -232,6 +237,9 @@ class Runner:
         for outcome, asked in self._outcomes(task, document, tuple(todo)):
             record = self._record(task, document, outcome, asked)
             self.store.append(self.path(outcome.setting, task), record)
+            if outcome.trace is not None:
+                where = (record.model, record.setting, task.name, document.id)
+                self.evidence.trace(*where, outcome.trace.compact())
             counts["recorded"] += 1
             counts["failed"] += record.failed
         return counts
@@ -250,6 +258,10 @@ class Runner:
             question = framed(document.open(), self.spec.frames)
             inputs = prepare(self.loaded, question)
             check_length(self.loaded, inputs, task.max_new_tokens)
+            self.evidence.show(task.name, document.id, question, document.answers)
+            if self.keep:
+                tiles = tiles_of(self.loaded, inputs)
+                self.evidence.view(self.loaded.name, task.name, document.id, tiles)
         except Exception as error:
             log.warning("%s %s cannot be asked: %s", task.name, document.id, error)
             yield from ((Outcome(s, None, None, error), Asked("", "")) for s in todo)

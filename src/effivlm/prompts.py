@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from PIL import Image
 
 from effivlm.config import ModelSpec
 from effivlm.families.loading import Loaded, load
@@ -31,6 +32,20 @@ def prepare(loaded: Loaded, question: Question) -> Mapping[str, torch.Tensor]:
         for k, v in inputs.items()
         if isinstance(v, torch.Tensor)
     }
+
+
+def tiles_of(loaded: Loaded, inputs: Mapping[str, torch.Tensor]) -> list[Image.Image]:
+    """Pictures of what the encoder is given, in the order of its tiles; none where images are
+    packed into one sequence of patches, which shows them whole.
+    """
+    pixels = inputs.get("pixel_values")
+    how: Any = getattr(loaded.processor, "image_processor", None)
+    if pixels is None or pixels.ndim not in (4, 5) or getattr(how, "image_mean", None) is None:
+        return []
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (how.image_mean, how.image_std))
+    shown = pixels.flatten(0, -4).float().cpu() * std + mean
+    bytes_ = (255 * shown.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(tile) for tile in bytes_]
 
 
 def stop_ids(loaded: Loaded) -> list[int]:

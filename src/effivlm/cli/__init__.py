@@ -10,6 +10,7 @@ from effivlm.cli.running import report, run
 from effivlm.cli.scoring import compare, data, score
 from effivlm.cli.shell import BROKEN_CONTRACT, FAILED_DOCUMENTS, INTERRUPTED, USER_ERROR, line
 from effivlm.cli.timing import calibrate, measure, predict
+from effivlm.cli.watching import explain, view
 
 __all__ = ["BROKEN_CONTRACT", "FAILED_DOCUMENTS", "INTERRUPTED", "USER_ERROR", "app"]
 
@@ -18,7 +19,7 @@ QUESTION = (
     " cost, what does it save?"
 )
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=QUESTION)
-for verb in (run, measure, predict, calibrate, check, report, score, compare):
+for verb in (run, measure, predict, calibrate, check, report, score, compare, view, explain):
     app.command()(verb)
 app.command(name="list")(list_)
 app.command()(show)

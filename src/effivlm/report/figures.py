@@ -25,14 +25,24 @@ COLOURS = (
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 STROKES = ("-", "--", ":", "-.")
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+KINDS = ("png", "svg", "pdf")
+DOTS = 200  # an inch, of PNGs
 DECADE = 8  # spread of shares from which the axis is logarithmic
 
 
-def trade_off(rows: Sequence[Row], path: Path, axis: str = "prompt_kv") -> None:
-    """Write a PNG of OP with intervals against a share of the uncompressed model; ringed points are
-    on the Pareto front.
+def trade_off(rows: Sequence[Row], path: Path, axis: str = "prompt_kv") -> list[Path]:
+    """Draw OP with intervals against a share of the uncompressed model; ringed points are on the
+    Pareto front.
 
     Settings without a number on the axis (``asked`` of a combination, say) are named in the panel.
+
+    Args:
+        rows: to be drawn.
+        path: the files', but for the ending.
+        axis: see `report.rows.AXES`.
+
+    Returns:
+        The files, one of each of `KINDS`; SVG and PDF hold text as text.
 
     Raises:
         ImportError: naming the extra to install. KeyError: for an unknown axis.
@@ -62,7 +72,20 @@ def trade_off(rows: Sequence[Row], path: Path, axis: str = "prompt_kv") -> None:
     figure.legend(
         handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=9
     )
-    figure.savefig(path, dpi=130)
+    return saved(figure, path)
+
+
+def saved(figure: Any, path: Path) -> list[Path]:
+    """The figure as a file of each of `KINDS`; without dates, so that equal figures are equal."""
+    from matplotlib import rc_context  # pyright: ignore[reportUnknownVariableType]  # as `blank`
+
+    undated: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    out = [path.with_suffix(f".{kind}") for kind in KINDS]
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem, "pdf.fonttype": 42}):
+        for file, kind in zip(out, KINDS, strict=True):
+            figure.savefig(file, dpi=DOTS, metadata=undated.get(kind))
+            figure.set_layout_engine("none")  # found once, for all
+    return out
 
 
 def blank(size: tuple[float, float]) -> Any:

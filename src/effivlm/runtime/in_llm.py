@@ -14,6 +14,7 @@ from effivlm.methods.base import EncoderReducer, IntraLLM, LayerTokens, PreLLM
 from effivlm.runtime.audit import PlannedCut, Promise, check_selection
 from effivlm.runtime.before_llm import Notes
 from effivlm.runtime.counts import in_layers
+from effivlm.runtime.merges import Merged
 from effivlm.runtime.signals import LayerSource
 from effivlm.runtime.tokens import Image, Prompt, merge_rows
 from effivlm.setting import Part, Setting
@@ -122,6 +123,7 @@ def cut_layer(place: Place, cuts: list[PlannedCut], hidden: Tensor) -> tuple[Ten
             hidden[row] = merge_rows(hidden[row], alive[visual], selection.merged)
             at = visual[selection.merged.target.to(visual.device)]
             prompt.written.append((place.layer, row, index[at], hidden[row, alive[at]]))
+            prompt.merges.append(Merged.at(place.layer, row, index[visual], selection.merged))
         gone = torch.ones_like(visual, dtype=torch.bool)
         gone[selection.keep.to(gone.device)] = False
         keep[row, alive[visual[gone]]] = False

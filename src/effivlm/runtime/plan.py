@@ -16,8 +16,10 @@ from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, KVFormat, Pr
 from effivlm.methods.signals import Signal
 from effivlm.runtime import generate
 from effivlm.runtime.audit import Account
+from effivlm.runtime.cache import slot_layers
 from effivlm.runtime.generate import Generated, Prefilled
 from effivlm.runtime.session import Session
+from effivlm.runtime.trace import PromptTrace, traces
 from effivlm.runtime.vision import ENCODER_SIGNALS
 from effivlm.runtime.weights import check_weights
 from effivlm.setting import Part, Setting
@@ -31,12 +33,15 @@ class NotANumber(EffivlmError, ArithmeticError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one setting did on one document: answer and cost, or the error that stopped it."""
+    """What one setting did on one document: answer, cost and, where asked for, the trace; or the
+    error that stopped it.
+    """
 
     setting: Setting
     generated: Generated | None
     account: Account | None
     error: Exception | None = None
+    trace: PromptTrace | None = None
 
 
 @dataclass(frozen=True)
@@ -68,14 +73,16 @@ class Plan:
 
     Args:
         model: a transformers vision-language model. settings: what to compare.
-        width: how many answers are decoded side by side.
+        width: how many answers are decoded side by side. keep: trace the visual tokens.
 
     Raises:
         Unsupported: at once, if a setting cannot apply to the model's family.
     """
 
-    def __init__(self, model: nn.Module, settings: Sequence[Setting], width: int = 16) -> None:
-        self.settings, self.width = tuple(settings), width
+    def __init__(
+        self, model: nn.Module, settings: Sequence[Setting], width: int = 16, keep: bool = False
+    ) -> None:
+        self.settings, self.width, self.keep = tuple(settings), width, keep
         self.decoder = Session(model, Setting(()))
         self.encoders: list[tuple[Session, list[tuple[Session, Trunk]]]] = []
         for parts, trunks in tree(self.settings).items():
@@ -167,12 +174,22 @@ class Plan:
         return out
 
     def _decode(self, waiting: list[Leaf], limit: int, stop: Sequence[int]) -> list[Outcome]:
+        found = [traced(done) if self.keep else None for _, done in waiting]
         try:
             with self.decoder:
                 answers = generate.decode(self.decoder, [done for _, done in waiting], limit, stop)
         except Exception as error:
             return [Outcome(s, None, None, error) for s, _ in waiting]
-        return [Outcome(s, a, d.accounts[0]) for (s, d), a in zip(waiting, answers, strict=True)]
+        return [
+            Outcome(s, a, d.accounts[0], trace=t)
+            for (s, d), a, t in zip(waiting, answers, found, strict=True)
+        ]
+
+
+def traced(done: Prefilled) -> PromptTrace:
+    """The trace of a prompt and of its compressed cache."""
+    slots = slot_layers(done.cache)
+    return traces(done.state.prompt, [(x.index, x.valid) for x in slots], done.state.layers)[0]
 
 
 def _numbers(done: Prefilled) -> Prefilled:

@@ -32,6 +32,7 @@ from effivlm.runtime.in_cache import (
     waits,
 )
 from effivlm.runtime.in_llm import Place, cut_layer, first_cuts, plan_cuts
+from effivlm.runtime.merges import merged_before
 from effivlm.runtime.recipe import Recipe, Recorded
 from effivlm.runtime.signals import ATTENTION, LayerSource
 from effivlm.runtime.slots import Lease, SlotLayer
@@ -292,5 +293,5 @@ class Prefill:
         index, valid = self.prompt.kept[0]
         cut = valid is not None or index.shape[1] < self.prompt.length
         blank: dict[str, Any] = {"kept": {}, "lengths": {}, "written": [], "cut": cut}
-        blank |= {"decisions": Decisions()}
+        blank |= {"decisions": Decisions(), "merges": merged_before(self.prompt.merges)}
         return replace(self.prompt, index=index, valid=valid, rel=None, **blank)

@@ -21,7 +21,7 @@ from effivlm.runtime.cache import CACHE, cache_of
 from effivlm.runtime.entry import around, begun, check_cache, followed, taken
 from effivlm.runtime.geometry import decode_mask
 from effivlm.runtime.hooks import Wrap, unwrapped
-from effivlm.runtime.host import host_of
+from effivlm.runtime.host import UnsupportedCall, host_of
 from effivlm.runtime.patches import Patches
 from effivlm.runtime.prefill import Prefill
 from effivlm.runtime.recipe import Recipe
@@ -33,6 +33,7 @@ from effivlm.runtime.support import (
     refused_switch,
     whole_prompts,
 )
+from effivlm.runtime.trace import PromptTrace, traces
 from effivlm.runtime.turn import Turn
 from effivlm.runtime.vision import VisionStage
 from effivlm.runtime.weights import CompressedWeights, check_weights
@@ -150,6 +151,20 @@ class Session:
     def audit(self) -> Audit:
         """The accounts of the last call, in a form to print."""
         return Audit(self.accounts)
+
+    @property
+    def trace(self) -> list[PromptTrace]:
+        """What became of every visual token of the last prompt, one trace for each of its rows.
+
+        Raises:
+            UnsupportedCall: before the first prompt, and after the block.
+        """
+        prefill = self.turn.prefill
+        if prefill is None:
+            raise UnsupportedCall(
+                "no prompt to trace: read session.trace inside the with block, after a call"
+            )
+        return traces(prefill.prompt, prefill.held, self.layers)
 
     @property
     def layers(self) -> int:

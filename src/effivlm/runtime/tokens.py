@@ -18,6 +18,7 @@ from effivlm.methods.base import Merge, Selection
 from effivlm.ops.merge import apply
 from effivlm.ops.precision import working
 from effivlm.runtime.geometry import Side, scattered, to_index
+from effivlm.runtime.merges import BEFORE_LLM, Merged
 
 
 def merge_rows(
@@ -87,7 +88,7 @@ class Prompt:
         cut: some token was dropped. padded: some token of the batch is padding.
         past: tokens of earlier turns. markers: see `Family`.
         written: merges inside the LLM: layer, row, logical indices [t] of the targets, their states
-            [t, D].
+            [t, D]. merges: all of them.
     """
 
     visual: Bool[Tensor, "B L"]
@@ -107,6 +108,7 @@ class Prompt:
     past: int = 0
     markers: tuple[int, int] = (0, 0)
     written: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
+    merges: list[Merged] = field(default_factory=list)
 
     @functools.cached_property
     def texts(self) -> list[int]:
@@ -143,6 +145,7 @@ class Prompt:
         """Write a merge of the tokens at ``slots`` into what will enter the LLM, deep-stack
         features included.
         """
+        self.merges.append(Merged.at(BEFORE_LLM, row, slots, merge))
         embeds = self.embeds.clone()
         embeds[row] = merge_rows(self.embeds[row], slots, merge)
         self.embeds = embeds
