@@ -22,6 +22,13 @@ def ranked(scores: Tensor) -> Tensor:
     )
 
 
+def places(scores: Tensor) -> Tensor:
+    """[..., N] long: the place of every score in the order of `ranked`, from 0."""
+    order = ranked(scores)
+    place = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, place)
+
+
 def top_k(scores: Tensor, k: int) -> Tensor:
     """[k] indices of the k highest scores [N], ascending."""
     return ranked(scores)[:k].sort().values

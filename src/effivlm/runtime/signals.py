@@ -31,6 +31,7 @@ from effivlm.ops import statistics
 from effivlm.ops.precision import working, working_dtype
 from effivlm.runtime.attention import AttentionCall
 from effivlm.runtime.geometry import take, visible
+from effivlm.runtime.rows import Row
 
 ATTENTION = (
     LastRow,
@@ -55,13 +56,13 @@ class LayerSource:
     Args:
         prefill: the prompt's prefill. layer: the layer about to run (the layer that just ran, plus
             one, for caches).
-        row: batch row. alive: [m] positions of its tokens among the M in play.
-        place: ``number`` of the image, ``hidden``, ``visual``, ``text`` (IntraLLM) or ``image``
-            (KVCache); the decoder layer as ``module`` and its ``kwargs``.
+        row: batch row. held: its tokens among the M in play.
+        place: ``number`` of the image, ``hidden``, ``visual``, ``text`` (IntraLLM) or ``cached``,
+            the cache layer (KVCache); the decoder layer as ``module`` and its ``kwargs``.
     """
 
-    def __init__(self, prefill: Any, layer: int, row: int, alive: Tensor, **place: Any) -> None:
-        self.prefill, self.layer, self.row, self.alive = prefill, layer, row, alive
+    def __init__(self, prefill: Any, layer: int, row: int, held: Row, **place: Any) -> None:
+        self.prefill, self.layer, self.row, self.held = prefill, layer, row, held
         self.place = place
 
     def __call__(self, signal: Signal) -> Tensor:
@@ -85,11 +86,11 @@ class LayerSource:
 
     def query(self, call: AttentionCall | None = None) -> Tensor:
         """[H, m, d] post-RoPE queries of this row's tokens."""
-        return _pick((call or self.call).query[self.row], self.alive)
+        return self.held.pick((call or self.call).query[self.row])
 
     def key(self, call: AttentionCall | None = None) -> Tensor:
         """[KV, m, d] post-RoPE keys of this row's tokens."""
-        return _pick((call or self.call).key[self.row], self.alive)
+        return self.held.pick((call or self.call).key[self.row])
 
     def mask(self) -> Callable[[Tensor], Tensor] | None:
         """Rows -> [R, m] bool, where the model's attention is not plainly causal (bidirectional
@@ -100,10 +101,10 @@ class LayerSource:
         mask = self.call.mask
         if not isinstance(mask, Tensor) or mask.ndim != 4:
             return None
-        table = mask[self.row, 0]
+        table, alive = mask[self.row, 0], self.held.slots
 
         def shown(rows: Tensor) -> Tensor:
-            part = table[self.alive[rows]][:, self.alive]
+            part = table[alive[rows]][:, alive]
             return part if part.dtype == torch.bool else part == 0
 
         return shown
@@ -113,7 +114,7 @@ class LayerSource:
         window, prompt = self.prefill.host.windows[layer], self.prefill.prompt
         if window is None or prompt.length <= window:
             return None
-        place = prompt.kept[self.layer - 1][0][self.row, self.alive]
+        place = self.held.index
         return lambda rows: visible(place[rows], place, window)
 
     def rows(self, index: Tensor) -> Tensor:
@@ -122,14 +123,8 @@ class LayerSource:
         return statistics.row_probabilities(q, self.key(), index, self.call.scaling, self.mask())
 
 
-def _pick(x: Tensor, slots: Tensor) -> Tensor:
-    if len(slots) and int(slots[-1]) - int(slots[0]) + 1 == len(slots):
-        return x[:, int(slots[0]) : int(slots[-1]) + 1]
-    return x[:, slots]
-
-
 def _last_row(s: LayerSource, signal: Any) -> Tensor:
-    last = torch.tensor([len(s.alive) - 1], device=s.alive.device)
+    last = torch.tensor([s.held.count - 1], device=s.held.slots.device)
     if signal.of == "previous":
         return s.rows(last)[:, 0]
     module, kwargs = s.place["module"], s.place["kwargs"]
@@ -157,7 +152,7 @@ def _text_sums(s: LayerSource, signal: Any) -> Tensor:
 
 
 def _freed_text_sums(s: LayerSource, signal: Any) -> Tensor:
-    index, place = _text(s, signal.rows), s.prefill.prompt.index[s.row, s.alive]
+    index, place = _text(s, signal.rows), s.held.index
     return statistics.freed_sums(
         s.query()[:, index], s.key(), index, place, s.call.scaling, signal.theta, s.mask()
     )
@@ -185,10 +180,8 @@ def _column_sums(s: LayerSource, signal: Any) -> Tensor:
 
 
 def _head_max_sums(s: LayerSource, signal: Any) -> Tensor:
-    if "image" in s.place:  # a cache: all images, and the text after the last
-        index = (
-            _after_vision(s) if signal.rows == "text" else (s.place["image"] >= 0).nonzero()[:, 0]
-        )
+    if "cached" in s.place:  # a cache: all images, and the text after the last
+        index = _after_vision(s) if signal.rows == "text" else s.held.visual
     else:
         index = s.place[signal.rows]
     return statistics.head_max_sums(
@@ -201,15 +194,12 @@ def _summed(s: LayerSource, index: Tensor) -> Tensor:
 
 
 def _window_rows(s: LayerSource, signal: Any) -> Tensor:
-    count = len(s.alive)
-    return _summed(s, torch.arange(max(0, count - signal.size), count, device=s.alive.device))
+    count = s.held.count
+    return _summed(s, torch.arange(max(0, count - signal.size), count, device=s.held.slots.device))
 
 
 def _after_vision(s: LayerSource) -> Tensor:
-    image, count = s.place["image"], len(s.alive)
-    seen = (image >= 0).nonzero()
-    start = int(seen[-1]) + 1 if len(seen) and int(seen[-1]) + 1 < count else max(0, count - 32)
-    return torch.arange(start, count, device=s.alive.device)
+    return torch.arange(s.held.after_vision, s.held.count, device=s.held.slots.device)
 
 
 def _post_vision(s: LayerSource, signal: Any) -> Tensor:
@@ -225,11 +215,11 @@ def _threshold(s: LayerSource, signal: Any) -> Tensor:
 
 def _input_embeds(s: LayerSource, signal: Any) -> Tensor:
     prompt = s.prefill.prompt
-    return prompt.embeds[s.row, prompt.index[s.row, s.alive]]
+    return prompt.embeds[s.row, s.held.index]
 
 
 def _normed(s: LayerSource, signal: Any) -> Tensor:
-    return s.prefill.host.text.norm(s.place["hidden"][s.row, s.alive])
+    return s.prefill.host.text.norm(s.held.pick(s.place["hidden"][s.row]))
 
 
 def _keys(s: LayerSource, signal: Any) -> Tensor:
@@ -240,8 +230,8 @@ def _value_output(s: LayerSource, signal: Any) -> Tensor:
     """[KV, m]: L1 norm of each value through the output projection of its query heads, mean over
     the group.
     """
-    layer = s.place["held"]
-    values = _pick(layer.values[s.row], s.alive)  # [KV, m, d]
+    layer = s.place["cached"]
+    values = s.held.pick(layer.values[s.row])  # [KV, m, d]
     weight = s.place["module"].self_attn.o_proj.weight  # [D, H * d]
     heads, length, width = values.shape
     per_head = weight.view(weight.shape[0], heads, -1, width)  # [D, KV, G, d]
@@ -256,7 +246,7 @@ def _value_output(s: LayerSource, signal: Any) -> Tensor:
 
 def _future_queries(s: LayerSource, signal: Any) -> Tensor:
     cos, sin = (
-        _pick(x[s.row % len(x)][None], s.alive)[0] for x in s.place["kwargs"]["position_embeddings"]
+        s.held.pick(x[s.row % len(x)]) for x in s.place["kwargs"]["position_embeddings"]
     )
     rotary: nn.Module = s.prefill.host.text.rotary_emb
     kinds = s.prefill.host.kinds  # Gemma 3 has one rotary table per kind of layer

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from effivlm.methods.base import Entries, KVMerge, LayerCache, Paper
-from effivlm.methods.kv_cache.scoring import WindowedKV, protect_recent, recent
+from effivlm.methods.kv_cache.scoring import WindowedKV, best, protect_recent, recent
 from effivlm.methods.signals import ColumnSums, Signal
 from effivlm.ops.kv_merge import merge_entries
-from effivlm.ops.select import top_k_mask
 
 
 def text_first(scores: Tensor, text: Tensor) -> Tensor:
@@ -81,9 +80,10 @@ class LookM(WindowedKV):
 
     def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
         """The best, and where the others go."""
-        keep = top_k_mask(scores, k)
+        entries = best(scores, k, self.shared)
         if self.merge == "none":
-            return Entries(keep)
+            return entries
+        keep = entries.keep
         kind = (cache.image < 0) if self.modality else None
         parts = [merge_entries(cache.keys[h], keep[h], self.merge, kind) for h in range(len(keep))]
         target, source, weight = (torch.cat(x) for x in zip(*parts, strict=True))
