@@ -8,7 +8,7 @@ import pytest
 import torch
 from kv_contexts import kept, layer_cache, spans
 
-from effivlm.budget import BudgetError, parse_budget
+from effivlm.budget import BudgetError, parse_budget, split
 from effivlm.methods.base import KVCache, Room
 from effivlm.methods.baselines import RandomKV
 from effivlm.methods.kv_cache import allocators, scoring

@@ -12,7 +12,7 @@ from effivlm.methods.base import Merge, PreLLM, Selection
 from effivlm.methods.pre_llm.cdpruner import CDPruner
 from effivlm.methods.signals import ColumnSums, TextEmbeds
 from effivlm.ops import statistics
-from effivlm.runtime import in_cache, prefill, signals
+from effivlm.runtime import prefill, signals
 from effivlm.runtime.audit import AuditError
 from effivlm.runtime.cache import CACHE
 from effivlm.runtime.session import Session

@@ -14,7 +14,11 @@ Weights = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def nearest_kept(
-    keys: Tensor, keep: Tensor, kind: Tensor | None = None, block: int = 1024
+    keys: Tensor,
+    keep: Tensor,
+    kind: Tensor | None = None,
+    block: int = 1024,
+    kept_count: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Every evicted entry's most similar kept key, by cosine, ties by lower index.
 
@@ -23,13 +27,14 @@ def nearest_kept(
         keep: [M] bool.
         kind: [M]; an entry only goes to one of its own kind, or nowhere.
         block: evicted entries compared at a time, which bounds memory.
+        kept_count: how many are kept, where that is known: then the device is not asked.
 
     Returns:
         source [E], target [E] long, indices into M, and their cosine [E]; entries with nowhere to
         go are left out.
     """
     x = unit(keys)
-    kept, evicted = keep.nonzero()[:, 0], (~keep).nonzero()[:, 0]
+    kept, evicted = _apart(keep, kept_count)
     if not len(kept):
         return evicted[:0], evicted[:0], x.new_zeros(0)
     target, cosine = [kept[:0]], [x.new_zeros(0)]
@@ -42,8 +47,18 @@ def nearest_kept(
         target.append(kept[first])
         cosine.append(best)
     to, cos = torch.cat(target), torch.cat(cosine)
+    if kind is None:  # all have found one
+        return evicted, to, cos
     found = cos > -torch.inf
     return evicted[found], to[found], cos[found]
+
+
+def _apart(keep: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
+    """Indices of kept and of evicted entries, ascending."""
+    if count is None:
+        return keep.nonzero()[:, 0], (~keep).nonzero()[:, 0]
+    order = keep.sort(stable=True).indices
+    return order[len(keep) - count :], order[: len(keep) - count]
 
 
 def averaged(members: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +82,11 @@ MERGERS: dict[str, Weights] = {"averaged": averaged, "pivotal": pivotal, "weight
 
 
 def merge_entries(
-    keys: Tensor, keep: Tensor, how: str, kind: Tensor | None = None
+    keys: Tensor,
+    keep: Tensor,
+    how: str,
+    kind: Tensor | None = None,
+    kept_count: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(target, source, weight) of one head's linear merge, each target's own contribution included.
 
@@ -76,12 +95,12 @@ def merge_entries(
         keep: [M] bool.
         how: a name in ``MERGERS``.
         kind: [M], see `nearest_kept`.
+        kept_count: likewise; entries that nobody joins then stand as merges of themselves alone.
     """
-    source, target, cosine = nearest_kept(keys, keep, kind)
+    source, target, cosine = nearest_kept(keys, keep, kind, kept_count=kept_count)
     count = cosine.new_zeros(len(keep)).index_add_(0, target, torch.ones_like(cosine))
     own, member = MERGERS[how](count[target], cosine)
-    used = count.nonzero()[:, 0]
-    share = torch.zeros_like(count).index_put_((target,), own)[
-        used
-    ]  # equal for all members of a target
+    used = count.nonzero()[:, 0] if kept_count is None else _apart(keep, kept_count)[0]
+    # equal for all members of a target
+    share = torch.ones_like(count).index_put_((target,), own)[used]
     return torch.cat([used, target]), torch.cat([used, source]), torch.cat([share, member])

@@ -300,7 +300,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def future_queries(
-    q: Tensor, cos: Tensor, sin: Tensor, frequencies: Tensor, start: int, sinks: int, future: int
+    q: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    frequencies: Tensor,
+    start: Tensor | int,
+    sinks: int,
+    future: int,
 ) -> Tensor:
     """[H, d, d + 1]: covariance and, in the last column, mean of queries moved to the next
     ``future`` positions.
@@ -310,7 +316,7 @@ def future_queries(
         cos: [L, d] their rotary table.
         sin: [L, d] likewise.
         frequencies: [d / 2] rotary angle per position.
-        start: next position.
+        start: next position, [] long or a number.
         sinks: first rows left out of the statistics.
         future: positions looked ahead.
     """
@@ -318,9 +324,8 @@ def future_queries(
     mean = plain.mean(1)
     centred = plain - mean[:, None]
     cov = centred.transpose(1, 2) @ centred / plain.shape[1]
-    angle = torch.arange(start, start + future, device=q.device)[:, None] * working(
-        frequencies.to(q.device)
-    )
+    coming = start + torch.arange(future, device=q.device)
+    angle = coming[:, None] * working(frequencies.to(q.device))
     c, s = (torch.cat([t, t], -1).mean(0) for t in (angle.cos(), angle.sin()))
     half = q.shape[-1] // 2
     turn = torch.diag(c)

@@ -57,6 +57,10 @@ class Promise:
         """[layers] all tokens of a row that enter each layer, padding apart."""
         return [prompt.texts[row] + n for n in self.visual(prompt, row, layers)]
 
+    def lengths(self, prompt: Prompt, layers: int) -> list[list[int]]:
+        """[rows][layers] `tokens`."""
+        return [self.tokens(prompt, row, layers) for row in range(len(prompt.keys))]
+
 
 class Checks:
     """Questions to tensors, gathered on the way and answered in one transfer."""
@@ -92,7 +96,7 @@ def audit_prompt(
     """
     rows = range(len(prompt.keys))
     slots = [x for x in (cache.layers if cache is not None else ()) if isinstance(x, SlotLayer)]
-    tokens = [promise.tokens(prompt, row, layers) for row in rows]
+    tokens = promise.lengths(prompt, layers)
     found = [_asked(prompt, layers, row, slots, checks) for row in rows]
     checks.settle()
     padding = [prompt.length - prompt.texts[row] - found[row].seen[0] for row in rows]

@@ -96,8 +96,12 @@ def score_layer(part: Part, caches: list[LayerCache], counts: list[int]) -> Scor
     )
 
 
-def known_statistics(scored: Sequence[Scored]) -> list[tuple[float, ...]]:
-    """[rows][layers] statistics, those in tensors read in one transfer."""
+def known_statistics(part: Part, scored: Sequence[Scored]) -> list[tuple[float, ...]] | None:
+    """[rows][layers] statistics of a method that waits for them, those in tensors read in one
+    transfer; None of another.
+    """
+    if not (isinstance(part.method, KVCache) and part.method.waits):
+        return None
     flat = [x for layer in scored for x in layer.statistics]
     tensors = [x for x in flat if isinstance(x, Tensor)]
     first = [x.to(tensors[0].device, torch.float64) for x in tensors]
@@ -125,6 +129,24 @@ def choose(
         ask_entries(checks, method, entries, k, length, heads, choice.counts, cache.layer)
         out.append(choice)
     return out
+
+
+def compress_all(
+    prompt: Prompt,
+    slots: Sequence[SlotLayer],
+    part: Part,
+    scored: Sequence[Scored],
+    counts: list[list[int]],
+    notes: Notes,
+) -> None:
+    """Compress every layer of a prefilled cache to ``counts`` [layers][rows], in place."""
+    chosen, checks = [], Checks()
+    for i, layer in enumerate(slots):
+        caches = layer_caches(prompt, layer, i, len(slots), part, notes)
+        chosen.append(choose(part, caches, scored[i], counts[i], checks))
+    checks.settle()
+    for i, (layer, choices) in enumerate(zip(slots, chosen, strict=True)):
+        apply_choices(layer, prompt.rows(*prompt.kept[i]), choices)
 
 
 def _distinct(keep: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from effivlm.methods.base import KVCache
 from effivlm.runtime.account import Account
 from effivlm.runtime.attention import Tap
 from effivlm.runtime.audit import AuditError, Checks, Promise, audit_prompt
@@ -29,6 +28,7 @@ from effivlm.runtime.in_cache import (
     apply_choices,
     at_the_end,
     choose,
+    compress_all,
     known_statistics,
     layer_caches,
     score_layer,
@@ -226,18 +226,13 @@ class Prefill:
         for part in self.recipe.observers:
             caches = layer_caches(prompt, layer, i, self.layers, part, self.notes, source)
             if part not in self.counts:
-                self.counts[part] = in_cache(part, self._lengths())
+                self.counts[part] = in_cache(part, self.promise.lengths(prompt, self.layers))
             counts = self.counts[part][i]
             scored = score_layer(part, caches, counts)
             self.scores.setdefault(part, []).append(scored)
             if part is self.recipe.live and not at_the_end(part):
                 choices = choose(part, caches, scored, counts, self.checks)
                 apply_choices(layer, prompt.rows(index, valid), choices)
-
-    def _lengths(self) -> list[list[int]]:
-        """[rows][layers] tokens entering, by promise."""
-        rows = range(len(self.prompt.keys))
-        return [self.promise.tokens(self.prompt, row, self.layers) for row in rows]
 
     def compress(self, cache: Any, part: Part) -> list[Account]:
         """Compress a prefilled cache (or a fork of it) in place, by what ``part`` read during
@@ -247,16 +242,9 @@ class Prefill:
             The accounts of the compressed prompt. Raises AuditError when tensors and promise
             differ.
         """
-        prompt, scored, slots, checks = self.prompt, self.scores[part], slot_layers(cache), Checks()
-        waits = isinstance(part.method, KVCache) and part.method.waits
-        counts = in_cache(part, self._lengths(), known_statistics(scored) if waits else None)
-        chosen = []
-        for i, layer in enumerate(slots):
-            caches = layer_caches(prompt, layer, i, self.layers, part, self.notes)
-            chosen.append(choose(part, caches, scored[i], counts[i], checks))
-        checks.settle()
-        for i, (layer, choices) in enumerate(zip(slots, chosen, strict=True)):
-            apply_choices(layer, prompt.rows(*prompt.kept[i]), choices)
+        scored, lengths = self.scores[part], self.promise.lengths(self.prompt, self.layers)
+        counts = in_cache(part, lengths, known_statistics(part, scored))
+        compress_all(self.prompt, slot_layers(cache), part, scored, counts, self.notes)
         return self.account(cache)
 
     def account(self, cache: Any) -> list[Account]:

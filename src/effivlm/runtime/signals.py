@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm as norm
 
 from effivlm.methods.signals import (
     ColumnSums,
@@ -28,7 +29,8 @@ from effivlm.methods.signals import (
     WindowRows,
 )
 from effivlm.ops import statistics
-from effivlm.ops.precision import working, working_dtype
+from effivlm.ops.precision import working_dtype
+from effivlm.ops.tails import Tail, tail_statistics
 from effivlm.runtime.attention import AttentionCall
 from effivlm.runtime.geometry import take, visible
 from effivlm.runtime.rows import Row
@@ -69,11 +71,20 @@ class LayerSource:
         """The tensor of a signal; one prompt's values are shared by every method that asks at the
         same place.
         """
+        return self.remembered(signal, lambda: _COMPUTE[type(signal)](self, signal))
+
+    def remembered(self, what: Any, compute: Callable[[], Any]) -> Any:
+        """A value that is computed once at this place."""
         place = (self.layer, self.row, self.place.get("number"))
         memo = self.prefill.memo.setdefault(place, {})
-        if signal not in memo:
-            memo[signal] = _COMPUTE[type(signal)](self, signal)
-        return memo[signal]
+        if what not in memo:
+            memo[what] = compute()
+        return memo[what]
+
+    def thresholds(self, start: int) -> tuple[float, ...]:
+        """The thresholds that cache methods in play have on the rows from ``start`` on."""
+        thresholds = self.prefill.recipe.thresholds if "cached" in self.place else ()
+        return thresholds if thresholds and start == self.held.after_vision else ()
 
     # ----------------------------------------------------------------------------- queries and keys
     @property
@@ -176,12 +187,25 @@ def _text_rank(s: LayerSource, signal: Any) -> Tensor:
 
 
 def _column_sums(s: LayerSource, signal: Any) -> Tensor:
-    return statistics.column_sums(s.query(), s.key(), s.call.scaling, mask=s.mask())
+    if s.call.query.is_cuda:
+        return statistics.column_sums(s.query(), s.key(), s.call.scaling, mask=s.mask())
+    return _tail(s, 0).sums
+
+
+def _tail(s: LayerSource, start: int) -> Tail:
+    """One pass over the rows from ``start`` on for all that is read of them."""
+
+    def passed() -> Tail:
+        q = s.query() if start == 0 else s.query()[:, start:]
+        return tail_statistics(q, s.key(), s.call.scaling, s.thresholds(start), s.mask())
+
+    return s.remembered(("tail", start), passed)
 
 
 def _head_max_sums(s: LayerSource, signal: Any) -> Tensor:
     if "cached" in s.place:  # a cache: all images, and the text after the last
-        index = _after_vision(s) if signal.rows == "text" else s.held.visual
+        behind = torch.arange(s.held.after_vision, s.held.count, device=s.held.slots.device)
+        index = behind if signal.rows == "text" else s.held.visual
     else:
         index = s.place[signal.rows]
     return statistics.head_max_sums(
@@ -194,28 +218,20 @@ def _summed(s: LayerSource, index: Tensor) -> Tensor:
 
 
 def _window_rows(s: LayerSource, signal: Any) -> Tensor:
-    count = s.held.count
-    return _summed(s, torch.arange(max(0, count - signal.size), count, device=s.held.slots.device))
-
-
-def _after_vision(s: LayerSource) -> Tensor:
-    return torch.arange(s.held.after_vision, s.held.count, device=s.held.slots.device)
+    return _tail(s, max(0, s.held.count - signal.size)).sums
 
 
 def _post_vision(s: LayerSource, signal: Any) -> Tensor:
-    return _summed(s, _after_vision(s))
+    return _tail(s, s.held.after_vision).sums
 
 
 def _threshold(s: LayerSource, signal: Any) -> Tensor:
-    index = _after_vision(s)
-    return statistics.threshold_share(
-        s.query()[:, index], s.key(), index, s.call.scaling, signal.p, mask=s.mask()
-    )
+    place = s.thresholds(s.held.after_vision).index(signal.p)
+    return _tail(s, s.held.after_vision).small[place]
 
 
 def _input_embeds(s: LayerSource, signal: Any) -> Tensor:
-    prompt = s.prefill.prompt
-    return prompt.embeds[s.row, s.held.index]
+    return s.prefill.prompt.embeds[s.row, s.held.index]
 
 
 def _normed(s: LayerSource, signal: Any) -> Tensor:
@@ -235,19 +251,15 @@ def _value_output(s: LayerSource, signal: Any) -> Tensor:
     weight = s.place["module"].self_attn.o_proj.weight  # [D, H * d]
     heads, length, width = values.shape
     per_head = weight.view(weight.shape[0], heads, -1, width)  # [D, KV, G, d]
-    out = torch.empty(heads, length, dtype=working_dtype(values), device=values.device)
+    out = torch.zeros(heads, length, dtype=working_dtype(values), device=values.device)
     for h in range(heads):
-        norms = [
-            working(values[h] @ per_head[:, h, g].T).abs().sum(-1) for g in range(per_head.shape[2])
-        ]
-        out[h] = torch.stack(norms).mean(0)
-    return out
+        for g in range(per_head.shape[2]):
+            out[h] += norm(values[h] @ per_head[:, h, g].T, 1, -1, dtype=out.dtype)
+    return out / per_head.shape[2]
 
 
 def _future_queries(s: LayerSource, signal: Any) -> Tensor:
-    cos, sin = (
-        s.held.pick(x[s.row % len(x)]) for x in s.place["kwargs"]["position_embeddings"]
-    )
+    cos, sin = (s.held.pick(x[s.row % len(x)]) for x in s.place["kwargs"]["position_embeddings"])
     rotary: nn.Module = s.prefill.host.text.rotary_emb
     kinds = s.prefill.host.kinds  # Gemma 3 has one rotary table per kind of layer
     frequencies = getattr(rotary, "inv_freq", None)

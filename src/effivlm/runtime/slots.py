@@ -115,7 +115,7 @@ class SlotLayer(DynamicLayer):
         """
         self.window, earlier = window, self.seen - index.shape[-1]
         self.seen = earlier
-        self.index, self.valid = self.joined(index + earlier, valid)
+        self.index, self.valid = self.joined(index + earlier if earlier else index, valid)
         self.seen, self.gone = earlier + length, 0
         self.prompt = self.seen
 

@@ -111,10 +111,9 @@ class WindowedKV(ScoredKV):
             )
         refuse_idle_fold(self.name, self.fold, self.shared)
 
-    def folded(self, sums: Tensor, cache: LayerCache) -> Tensor:
+    def folded(self, sums: Tensor, cache: LayerCache, rows: int | None = None) -> Tensor:
         """[H, M] attention received, summed over rows -> [KV, M] its mean over those rows and the
-        group.
+        group. Without ``rows`` they are counted: a row's attention sums to 1 over the keys.
         """
-        # a row's attention sums to 1 over the keys, so all of them together count the rows
-        rows = sums.sum(-1).mean().clamp(min=1)
-        return fold(sums / rows, cache.keys.shape[0], "shared" if self.shared else self.fold)
+        count = sums.sum(-1).mean().clamp(min=1) if rows is None else max(1, rows)
+        return fold(sums / count, cache.keys.shape[0], "shared" if self.shared else self.fold)
