@@ -14,7 +14,7 @@ from torch import Tensor
 from effivlm.ops.precision import working, working_dtype
 from effivlm.ops.statistics import RowMask
 
-BUFFER = 2**20  # logits at a time: blocks that stay near the processor
+BUFFER, SMALL = 2**23, 2**20  # logits in a block, and in one that holds all heads and rows
 
 
 class Tail(NamedTuple):
@@ -43,13 +43,15 @@ def tail_statistics(
         scaling: of the logits.
         p: thresholds, compared as logits, which is the same comparison.
         mask: rows -> [r, L] bool, where the model's attention is not plainly causal.
-        buffer: logits at a time. All heads go in one block where they fit; else one KV head and
-            as many rows as fit.
+        buffer: logits in a block. All heads go in one where that is small; else one KV head and
+            as many rows as fit, up to 256, in a buffer that the next block overwrites.
     """
     (groups, length, _), (heads, rows, _) = k.shape, q.shape
     size = heads // groups
-    fits = heads * rows * length <= buffer
-    step = rows if fits else max(1, min(rows, 256, buffer // (size * length)))
+    fits = heads * rows * length <= min(buffer, SMALL)
+    # comparing makes temporaries, which have to stay near the processor too
+    block = buffer // 8 if p else buffer
+    step = rows if fits else max(1, min(rows, 256, block // (size * length)))
     sums, above = [], []
     for h in range(1) if fits else range(groups):
         own = (q, k) if fits else (q[h * size : (h + 1) * size], k[h : h + 1])
@@ -74,19 +76,24 @@ def _group(
     keys, first = working(k.detach()).transpose(1, 2), length - rows
     by_group = q.detach().view(groups, -1, rows, width)
     sums = above = q.new_empty(0)
+    whole, room = step >= rows, working(q[:0])
+    if not whole:
+        room = room.new_empty(heads * step * length)
     for start in range(0, rows, step):
         end = min(start + step, rows)
-        part = by_group if step >= rows else by_group[:, :, start:end]
+        part = by_group if whole else by_group[:, :, start:end]
         visible = length if mask is not None else first + end
         some = keys if visible == length else keys[..., :visible]
-        logits = torch.bmm(working(part.reshape(groups, -1, width)) * scaling, some)
-        logits = logits.view(heads, end - start, visible)
+        part = working(part.reshape(groups, -1, width)) * scaling
+        size = heads * (end - start) * visible
+        out = None if whole else room[:size].view(groups, -1, visible)
+        logits = torch.bmm(part, some, out=out).view(heads, end - start, visible)
         _hide(logits, first + start, mask)
         counted = _above(logits, p, mask)
         weights = torch.softmax(logits, -1, out=logits)
         if mask is not None:
             weights.nan_to_num_()  # rows that see nothing
-        if step >= rows:
+        if whole:
             return weights.sum(1), counted
         # a product sums over many rows faster than sum does on CPUs
         received = torch.bmm(weights.new_ones(heads, 1, end - start), weights).squeeze(1)
