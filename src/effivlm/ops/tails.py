@@ -76,9 +76,8 @@ def _group(
     keys, first = working(k.detach()).transpose(1, 2), length - rows
     by_group = q.detach().view(groups, -1, rows, width)
     sums = above = q.new_empty(0)
-    whole, room = step >= rows, working(q[:0])
-    if not whole:
-        room = room.new_empty(heads * step * length)
+    whole = step >= rows
+    room = None if whole else keys.new_empty(heads * step * length)
     for start in range(0, rows, step):
         end = min(start + step, rows)
         part = by_group if whole else by_group[:, :, start:end]
@@ -86,7 +85,7 @@ def _group(
         some = keys if visible == length else keys[..., :visible]
         part = working(part.reshape(groups, -1, width)) * scaling
         size = heads * (end - start) * visible
-        out = None if whole else room[:size].view(groups, -1, visible)
+        out = None if room is None else room[:size].view(groups, -1, visible)
         logits = torch.bmm(part, some, out=out).view(heads, end - start, visible)
         _hide(logits, first + start, mask)
         counted = _above(logits, p, mask)
