@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from effivlm.ops.numbers import parts
 from effivlm.ops.precision import working, working_dtype
 from effivlm.ops.statistics import RowMask
 
@@ -52,7 +53,8 @@ def tail_statistics(
     # comparing makes temporaries, which have to stay near the processor too
     block = buffer // 8 if p else buffer
     step = rows if fits else max(1, min(rows, 256, block // (size * length)))
-    sums, above = [], []
+    sums: list[Tensor] = []
+    above: list[Tensor] = []
     for h in range(1) if fits else range(groups):
         own = (q, k) if fits else (q[h * size : (h + 1) * size], k[h : h + 1])
         received, counted = _group(*own, scaling, p, mask, step)
@@ -116,7 +118,8 @@ def _above(logits: Tensor, p: tuple[float, ...], mask: RowMask) -> Tensor:
     """[P, h] visible entries of logits [h, r, visible] that are not small."""
     if not p:
         return logits[:0, 0, 0]
-    top, out = logits.amax(-1, keepdim=True), []
+    top = logits.amax(-1, keepdim=True)
+    out: list[Tensor] = []
     for share in p:
         large = logits >= top + math.log(share)
         large = large if mask is None else large & (logits > -torch.inf)
@@ -129,4 +132,4 @@ def _visible(rows: int, length: int, mask: RowMask, device: torch.device) -> Ten
     if mask is None:
         return rows * (length - rows) + rows * (rows + 1) // 2
     at = torch.arange(length - rows, length, device=device)
-    return sum((mask(x).sum() for x in at.split(256)), at.new_zeros(())).clamp(min=1)
+    return sum((mask(x).sum() for x in parts(at, 256)), at.new_zeros(())).clamp(min=1)
