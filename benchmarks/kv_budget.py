@@ -37,7 +37,7 @@ def realised(method: KVCache, stack: list[Layer], budget: Budget) -> int:
     room = Room(KVCache, tuple(c.length for c in caches), len(caches))
     own = final = method.counts(room, budget)
     if method.waits:
-        known = replace(room, statistics=tuple(method.statistic(c) for c in caches))
+        known = replace(room, statistics=tuple(float(method.statistic(c)) for c in caches))
         final = method.counts(known, budget)
     total = 0
     for cache, first, k in zip(caches, own, final, strict=True):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from kv_contexts import kept, layer_cache, spans
 
-from effivlm.budget import BudgetError, parse_budget
+from effivlm.budget import BudgetError, parse_budget, split
 from effivlm.methods.base import KVCache, Room
 from effivlm.methods.baselines import RandomKV
 from effivlm.methods.kv_cache import allocators, scoring
@@ -459,10 +459,25 @@ def test_bounded_keeps_bounds_and_total():
 
 def test_head_counts_sum():
     scores = torch.rand(5, 37) ** torch.tensor([1.0, 2, 4, 8, 30])[:, None]
+    none = torch.zeros(5, 37, dtype=torch.bool)
     for floor in (0, 0.2, 1):
-        counts = head_counts(scores, 7, floor)
+        counts = head_counts(scores, none, torch.tensor(7), floor).tolist()
         assert sum(counts) == 35 and all(c >= int(floor * 7) for c in counts)
-    assert head_counts(scores, 7, 1.0) == [7] * 5
+    assert head_counts(scores, none, torch.tensor(7), 1.0).tolist() == [7] * 5
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.2, 0.37])
+def test_head_counts_equal_the_largest_remainder(floor):
+    """The slow twin: one ranking in Python, then `split`; protected entries take no part."""
+    scores = torch.rand(4, 29, dtype=torch.float64) ** torch.tensor([1.0, 2, 5, 9])[:, None]
+    protected = torch.arange(29).expand(4, -1) >= 26
+    for base in (0, 1, 6, 26):
+        flat = scores[:, :26].flatten().tolist()
+        best = sorted(range(len(flat)), key=lambda i: (-flat[i], i))[: 4 * base]
+        won = [sum(i // 26 == h for i in best) for h in range(4)]
+        want = split(4 * base, [(1 - floor) * w + floor * base for w in won], [26] * 4)
+        given = scores.masked_fill(protected, torch.inf)
+        assert head_counts(given, protected, torch.tensor(base), floor).tolist() == want
 
 
 # ------------------------------------------------------------------------------------------------------------- plphp
@@ -481,7 +496,7 @@ def attention_to_images(share, length=80):
 def test_plphp_keeps_its_share_of_every_image(attention, r):
     method, image = PLPHP(), spans(80)
     cache, a = layer_cache(method, 80, attention=attention_to_images(attention))
-    (count,) = method.counts(Room(KVCache, (80,), 1, (method.statistic(cache),)), None)
+    (count,) = method.counts(Room(KVCache, (80,), 1, (float(method.statistic(cache)),)), None)
     keep = method.choose(cache, method.score(cache, 80), count).keep
     for h in range(2):
         assert bool(keep[h, image < 0].all())
@@ -497,7 +512,7 @@ def test_plphp_small_images_keep_their_best_entry():
     image = spans(80, ((5, 8), (20, 60)))
     method = PLPHP(alpha=0.99, beta=0.98)  # every layer is indifferent: a tenth of each image
     cache, a = layer_cache(method, 80, attention=attention_to_images(0.01), image=image)
-    (count,) = method.counts(Room(KVCache, (80,), 1, (method.statistic(cache),)), None)
+    (count,) = method.counts(Room(KVCache, (80,), 1, (float(method.statistic(cache)),)), None)
     keep = method.choose(cache, method.score(cache, 80), count).keep
     assert count == 37 + 1 + 4
     assert keep[:, 5:8].sum(1).tolist() == [1, 1] and keep[:, 20:60].sum(1).tolist() == [4, 4]
@@ -509,8 +524,8 @@ def test_plphp_small_images_keep_their_best_entry():
 
 def test_plphp_thresholds_layers_and_errors():
     method = PLPHP()
-    assert (method.retention(0.25), method.retention(0.1)) == (0.7, 0.4)
-    assert method.retention(0.0999) == pytest.approx(0.1)
+    shares = method.retention(torch.tensor([0.25, 0.1, 0.0999], dtype=torch.float64))
+    assert shares.tolist() == pytest.approx([0.7, 0.4, 0.1])
     statistics = [method.statistic(layer_cache(method, 80, layer=i, layers=6)[0]) for i in range(6)]
     assert [s == 1 for s in statistics] == [True, True, False, False, False, True]
     assert method.statistic(layer_cache(method, 80, image=torch.full((80,), -1))[0]) == 1

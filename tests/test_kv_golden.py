@@ -211,7 +211,7 @@ def test_vl_cache_scores():
         image = torch.full((110,), -1)
         image[3:104] = 0
         cache, _ = layer_cache(VLCache(), 110, attention=full, image=image)
-        assert VLCache().statistic(cache) == pytest.approx(
+        assert float(VLCache().statistic(cache)) == pytest.approx(
             1 - float(g["sparsity"][layer]), abs=1e-5
         )
         count = int(g["n_kept"][layer])
@@ -233,7 +233,8 @@ def test_adakv(path):
     )
     pooled = statistics.pool(seen[:, :-w], p["kernel_size"])
     torch.testing.assert_close(pooled, g["pooled"], rtol=1e-4, atol=1e-6)
-    counts = head_counts(pooled, cap - w, p["floor_alpha"], p["normalize"])
+    none, base = torch.zeros_like(pooled, dtype=torch.bool), torch.tensor(cap - w)
+    counts = head_counts(pooled, none, base, p["floor_alpha"], p["normalize"]).tolist()
     assert sum(counts) == p["KV"] * (cap - w)
     official = g["head_capacity"].tolist()
     assert all(abs(a - b) <= 1 for a, b in zip(counts, official, strict=True))

@@ -12,7 +12,7 @@ from effivlm.methods.base import Merge, PreLLM, Selection
 from effivlm.methods.pre_llm.cdpruner import CDPruner
 from effivlm.methods.signals import ColumnSums, TextEmbeds
 from effivlm.ops import statistics
-from effivlm.runtime import in_cache, prefill, signals
+from effivlm.runtime import prefill, signals
 from effivlm.runtime.audit import AuditError
 from effivlm.runtime.cache import CACHE
 from effivlm.runtime.session import Session
@@ -156,18 +156,18 @@ def test_nan_in_dropped_cache_entries_never_reaches_the_output(setting, monkeypa
     model, inputs = build("qwen2_5_vl"), prompt("qwen2_5_vl")
     with Session(model, setting):
         want = generate(model, inputs, 4)[1]
-    original = in_cache.apply_entries
+    original = prefill.apply_choices
 
-    def poison(layer, alive, chosen):
+    def poison(layer, rows, choices):
         gone = torch.ones_like(layer.keys[..., 0], dtype=torch.bool)
-        for row, (where, entries) in enumerate(zip(alive, chosen, strict=True)):
-            gone[row][:, where] = ~entries.keep
+        for row, (held, choice) in enumerate(zip(rows, choices, strict=True)):
+            gone[row][:, held.slots] = ~choice.keep
         layer.keys, layer.values = (
             x.masked_fill(gone[..., None], torch.nan) for x in (layer.keys, layer.values)
         )
-        original(layer, alive, chosen)
+        original(layer, rows, choices)
 
-    monkeypatch.setattr(in_cache, "apply_entries", poison)
+    monkeypatch.setattr(prefill, "apply_choices", poison)
     with Session(model, setting):
         assert torch.equal(generate(model, inputs, 4)[1], want)
 

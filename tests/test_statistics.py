@@ -7,6 +7,7 @@ from layer_contexts import Dense
 
 from effivlm.methods.signals import MutualTextSums, TextPeaks, TextRank, TextSums
 from effivlm.ops import statistics
+from effivlm.ops.tails import tail_statistics
 
 torch.set_num_threads(1)
 SHAPES = [(4, 2, 70), (3, 3, 41), (7, 1, 33), (2, 2, 1)]
@@ -248,3 +249,26 @@ def test_future_queries_are_rotated_moments():
     torch.testing.assert_close(
         got[..., :-1], centred.transpose(1, 2) @ centred / (length - 4), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(("heads", "groups", "length"), SHAPES)
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+@pytest.mark.parametrize("buffer", [1, 400, 2**20])
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_pass_over_the_last_rows(heads, groups, length, rows, buffer, masked):
+    """Sums and shares below two thresholds equal the dense twin's, whatever the blocks."""
+    q, k = tensors(heads, groups, length, dtype=torch.float64)
+    rows = min(rows, length)
+    at = torch.arange(length - rows, length)
+    visible = torch.ones(length, length).tril().bool()
+    if masked:
+        visible &= torch.arange(length)[:, None] - torch.arange(length) < 5
+    full = dense(q, k, 0.3)
+    full = (full * visible) / (full * visible).sum(-1, keepdim=True)
+    full, seen = full[:, at], visible[at]
+    mask = visible.__getitem__ if masked else None
+    got = tail_statistics(q[:, at], k, 0.3, (0.2, 0.7), mask, buffer)
+    torch.testing.assert_close(got.sums, full.sum(1), rtol=1e-10, atol=1e-12)
+    for p, small in zip((0.2, 0.7), got.small, strict=True):
+        below = (full < p * full.amax(-1, keepdim=True)) & seen
+        torch.testing.assert_close(small, below.sum((1, 2)).double() / seen.sum())

@@ -286,8 +286,17 @@ class KVCache(Method):
         """
         return False
 
-    def statistic(self, cache: LayerCache) -> float:
-        """This layer's number for counts that wait."""
+    @property
+    def uneven(self) -> bool:
+        """Whether heads of a layer may keep unequal counts, or fewer than asked (``exact`` False);
+        how many each keeps is then read off `choose`, once the last layer has run.
+        """
+        return not self.exact
+
+    def statistic(self, cache: LayerCache) -> Tensor | float:
+        """This layer's number for counts that wait; a tensor [] is read with all layers' at the
+        end.
+        """
         raise NotImplementedError
 
     def score(self, cache: LayerCache, k: int) -> Float[Tensor, "... KV M"]:

@@ -116,7 +116,7 @@ class RandomKV(KVCache):
 
     def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
         """Recent window and random rest."""
-        return window_and_top(scores, k, recent(k, self.window))
+        return window_and_top(scores, k, recent(k, self.window), self.shared)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ integers last.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from effivlm.budget import split
-from effivlm.ops.numbers import whole
-from effivlm.ops.select import top_k_mask
+from effivlm.ops.select import places
 
 
 def pyramid(mean: float, layers: int, room: int, beta: int) -> list[float]:
@@ -79,24 +78,39 @@ def density_shares(density: Sequence[float], share: float, low: float) -> list[f
 
 
 def head_counts(
-    scores: Float[Tensor, "KV P"], base: int, floor: float, normalize: bool = False
-) -> list[int]:
+    scores: Float[Tensor, "KV M"],
+    protected: Bool[Tensor, "KV M"],
+    base: Tensor,
+    floor: float,
+    normalize: bool = False,
+) -> Int[Tensor, "KV"]:
     """Entries per head from one competition over all heads of a layer; sums to ``heads * base``
-    exactly (AdaKV).
+    exactly (AdaKV). Stays on the device.
 
     ``floor`` of the uniform count is safe for every head, the rest follows where the best ``heads *
-    base`` scores lie.
+    base`` scores lie; what rounding leaves over goes by largest remainder, ties to the lower head.
 
     Args:
-        scores: of the entries that compete.
-        base: mean entries per head.
+        scores: of all entries.
+        protected: entries that do not compete; equally many in every head.
+        base: [] long, mean entries per head; no more than compete.
         floor: in [0, 1].
         normalize: scale each head by the share its best ``base`` scores have of its total, as some
             ports do.
     """
-    heads, past = scores.shape
+    heads = len(scores)
+    least = torch.finfo(scores.dtype).min
+    scores = scores.nan_to_num(nan=least, neginf=least)
     if normalize:
-        best = torch.where(top_k_mask(scores, base), scores, 0).sum(1)
-        scores = scores * (best / scores.sum(1).clamp(min=1e-30))[:, None]
-    counts = whole(top_k_mask(scores.flatten(), heads * base).view(heads, past).sum(1))
-    return split(heads * base, [(1 - floor) * c + floor * base for c in counts], [past] * heads)
+        amounts = scores.masked_fill(protected, 0)
+        best = places(scores.masked_fill(protected, -torch.inf)) < base
+        share = torch.where(best, amounts, 0).sum(1) / amounts.sum(1).clamp(min=1e-30)
+        scores = scores * share[:, None]
+    competing = scores.masked_fill(protected, -torch.inf).flatten()
+    won = (places(competing) < heads * base).view(heads, -1).sum(1)
+    wish = (1 - floor) * won.double() + floor * base
+    counts = (wish + 1e-9).floor()
+    left = heads * base - counts.sum().long()
+    full = counts >= (~protected).sum(1)
+    short = places((wish - counts).masked_fill(full, -torch.inf))
+    return counts.long() + (short < left)

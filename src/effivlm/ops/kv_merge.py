@@ -20,6 +20,7 @@ def nearest_kept(
     keep: Bool[Tensor, "M"],
     kind: Shaped[Tensor, "M"] | None = None,
     block: int = 1024,
+    kept_count: int | None = None,
 ) -> tuple[Int[Tensor, "E"], Int[Tensor, "E"], Summands]:
     """Every evicted entry's most similar kept key, by cosine, ties by lower index.
 
@@ -28,13 +29,14 @@ def nearest_kept(
         keep: which stay.
         kind: an entry only goes to one of its own kind, or nowhere.
         block: evicted entries compared at a time, which bounds memory.
+        kept_count: how many are kept, where that is known: then the device is not asked.
 
     Returns:
         source and target, indices into M, and their cosine; entries with nowhere to
         go are left out.
     """
     x = unit(keys)
-    kept, evicted = keep.nonzero()[:, 0], (~keep).nonzero()[:, 0]
+    kept, evicted = _apart(keep, kept_count)
     if not len(kept):
         return evicted[:0], evicted[:0], x.new_zeros(0)
     target, cosine = [kept[:0]], [x.new_zeros(0)]
@@ -47,8 +49,18 @@ def nearest_kept(
         target.append(kept[first])
         cosine.append(best)
     to, cos = torch.cat(target), torch.cat(cosine)
+    if kind is None:  # all have found one
+        return evicted, to, cos
     found = cos > -torch.inf
     return evicted[found], to[found], cos[found]
+
+
+def _apart(keep: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
+    """Indices of kept and of evicted entries, ascending."""
+    if count is None:
+        return keep.nonzero()[:, 0], (~keep).nonzero()[:, 0]
+    order = keep.sort(stable=True).indices
+    return order[len(keep) - count :], order[: len(keep) - count]
 
 
 def averaged(members: Summands, cosine: Summands) -> tuple[Summands, Summands]:
@@ -74,6 +86,7 @@ def merge_entries(
     keep: Bool[Tensor, "M"],
     how: str,
     kind: Shaped[Tensor, "M"] | None = None,
+    kept_count: int | None = None,
 ) -> tuple[Int[Tensor, "E"], Int[Tensor, "E"], Summands]:
     """(target, source, weight) of one head's linear merge, each target's own contribution included.
 
@@ -82,12 +95,12 @@ def merge_entries(
         keep: which stay.
         how: a name in ``MERGERS``.
         kind: see `nearest_kept`.
+        kept_count: likewise; entries that nobody joins then stand as merges of themselves alone.
     """
-    source, target, cosine = nearest_kept(keys, keep, kind)
+    source, target, cosine = nearest_kept(keys, keep, kind, kept_count=kept_count)
     count = cosine.new_zeros(len(keep)).index_add_(0, target, torch.ones_like(cosine))
     own, member = MERGERS[how](count[target], cosine)
-    used = count.nonzero()[:, 0]
-    share = torch.zeros_like(count).index_put_((target,), own)[
-        used
-    ]  # equal for all members of a target
+    used = count.nonzero()[:, 0] if kept_count is None else _apart(keep, kept_count)[0]
+    # equal for all members of a target
+    share = torch.ones_like(count).index_put_((target,), own)[used]
     return torch.cat([used, target]), torch.cat([used, source]), torch.cat([share, member])

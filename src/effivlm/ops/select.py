@@ -23,6 +23,13 @@ def ranked(scores: Real[Tensor, "*n N"]) -> Int[Tensor, "*n N"]:
     )
 
 
+def places(scores: Real[Tensor, "*n N"]) -> Int[Tensor, "*n N"]:
+    """The place of every score in the order of `ranked`, from 0."""
+    order = ranked(scores)
+    place = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, place)
+
+
 def top_k(scores: Real[Tensor, "N"], k: int) -> Int[Tensor, "{k}"]:
     """Indices of the k highest scores, ascending."""
     return ranked(scores)[:k].sort().values

@@ -311,7 +311,7 @@ def future_queries(
     cos: Float[Tensor, "L d"],
     sin: Float[Tensor, "L d"],
     frequencies: Float[Tensor, "d//2"],
-    start: int,
+    start: Tensor | int,
     sinks: int,
     future: int,
 ) -> Float[Tensor, "H d d+1"]:
@@ -323,7 +323,7 @@ def future_queries(
         cos: their rotary table.
         sin: likewise.
         frequencies: rotary angle per position.
-        start: next position.
+        start: next position, [] long or a number.
         sinks: first rows left out of the statistics.
         future: positions looked ahead.
     """
@@ -331,9 +331,8 @@ def future_queries(
     mean = plain.mean(1)
     centred = plain - mean[:, None]
     cov = centred.transpose(1, 2) @ centred / plain.shape[1]
-    angle = torch.arange(start, start + future, device=q.device)[:, None] * working(
-        frequencies.to(q.device)
-    )
+    coming = start + torch.arange(future, device=q.device)
+    angle = coming[:, None] * working(frequencies.to(q.device))
     c, s = (torch.cat([t, t], -1).mean(0) for t in (angle.cos(), angle.sin()))
     half = q.shape[-1] // 2
     turn = torch.diag(c)

@@ -1,16 +1,19 @@
 """What was asked against what is in the tensors; a mismatch is an error, never a table row."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from effivlm.errors import EffivlmError
-from effivlm.methods.base import Entries, Merge, Method
+from effivlm.methods.base import Entries, KVCache, Merge, Method
+from effivlm.ops.numbers import whole
 from effivlm.runtime.account import Account
 from effivlm.runtime.packed import PackedLayer, bytes_stored
+from effivlm.runtime.promise import Promise
 from effivlm.runtime.slots import SlotLayer
 from effivlm.runtime.tokens import Prompt
 from effivlm.setting import Part
@@ -20,90 +23,108 @@ class AuditError(EffivlmError, RuntimeError):
     """The tensors do not hold what the setting promises, or a method broke its contract."""
 
 
-@dataclass(frozen=True)
-class PlannedCut:
-    """One image's cut at a decoder layer: which method cuts which image (index into
-    ``Prompt.images``) to how many.
-    """
+class Checks:
+    """Questions to tensors, gathered on the way and answered in one transfer."""
 
-    method: Method
-    image: int
-    keep: int
+    def __init__(self) -> None:
+        self._asked: list[tuple[Tensor, Callable[[list[int]], None]]] = []
 
+    def ask(self, found: Tensor, judge: Callable[[list[int]], None]) -> None:
+        """Have ``judge`` see the whole numbers in ``found`` (flattened) once they are read."""
+        self._asked.append((found, judge))
 
-@dataclass
-class Promise:
-    """What a prefill will hold, known from budgets before any layer has run.
-
-    Attributes:
-        before: per image, tokens entering the LLM. cuts: layer -> planned cuts.
-    """
-
-    before: list[int]
-    cuts: dict[int, list[PlannedCut]] = field(default_factory=dict)
-
-    def visual(self, prompt: Prompt, row: int, layer: int) -> int:
-        """Visual tokens of a row entering a layer."""
-        total = 0
-        for number, image in enumerate(prompt.images):
-            if image.row == row:
-                counts = [self.before[number]]
-                counts += [
-                    c.keep
-                    for at in sorted(self.cuts)
-                    if at <= layer
-                    for c in self.cuts[at]
-                    if c.image == number
-                ]
-                total += min(counts)
-        return total
-
-    def tokens(self, prompt: Prompt, row: int, layer: int) -> int:
-        """All tokens of a row entering a layer, padding apart."""
-        return prompt.texts[row] + self.visual(prompt, row, layer)
+    def settle(self) -> None:
+        """Read all answers. Raises what the judges raise."""
+        asked, self._asked = self._asked, []
+        if not asked:
+            return
+        device = asked[0][0].device
+        values = whole(torch.cat([x.to(device, torch.long).flatten() for x, _ in asked]))
+        start = 0
+        for found, judge in asked:
+            judge(values[start : start + found.numel()])
+            start += found.numel()
 
 
-def audit_prompt(prompt: Prompt, promise: Promise, layers: int, cache: Any) -> list[Account]:
-    """Compare what the tensors hold with the promise, and count the cost of every row.
+def audit_prompt(
+    prompt: Prompt, promise: Promise, layers: int, cache: Any, checks: Checks
+) -> list[Account]:
+    """Compare what the tensors hold with the promise, and count the cost of every row; ``checks``
+    are settled with it.
 
     Raises:
         AuditError: on any mismatch.
     """
     rows = range(len(prompt.keys))
-    padding = [int((~prompt.real[row]).sum()) for row in rows]
-    widths = [
-        max(promise.tokens(prompt, row, i) + padding[row] for row in rows) for i in range(layers)
-    ]
+    slots = [x for x in (cache.layers if cache is not None else ()) if isinstance(x, SlotLayer)]
+    tokens = promise.lengths(prompt, layers)
+    found = [_asked(prompt, layers, row, slots, checks) for row in rows]
+    checks.settle()
+    padding = [prompt.length - prompt.texts[row] - found[row].seen[0] for row in rows]
+    widths = [max(tokens[row][i] + padding[row] for row in rows) for i in range(layers)]
     check_layers("tokens", widths, [prompt.lengths[i] for i in range(layers)])
-    return [_account(prompt, promise, layers, row, cache) for row in rows]
+    return [_account(prompt, promise, layers, row, slots, found[row]) for row in rows]
 
 
-def _account(prompt: Prompt, promise: Promise, layers: int, row: int, cache: Any) -> Account:
-    visual, tokens = [], []
+@dataclass
+class _Found:
+    """What a row's tensors hold: visual tokens of the prompt; [layers] of those entering; [layers]
+    entries of every head, or of all alike.
+    """
+
+    seen: list[int]
+    visual: dict[int, list[int]]
+    held: list[list[int]]
+
+
+def _asked(
+    prompt: Prompt, layers: int, row: int, slots: Sequence[SlotLayer], checks: Checks
+) -> _Found:
+    found, seen = _Found([], {}, [[] for _ in slots]), prompt.visual[row]
+    checks.ask(seen.sum(), found.seen.extend)
     for i in range(layers):
-        index, valid = prompt.kept[i]
-        ok = prompt.real[row, index[row]]
-        ok = ok if valid is None else ok & valid[row]
-        visual.append(int((prompt.visual[row, index[row]] & ok).sum()))
-        tokens.append(int(ok.sum()))
-    check_layers("visual tokens", [promise.visual(prompt, row, i) for i in range(layers)], visual)
-    held, size, stored = [], [], []
-    slots = cache.layers if cache is not None else ()
-    for layer in (x for x in slots if isinstance(x, SlotLayer)):
+        here = prompt.rows(*prompt.kept[i])[row]
+        if id(here) not in found.visual:
+            found.visual[id(here)] = answer = []
+            checks.ask(seen[here.index].sum(), answer.extend)
+    for layer, answer in zip(slots, found.held, strict=True):
         counts = _held(prompt, layer, row)
-        held.append(float(counts.float().mean()))
+        answer.append(counts) if isinstance(counts, int) else checks.ask(counts, answer.extend)
+    return found
+
+
+def _account(
+    prompt: Prompt,
+    promise: Promise,
+    layers: int,
+    row: int,
+    slots: Sequence[SlotLayer],
+    found: _Found,
+) -> Account:
+    here = [prompt.rows(*prompt.kept[i])[row] for i in range(layers)]
+    visual, tokens = [found.visual[id(x)][0] for x in here], [x.count for x in here]
+    check_layers("visual tokens", promise.visual(prompt, row, layers), visual)
+    held, size, stored = [], [], []
+    for layer, counts in zip(slots, found.held, strict=True):
+        held.append(sum(counts) / len(counts))
         of_entries, of_tensors = layer.bytes_of(counts)
         size.append(of_entries)
         stored.append(of_tensors)
-    real, seen = int(prompt.real[row].sum()), int(prompt.visual[row].sum())
+    seen = found.seen[0]
     return Account(
-        real, seen, tuple(visual), tuple(tokens), tuple(held), tuple(size), tuple(stored)
+        prompt.texts[row] + seen,
+        seen,
+        tuple(visual),
+        tuple(tokens),
+        tuple(held),
+        tuple(size),
+        tuple(stored),
     )
 
 
-def _held(prompt: Prompt, layer: SlotLayer, row: int) -> Tensor:
-    """[KV], or [] if all heads hold the same: prompt entries a layer holds for a row, counted in
-    its tensors.
+def _held(prompt: Prompt, layer: SlotLayer, row: int) -> Tensor | int:
+    """[KV], or one number if all heads hold the same: prompt entries a layer holds for a row,
+    counted in its tensors.
     """
     assert layer.index is not None
     stored = layer.stored()[0].shape[-2] - (layer.seen - layer.prompt)
@@ -111,6 +132,8 @@ def _held(prompt: Prompt, layer: SlotLayer, row: int) -> Tensor:
         raise AuditError(
             f"a cache layer holds {stored} prompt entries and indexes {layer.index.shape[-1]}"
         )
+    if not (prompt.padded or prompt.past) and layer.valid is None:
+        return stored
     place = layer.index[row] - prompt.past
     ok = prompt.real[row][place.clamp(min=0)] & (place >= 0)  # of this turn
     if layer.valid is not None:
@@ -156,28 +179,59 @@ def _check_merge(name: str, merged: Merge, keep: Tensor, n: int) -> None:
         raise AuditError(f"{name} returned merge weights that are not finite")
 
 
-def check_entries(method: Method, entries: Entries, k: int, length: int, heads: int) -> None:
-    """Cache entries have the right shape and, summed over heads, the promised count.
+def check_entries(method: KVCache, entries: Entries, k: int, length: int, heads: int) -> None:
+    """`ask_entries`, at once. Raises AuditError naming the method and what is wrong."""
+    checks = Checks()
+    ask_entries(checks, method, entries, k, length, heads, [])
+    checks.settle()
+
+
+def ask_entries(
+    checks: Checks,
+    method: KVCache,
+    entries: Entries,
+    k: int,
+    length: int,
+    heads: int,
+    counts: list[int],
+    layer: int = 0,
+) -> None:
+    """Cache entries have the right shape and the promised count: ``k`` a head, or summed over
+    heads where the method is `uneven`; ``counts`` are then set to what every head keeps.
 
     Raises:
-        AuditError: naming the method and what is wrong.
+        AuditError: at once or when ``checks`` settle, naming the method, the layer, and what is
+            wrong.
     """
-    keep = entries.keep
+    keep, name = entries.keep, f"{method.name} at decoder layer {layer}"
     if keep.shape != (heads, length) or keep.dtype != torch.bool:
         raise AuditError(
-            f"{method.name} returned entries {keep.dtype} {tuple(keep.shape)}: expected bool"
+            f"{name} returned entries {keep.dtype} {tuple(keep.shape)}: expected bool"
             f" {(heads, length)}"
         )
-    total, promised = int(keep.sum()), k * heads
-    if total > promised or (method.exact and total != promised):
-        raise AuditError(
-            f"{method.name} was asked to keep {promised} entries over {heads} heads and kept"
-            f" {total}"
-        )
-    if entries.merged is not None:
-        m = entries.merged
-        if not bool(keep[m.head, m.target].all()):
-            raise AuditError(f"{method.name} merges into cache entries it does not keep")
+
+    def judge(found: list[int]) -> None:
+        total, promised = sum(found), k * heads
+        if total > promised or (method.exact and total != promised):
+            raise AuditError(
+                f"{name} was asked to keep {promised} entries over {heads} heads and kept {total}"
+            )
+        if not method.uneven and max(found) != min(found):
+            raise AuditError(
+                f"{name} kept unequal counts {found} of its heads: a method that does must say so"
+                " (`uneven`)"
+            )
+        if method.uneven:
+            counts[:] = found
+
+    checks.ask(keep.sum(1), judge)
+    if (m := entries.merged) is not None:
+        checks.ask(keep[m.head, m.target].all(), functools.partial(_merges_stand, name))
+
+
+def _merges_stand(name: str, kept: list[int]) -> None:
+    if not kept[0]:
+        raise AuditError(f"{name} merges into cache entries it does not keep")
 
 
 def check_stored(part: Part, layer: PackedLayer, number: int) -> None:

@@ -14,10 +14,11 @@ from effivlm.runtime.attention import Tap
 from effivlm.runtime.cache import cache_of, fits, slotted
 from effivlm.runtime.geometry import Side, everything, positions, shifted
 from effivlm.runtime.host import Host, UnsupportedCall, placeholders
+from effivlm.runtime.layout import find_images, marked_images, prompt_keys
 from effivlm.runtime.prefill import Prefill
 from effivlm.runtime.recipe import Recipe
 from effivlm.runtime.slots import Lease, SlotLayer
-from effivlm.runtime.tokens import Image, Prompt, find_images, marked_images, prompt_keys
+from effivlm.runtime.tokens import Image, Prompt
 from effivlm.runtime.turn import Call, Turn
 from effivlm.runtime.vision import Encoded
 from effivlm.setting import Setting

@@ -135,8 +135,7 @@ def _rerun(session: Session, trunk: Prefilled, state: Prefill, cache: Any, start
 def _offsets(prompt: Prompt, number: int) -> Tensor:
     """Offsets of an image's placeholders that entered the LLM."""
     image = prompt.images[number]
-    index = prompt.index[image.row, prompt.alive(image.row)]
-    return torch.isin(image.slots, index).nonzero()[:, 0]
+    return torch.isin(image.slots, prompt.row(image.row).index).nonzero()[:, 0]
 
 
 @torch.inference_mode()

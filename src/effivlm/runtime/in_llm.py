@@ -11,10 +11,12 @@ from torch import Tensor
 
 from effivlm.budget import Budget, BudgetError
 from effivlm.methods.base import EncoderReducer, IntraLLM, LayerTokens, PreLLM
-from effivlm.runtime.audit import PlannedCut, Promise, check_selection
+from effivlm.runtime.audit import check_selection
 from effivlm.runtime.before_llm import Notes
 from effivlm.runtime.counts import in_layers
 from effivlm.runtime.merges import Merged
+from effivlm.runtime.promise import PlannedCut, Promise
+from effivlm.runtime.rows import Row
 from effivlm.runtime.signals import LayerSource
 from effivlm.runtime.tokens import Image, Prompt, merge_rows
 from effivlm.setting import Part, Setting
@@ -73,7 +75,7 @@ class Place:
     Attributes:
         prompt: with the tokens in play before this layer.
         before: per image, visual tokens that entered the LLM.
-        source: (row, alive, **place) -> LayerSource.
+        source: (row, tokens of that row, **place) -> LayerSource.
         notes: every method's scratch, filled on the way.
     """
 
@@ -100,8 +102,8 @@ def cut_layer(place: Place, cuts: list[PlannedCut], hidden: Tensor) -> tuple[Ten
     keep = torch.ones_like(prompt.index, dtype=torch.bool)
     for number, cut in enumerate(cuts):
         image = prompt.images[cut.image]
-        row, alive = image.row, prompt.alive(image.row)
-        index = prompt.index[row, alive]
+        row, held = image.row, prompt.row(image.row)
+        alive, index = held.slots, held.index
         mine = torch.isin(index, image.slots) & keep[row, alive]
         pinned = mine & (index == image.slots[-1]) if image.last else None  # it predicts
         visual = (mine if pinned is None else mine & ~pinned).nonzero()[:, 0]
@@ -111,7 +113,7 @@ def cut_layer(place: Place, cuts: list[PlannedCut], hidden: Tensor) -> tuple[Ten
         k = k if cut.method.exact else min(k, max(1, len(visual) - 1))
         if k >= len(visual):
             continue
-        tokens = _layer_tokens(place, cut, alive, visual, hidden)
+        tokens = _layer_tokens(place, cut, held, visual, hidden)
         assert isinstance(cut.method, IntraLLM)
         where = (cut.method, k, row, image.number, "layer", place.layer)
         ask = functools.partial(cut.method.select_layer, tokens, k)
@@ -133,21 +135,21 @@ def cut_layer(place: Place, cuts: list[PlannedCut], hidden: Tensor) -> tuple[Ten
 
 
 def _layer_tokens(
-    place: Place, cut: PlannedCut, alive: Tensor, visual: Tensor, hidden: Tensor
+    place: Place, cut: PlannedCut, held: Row, visual: Tensor, hidden: Tensor
 ) -> LayerTokens:
     prompt, method, image = place.prompt, cut.method, place.prompt.images[cut.image]
-    row, index = image.row, place.prompt.index[image.row, alive]
+    row, index = image.row, held.index
     text = (~prompt.visual[row, index] & (index > image.slots[-1])).nonzero()[:, 0]
     text = text if len(text) else torch.tensor([len(index) - 1], device=index.device)
     read: LayerSource = place.source(
-        row, alive, number=image.number, hidden=hidden, visual=visual, text=text
+        row, held, number=image.number, hidden=hidden, visual=visual, text=text
     )
     return LayerTokens(
         read,
         method.signals,
         hash((prompt.keys[row], image.number, place.layer)),
         place.notes.setdefault((method.name, row), {}),
-        hidden[row, alive],
+        held.pick(hidden[row]),
         visual,
         text,
         index,

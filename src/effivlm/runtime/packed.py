@@ -166,14 +166,14 @@ class PackedLayer(SlotLayer):
         rest = sum(x.numel() * x.element_size() for x in SlotLayer.stored(self))
         return rest + sum(c.bytes for c in self.codes or ())
 
-    def bytes_of(self, counts: Tensor) -> tuple[int, int]:
-        """Bytes of the prompt entries of one row (``counts`` [KV] or []), and of the tensors they
-        are stored in.
+    def bytes_of(self, counts: Sequence[int]) -> tuple[int, int]:
+        """Bytes of the prompt entries of one row (``counts``: of every head, or of all heads
+        alike), and of the tensors they are stored in.
         """
         keys = SlotLayer.stored(self)[0]
         heads, width, size = keys.shape[1], keys.shape[-1], keys.element_size()
-        per_head = counts.expand(heads).tolist()
-        held = bytes_stored(self.format, int(counts.max()), width, size)
+        per_head = [*counts] * (heads // len(counts))
+        held = bytes_stored(self.format, max(counts), width, size)
         return sum(bytes_stored(self.format, n, width, size) for n in per_head), heads * held
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from effivlm.runtime.account import Account
 from effivlm.runtime.attention import Tap
-from effivlm.runtime.audit import AuditError, Promise, audit_prompt
+from effivlm.runtime.audit import AuditError, Checks, audit_prompt
 from effivlm.runtime.before_llm import Notes, before_llm
 from effivlm.runtime.cache import slot_layers
 from effivlm.runtime.counts import in_cache
@@ -25,15 +25,20 @@ from effivlm.runtime.geometry import (
 from effivlm.runtime.host import Host
 from effivlm.runtime.in_cache import (
     Scored,
-    compress_layer,
+    apply_choices,
+    at_the_end,
+    choose,
+    compress_all,
+    known_statistics,
     layer_caches,
     score_layer,
     store,
-    waits,
 )
 from effivlm.runtime.in_llm import Place, cut_layer, first_cuts, plan_cuts
 from effivlm.runtime.merges import merged_before
+from effivlm.runtime.promise import Promise
 from effivlm.runtime.recipe import Recipe, Recorded
+from effivlm.runtime.rows import Row
 from effivlm.runtime.signals import ATTENTION, LayerSource
 from effivlm.runtime.slots import Lease, SlotLayer
 from effivlm.runtime.tokens import Decisions, Prompt
@@ -57,6 +62,7 @@ class Prefill:
         scores: what cache methods read, layer by layer. inputs: recorded layers (sharing).
         delta: what decode positions are reduced by under repacking, or None.
         memo: signals by place, dropped as layers pass. masks: made for this prompt, by window.
+        checks: what tensors are asked at the end.
         accounts: the cost of every row, once finished. held: per layer, what the cache held then.
     """
 
@@ -78,6 +84,7 @@ class Prefill:
     delta: Tensor | None = None
     memo: dict[Any, dict[Any, Tensor]] = field(default_factory=dict)
     masks: dict[Any, Tensor | None] = field(default_factory=dict)
+    checks: Checks = field(default_factory=Checks)
     accounts: list[Account] = field(default_factory=list)
     held: list[tuple[Tensor | None, Tensor | None]] = field(default_factory=list)
 
@@ -166,8 +173,8 @@ class Prefill:
     ) -> Tensor:
         prompt = self.prompt
 
-        def source(row: int, alive: Tensor, **place: Any) -> LayerSource:
-            return LayerSource(self, i, row, alive, module=module, kwargs=kwargs, **place)
+        def source(row: int, held: Row, **place: Any) -> LayerSource:
+            return LayerSource(self, i, row, held, module=module, kwargs=kwargs, **place)
 
         place = Place(prompt, i, self.promise.before, source, self.notes)
         hidden, keep = cut_layer(place, self.promise.cuts[i], hidden)
@@ -216,39 +223,32 @@ class Prefill:
         layer.take_in(index, valid, prompt.length, self.host.windows[i])
         layer.follow(self.lease)
 
-        def source(row: int, alive: Tensor, image: Tensor) -> LayerSource:
-            place = {"image": image, "module": module, "kwargs": kwargs, "held": layer}
-            return LayerSource(self, i + 1, row, alive, **place)
+        def source(row: int, held: Row) -> LayerSource:
+            place = {"module": module, "kwargs": kwargs, "cached": layer}
+            return LayerSource(self, i + 1, row, held, **place)
 
         for part in self.recipe.observers:
             caches = layer_caches(prompt, layer, i, self.layers, part, self.notes, source)
             if part not in self.counts:
-                self.counts[part] = in_cache(part, self._lengths())
+                self.counts[part] = in_cache(part, self.promise.lengths(prompt, self.layers))
             counts = self.counts[part][i]
             scored = score_layer(part, caches, counts)
             self.scores.setdefault(part, []).append(scored)
-            if part is self.recipe.live and not waits(part):
-                compress_layer(prompt, layer, i, part, caches, scored, counts)
-
-    def _lengths(self) -> list[list[int]]:
-        """[rows][layers] tokens entering, by promise."""
-        rows, layers = range(len(self.prompt.keys)), range(self.layers)
-        return [[self.promise.tokens(self.prompt, row, i) for i in layers] for row in rows]
+            if part is self.recipe.live and not at_the_end(part):
+                choices = choose(part, caches, scored, counts, self.checks)
+                apply_choices(layer, prompt.rows(index, valid), choices)
 
     def compress(self, cache: Any, part: Part) -> None:
         """Compress a prefilled cache (or a fork of it) in place, by what ``part`` read during
         prefill.
         """
-        scored = self.scores[part]
-        statistics = [*zip(*(s.statistics for s in scored), strict=True)] if waits(part) else None
-        counts = in_cache(part, self._lengths(), statistics)
-        for i, layer in enumerate(slot_layers(cache)):
-            caches = layer_caches(self.prompt, layer, i, self.layers, part, self.notes)
-            compress_layer(self.prompt, layer, i, part, caches, scored[i], counts[i])
+        scored, lengths = self.scores[part], self.promise.lengths(self.prompt, self.layers)
+        counts = in_cache(part, lengths, known_statistics(part, scored))
+        compress_all(self.prompt, slot_layers(cache), part, scored, counts, self.notes)
 
     def account(self, cache: Any) -> list[Account]:
         """The cost of every row. Raises AuditError when tensors and promise differ."""
-        return audit_prompt(self.prompt, self.promise, self.layers, cache)
+        return audit_prompt(self.prompt, self.promise, self.layers, cache, self.checks)
 
     # ----------------------------------------------------------------------------- stage 4: the end
     def finish(self, cache: Any) -> None:
@@ -256,7 +256,7 @@ class Prefill:
         self.tap.drop("text")
         self.masks.clear()
         live, form = self.recipe.live, self.recipe.form
-        if cache is not None and live is not None and waits(live):
+        if cache is not None and live is not None and at_the_end(live):
             self.compress(cache, live)
         if cache is not None and form is not None:
             store(self.prompt, cache, form)
@@ -285,7 +285,7 @@ class Prefill:
         scores = {p: [*self.scores.get(p, [])[:start]] for p in recipe.observers}
         fresh: dict[str, Any] = {k: {} for k in ("inputs", "memo", "masks", "counts")}
         fresh |= {"notes": copy.deepcopy(self.notes), "record": frozenset(), "scores": scores}
-        fresh["accounts"] = []
+        fresh |= {"accounts": [], "checks": Checks()}
         return replace(self, recipe=recipe, promise=promise, prompt=prompt, **fresh)
 
     def entered(self) -> Prompt:

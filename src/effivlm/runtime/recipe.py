@@ -1,11 +1,13 @@
 """What is asked of a prefill, and what it records for those that resume from it."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from effivlm.methods.base import IntraLLM, KVCache, KVFormat, PreLLM
+from effivlm.methods.signals import ThresholdCounts
 from effivlm.runtime.attention import AttentionCall
 from effivlm.setting import Part, Setting
 
@@ -44,10 +46,16 @@ class Recipe:
         repack = setting.positions == "repack"
         return Recipe(setting.stage(PreLLM), inside, live, form, watch, branches, repack)
 
-    @property
+    @functools.cached_property
     def observers(self) -> tuple[Part, ...]:
         """Cache methods that score the prefill."""
         return tuple(dict.fromkeys([*self.watch, *([self.live] if self.live else [])]))
+
+    @functools.cached_property
+    def thresholds(self) -> tuple[float, ...]:
+        """What they compare attention with (`ThresholdCounts`)."""
+        signals = {s for part in self.observers for s in part.method.signals}
+        return tuple(sorted(s.p for s in signals if isinstance(s, ThresholdCounts)))
 
 
 @dataclass(frozen=True)

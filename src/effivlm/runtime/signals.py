@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm as norm
 
 from effivlm.methods.signals import (
     ColumnSums,
@@ -28,9 +29,11 @@ from effivlm.methods.signals import (
     WindowRows,
 )
 from effivlm.ops import statistics
-from effivlm.ops.precision import working, working_dtype
+from effivlm.ops.precision import working_dtype
+from effivlm.ops.tails import Tail, tail_statistics
 from effivlm.runtime.attention import AttentionCall
 from effivlm.runtime.geometry import take, visible
+from effivlm.runtime.rows import Row
 
 ATTENTION = (
     LastRow,
@@ -55,24 +58,33 @@ class LayerSource:
     Args:
         prefill: the prompt's prefill. layer: the layer about to run (the layer that just ran, plus
             one, for caches).
-        row: batch row. alive: [m] positions of its tokens among the M in play.
-        place: ``number`` of the image, ``hidden``, ``visual``, ``text`` (IntraLLM) or ``image``
-            (KVCache); the decoder layer as ``module`` and its ``kwargs``.
+        row: batch row. held: its tokens among the M in play.
+        place: ``number`` of the image, ``hidden``, ``visual``, ``text`` (IntraLLM) or ``cached``,
+            the cache layer (KVCache); the decoder layer as ``module`` and its ``kwargs``.
     """
 
-    def __init__(self, prefill: Any, layer: int, row: int, alive: Tensor, **place: Any) -> None:
-        self.prefill, self.layer, self.row, self.alive = prefill, layer, row, alive
+    def __init__(self, prefill: Any, layer: int, row: int, held: Row, **place: Any) -> None:
+        self.prefill, self.layer, self.row, self.held = prefill, layer, row, held
         self.place = place
 
     def __call__(self, signal: Signal) -> Tensor:
         """The tensor of a signal; one prompt's values are shared by every method that asks at the
         same place.
         """
+        return self.remembered(signal, lambda: _COMPUTE[type(signal)](self, signal))
+
+    def remembered(self, what: Any, compute: Callable[[], Any]) -> Any:
+        """A value that is computed once at this place."""
         place = (self.layer, self.row, self.place.get("number"))
         memo = self.prefill.memo.setdefault(place, {})
-        if signal not in memo:
-            memo[signal] = _COMPUTE[type(signal)](self, signal)
-        return memo[signal]
+        if what not in memo:
+            memo[what] = compute()
+        return memo[what]
+
+    def thresholds(self, start: int) -> tuple[float, ...]:
+        """The thresholds that cache methods in play have on the rows from ``start`` on."""
+        thresholds = self.prefill.recipe.thresholds if "cached" in self.place else ()
+        return thresholds if thresholds and start == self.held.after_vision else ()
 
     # ----------------------------------------------------------------------------- queries and keys
     @property
@@ -85,11 +97,11 @@ class LayerSource:
 
     def query(self, call: AttentionCall | None = None) -> Tensor:
         """[H, m, d] post-RoPE queries of this row's tokens."""
-        return _pick((call or self.call).query[self.row], self.alive)
+        return self.held.pick((call or self.call).query[self.row])
 
     def key(self, call: AttentionCall | None = None) -> Tensor:
         """[KV, m, d] post-RoPE keys of this row's tokens."""
-        return _pick((call or self.call).key[self.row], self.alive)
+        return self.held.pick((call or self.call).key[self.row])
 
     def mask(self) -> Callable[[Tensor], Tensor] | None:
         """Rows -> [R, m] bool, where the model's attention is not plainly causal (bidirectional
@@ -100,10 +112,10 @@ class LayerSource:
         mask = self.call.mask
         if not isinstance(mask, Tensor) or mask.ndim != 4:
             return None
-        table = mask[self.row, 0]
+        table, alive = mask[self.row, 0], self.held.slots
 
         def shown(rows: Tensor) -> Tensor:
-            part = table[self.alive[rows]][:, self.alive]
+            part = table[alive[rows]][:, alive]
             return part if part.dtype == torch.bool else part == 0
 
         return shown
@@ -113,7 +125,7 @@ class LayerSource:
         window, prompt = self.prefill.host.windows[layer], self.prefill.prompt
         if window is None or prompt.length <= window:
             return None
-        place = prompt.kept[self.layer - 1][0][self.row, self.alive]
+        place = self.held.index
         return lambda rows: visible(place[rows], place, window)
 
     def rows(self, index: Tensor) -> Tensor:
@@ -122,14 +134,8 @@ class LayerSource:
         return statistics.row_probabilities(q, self.key(), index, self.call.scaling, self.mask())
 
 
-def _pick(x: Tensor, slots: Tensor) -> Tensor:
-    if len(slots) and int(slots[-1]) - int(slots[0]) + 1 == len(slots):
-        return x[:, int(slots[0]) : int(slots[-1]) + 1]
-    return x[:, slots]
-
-
 def _last_row(s: LayerSource, signal: Any) -> Tensor:
-    last = torch.tensor([len(s.alive) - 1], device=s.alive.device)
+    last = torch.tensor([s.held.count - 1], device=s.held.slots.device)
     if signal.of == "previous":
         return s.rows(last)[:, 0]
     module, kwargs = s.place["module"], s.place["kwargs"]
@@ -157,7 +163,7 @@ def _text_sums(s: LayerSource, signal: Any) -> Tensor:
 
 
 def _freed_text_sums(s: LayerSource, signal: Any) -> Tensor:
-    index, place = _text(s, signal.rows), s.prefill.prompt.index[s.row, s.alive]
+    index, place = _text(s, signal.rows), s.held.index
     return statistics.freed_sums(
         s.query()[:, index], s.key(), index, place, s.call.scaling, signal.theta, s.mask()
     )
@@ -181,14 +187,25 @@ def _text_rank(s: LayerSource, signal: Any) -> Tensor:
 
 
 def _column_sums(s: LayerSource, signal: Any) -> Tensor:
-    return statistics.column_sums(s.query(), s.key(), s.call.scaling, mask=s.mask())
+    if s.call.query.is_cuda:
+        return statistics.column_sums(s.query(), s.key(), s.call.scaling, mask=s.mask())
+    return _tail(s, 0).sums
+
+
+def _tail(s: LayerSource, start: int) -> Tail:
+    """One pass over the rows from ``start`` on for all that is read of them."""
+
+    def passed() -> Tail:
+        q = s.query() if start == 0 else s.query()[:, start:]
+        return tail_statistics(q, s.key(), s.call.scaling, s.thresholds(start), s.mask())
+
+    return s.remembered(("tail", start), passed)
 
 
 def _head_max_sums(s: LayerSource, signal: Any) -> Tensor:
-    if "image" in s.place:  # a cache: all images, and the text after the last
-        index = (
-            _after_vision(s) if signal.rows == "text" else (s.place["image"] >= 0).nonzero()[:, 0]
-        )
+    if "cached" in s.place:  # a cache: all images, and the text after the last
+        behind = torch.arange(s.held.after_vision, s.held.count, device=s.held.slots.device)
+        index = behind if signal.rows == "text" else s.held.visual
     else:
         index = s.place[signal.rows]
     return statistics.head_max_sums(
@@ -201,35 +218,24 @@ def _summed(s: LayerSource, index: Tensor) -> Tensor:
 
 
 def _window_rows(s: LayerSource, signal: Any) -> Tensor:
-    count = len(s.alive)
-    return _summed(s, torch.arange(max(0, count - signal.size), count, device=s.alive.device))
-
-
-def _after_vision(s: LayerSource) -> Tensor:
-    image, count = s.place["image"], len(s.alive)
-    seen = (image >= 0).nonzero()
-    start = int(seen[-1]) + 1 if len(seen) and int(seen[-1]) + 1 < count else max(0, count - 32)
-    return torch.arange(start, count, device=s.alive.device)
+    return _tail(s, max(0, s.held.count - signal.size)).sums
 
 
 def _post_vision(s: LayerSource, signal: Any) -> Tensor:
-    return _summed(s, _after_vision(s))
+    return _tail(s, s.held.after_vision).sums
 
 
 def _threshold(s: LayerSource, signal: Any) -> Tensor:
-    index = _after_vision(s)
-    return statistics.threshold_share(
-        s.query()[:, index], s.key(), index, s.call.scaling, signal.p, mask=s.mask()
-    )
+    place = s.thresholds(s.held.after_vision).index(signal.p)
+    return _tail(s, s.held.after_vision).small[place]
 
 
 def _input_embeds(s: LayerSource, signal: Any) -> Tensor:
-    prompt = s.prefill.prompt
-    return prompt.embeds[s.row, prompt.index[s.row, s.alive]]
+    return s.prefill.prompt.embeds[s.row, s.held.index]
 
 
 def _normed(s: LayerSource, signal: Any) -> Tensor:
-    return s.prefill.host.text.norm(s.place["hidden"][s.row, s.alive])
+    return s.prefill.host.text.norm(s.held.pick(s.place["hidden"][s.row]))
 
 
 def _keys(s: LayerSource, signal: Any) -> Tensor:
@@ -240,24 +246,20 @@ def _value_output(s: LayerSource, signal: Any) -> Tensor:
     """[KV, m]: L1 norm of each value through the output projection of its query heads, mean over
     the group.
     """
-    layer = s.place["held"]
-    values = _pick(layer.values[s.row], s.alive)  # [KV, m, d]
+    layer = s.place["cached"]
+    values = s.held.pick(layer.values[s.row])  # [KV, m, d]
     weight = s.place["module"].self_attn.o_proj.weight  # [D, H * d]
     heads, length, width = values.shape
     per_head = weight.view(weight.shape[0], heads, -1, width)  # [D, KV, G, d]
-    out = torch.empty(heads, length, dtype=working_dtype(values), device=values.device)
+    out = torch.zeros(heads, length, dtype=working_dtype(values), device=values.device)
     for h in range(heads):
-        norms = [
-            working(values[h] @ per_head[:, h, g].T).abs().sum(-1) for g in range(per_head.shape[2])
-        ]
-        out[h] = torch.stack(norms).mean(0)
-    return out
+        for g in range(per_head.shape[2]):
+            out[h] += norm(values[h] @ per_head[:, h, g].T, 1, -1, dtype=out.dtype)
+    return out / per_head.shape[2]
 
 
 def _future_queries(s: LayerSource, signal: Any) -> Tensor:
-    cos, sin = (
-        _pick(x[s.row % len(x)][None], s.alive)[0] for x in s.place["kwargs"]["position_embeddings"]
-    )
+    cos, sin = (s.held.pick(x[s.row % len(x)]) for x in s.place["kwargs"]["position_embeddings"])
     rotary: nn.Module = s.prefill.host.text.rotary_emb
     kinds = s.prefill.host.kinds  # Gemma 3 has one rotary table per kind of layer
     frequencies = getattr(rotary, "inv_freq", None)

@@ -6,7 +6,7 @@ deltas, continuation and mask sizes stay those of the uncompressed run; the deco
 mask columns that a layer physically holds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -126,7 +126,7 @@ class SlotLayer(DynamicLayer):
         """
         self.window, earlier = window, self.seen - index.shape[-1]
         self.seen = earlier
-        self.index, self.valid = self.joined(index + earlier, valid)
+        self.index, self.valid = self.joined(index + earlier if earlier else index, valid)
         self.seen, self.gone = earlier + length, 0
         self.prompt = self.seen
 
@@ -238,13 +238,13 @@ class SlotLayer(DynamicLayer):
             self.index = self.index[..., old:]
             self.valid = None if self.valid is None else self.valid[..., old:]
 
-    def bytes_of(self, counts: Tensor) -> tuple[int, int]:
-        """Bytes of the prompt entries of one row (``counts`` [KV] or []: entries held), and of the
-        tensors they are stored in, which pad heads to the longest.
+    def bytes_of(self, counts: Sequence[int]) -> tuple[int, int]:
+        """Bytes of the prompt entries of one row (``counts``: held by every head, or by all heads
+        alike), and of the tensors they are stored in, which pad heads to the longest.
         """
         keys = self.stored()[0]
         one = keys.shape[1] * 2 * keys.shape[-1] * keys.element_size()
-        return round(float(counts.float().mean()) * one), int(counts.max()) * one
+        return round(sum(counts) / len(counts) * one), max(counts) * one
 
     def bytes_held(self) -> int:
         """Bytes of the stored keys and values, padding included."""

@@ -4,7 +4,6 @@ Shapes: B batch, L prompt length, M tokens in play (short rows padded on the lef
 """
 
 import functools
-import hashlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 
@@ -12,13 +11,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from effivlm.errors import EffivlmError
-from effivlm.families.base import Family, Piece
+from effivlm.families.base import Piece
 from effivlm.methods.base import Merge, Selection
 from effivlm.ops.merge import apply
 from effivlm.ops.precision import working
 from effivlm.runtime.geometry import Side, scattered, to_index
 from effivlm.runtime.merges import BEFORE_LLM, Merged
+from effivlm.runtime.rows import Row, row_of
 
 
 def merge_rows(
@@ -88,7 +87,7 @@ class Prompt:
         cut: some token was dropped. padded: some token of the batch is padding.
         past: tokens of earlier turns. markers: see `Family`.
         written: merges inside the LLM: layer, row, logical indices [t] of the targets, their states
-            [t, D]. merges: all of them.
+            [t, D]. merges: all of them. found: what `rows` found, by the indices asked for.
     """
 
     visual: Bool[Tensor, "B L"]
@@ -109,11 +108,20 @@ class Prompt:
     markers: tuple[int, int] = (0, 0)
     written: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
     merges: list[Merged] = field(default_factory=list)
+    found: dict[int, tuple[Tensor, list[Row]]] = field(default_factory=dict)
 
     @functools.cached_property
     def texts(self) -> list[int]:
         """Per row, tokens that are neither visual nor padding."""
         return (self.real & ~self.visual).sum(1).tolist()
+
+    @functools.cached_property
+    def pictures(self) -> Tensor:
+        """[B, L] long: the image every token belongs to, -1 for text."""
+        out = torch.full_like(self.visual, -1, dtype=torch.long)
+        for image in self.images:
+            out[image.row, image.slots] = image.number
+        return out
 
     @property
     def counts(self) -> Bool[Tensor, "B M"]:
@@ -126,11 +134,21 @@ class Prompt:
         """L, tokens of the uncompressed prompt."""
         return self.visual.shape[1]
 
-    def alive(self, row: int) -> Int[Tensor, "m"]:
-        """Positions among the M tokens in play of ``row`` that are neither padding of one
-        kind nor the other.
-        """
-        return self.counts[row].nonzero()[:, 0]
+    def row(self, row: int) -> Row:
+        """The tokens in play of a batch row."""
+        return self.rows(self.index, self.valid)[row]
+
+    def rows(self, index: Tensor, valid: Tensor | None) -> list[Row]:
+        """Every batch row's tokens, of those that are or were in play (`kept`)."""
+        seen, rows = self.found.get(id(index), (None, []))
+        if seen is not index:
+            counts = self.real.gather(1, index) if self.padded else None
+            if valid is not None:
+                counts = valid if counts is None else counts & valid
+            each = [None] * len(index) if counts is None else [*counts]
+            rows = [row_of(*x) for x in zip(index, each, self.pictures, strict=True)]
+            self.found[id(index)] = index, rows
+        return rows
 
     def full(self, rows: Float[Tensor, "B M D"]) -> Float[Tensor, "B L D"]:
         """The last layer's output over the whole prompt: zeros for tokens that were dropped."""
@@ -169,128 +187,3 @@ class Prompt:
             valid = self.valid.gather(1, sub) & (True if valid is None else valid)
         self.valid = valid
         return sub
-
-
-class LayoutError(EffivlmError, RuntimeError):
-    """The prompt's placeholders do not match the images that were encoded."""
-
-
-def find_images(
-    visual: Bool[Tensor, "B L"], real: Bool[Tensor, "B L"], pieces: list[Piece], family: Family
-) -> list[Image]:
-    """Assign placeholders to images, in order.
-
-    Args:
-        visual: True at image placeholders.
-        real: False for the batch's padding.
-        pieces: in placeholder order over the whole batch, once, or once per beam.
-        family: says whether an image is one piece or one unbroken run of placeholders.
-
-    Raises:
-        LayoutError: if counts differ.
-    """
-    device = visual.device
-    total, once = int(visual.sum()), sum(len(p.source) for p in pieces)
-    if not once or total % once:
-        raise LayoutError(
-            f"{total} image placeholders in the prompt, {once} visual tokens from the encoder"
-        )
-    beams = max(1, total // once)  # generation repeats every row `beams` times before prefill
-    images: list[Image] = []
-    queue, before = list(pieces), list(pieces)
-    for row in range(visual.shape[0]):
-        if row % beams:
-            queue = before
-        before = list(queue)
-        slots = visual[row].nonzero()[:, 0]
-        end = int(real[row].nonzero()[-1]) if len(slots) else -1
-        for number, (count, group) in enumerate(_grouped(slots, queue, family.run_is_image)):
-            image = _image(row, number, slots[:count], group, family, device)
-            images.append(replace(image, last=int(image.slots[-1]) == end))
-            slots = slots[count:]
-    return images
-
-
-def marked_images(visual: Bool[Tensor, "B L"], real: Bool[Tensor, "B L"]) -> list[Image]:
-    """Images of which only the places are known: every unbroken run of ``visual``."""
-    images: list[Image] = []
-    for row in range(len(visual)):
-        slots = visual[row].nonzero()[:, 0]
-        end = int(real[row].nonzero()[-1]) if len(slots) else -1
-        starts = (torch.nn.functional.pad(slots.diff(), (1, 0), value=2) > 1).nonzero()[:, 0]
-        runs = slots.tensor_split(starts[1:].cpu()) if len(slots) else ()
-        for number, run in enumerate(runs):
-            place = torch.full((len(run), 2), torch.nan, device=run.device)
-            none = torch.zeros_like(run)
-            images.append(
-                Image(
-                    row, number, run, none - 1, place, none, none.bool(), last=int(run[-1]) == end
-                )
-            )
-    return images
-
-
-def _grouped(
-    slots: Tensor, queue: list[Piece], run_is_image: bool
-) -> list[tuple[int, list[Piece]]]:
-    """Pieces of one row's images, taken off the queue: one piece an image, or all pieces of one
-    unbroken run.
-    """
-    runs = (
-        torch.nn.functional.pad((slots.diff() > 1).int(), (1, 0)).cumsum(0).bincount().tolist()
-        if len(slots)
-        else []
-    )
-    budget = runs if run_is_image else [len(slots)]
-    out: list[tuple[int, list[Piece]]] = []
-    for room in budget:
-        group: list[Piece] = []
-        taken = 0
-        while taken < room:
-            piece = queue.pop(0)
-            taken += len(piece.source)
-            group.append(piece)
-            if not run_is_image:
-                out.append((len(piece.source), [piece]))
-        if taken != room:
-            raise LayoutError(
-                f"a run of {room} image placeholders does not hold a whole number of images or"
-                " tiles"
-            )
-        if run_is_image:
-            out.append((taken, group))
-    return out
-
-
-def _image(
-    row: int, number: int, slots: Tensor, group: list[Piece], family: Family, device: torch.device
-) -> Image:
-    unit, base = [], 0
-    for piece in group:
-        unit.append(piece.unit + base)
-        base += int(piece.unit.max()) + 1
-    source = torch.cat([p.source for p in group]).to(device)
-    place = torch.cat([p.place for p in group]).to(device)
-    blank = (
-        torch.zeros_like(source, dtype=torch.bool)
-        if "no_encoder_signals" in family.traits
-        else source < 0
-    )
-    return Image(
-        row, number, slots, source, place, torch.cat(unit).to(device), blank, pieces=tuple(group)
-    )
-
-
-def prompt_keys(
-    ids: Int[Tensor, "B L"] | None, embeds: Float[Tensor, "B L D"], real: Bool[Tensor, "B L"]
-) -> list[int]:
-    """Per row, an integer that identifies the prompt whatever batch it is in."""
-    out = []
-    for row in range(len(real)):
-        if ids is not None:
-            content = ids[row][real[row].to(ids.device)]
-        else:
-            content = embeds[row][real[row]].float().sum(-1)
-        digest = hashlib.sha256(content.cpu().numpy().tobytes()).digest()
-        out.append(int.from_bytes(digest[:7], "little"))
-    return out

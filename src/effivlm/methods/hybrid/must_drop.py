@@ -230,7 +230,7 @@ class MustDrop(MustDropStage1, PreLLM, IntraLLM, KVCache):
         for image, final in cache.notes.get("final", {}).items():
             keep &= (cache.image != image) | torch.isin(cache.position, final.to(keep.device))
         keep[-1] = True  # the row that predicts, where a prompt ends in an image
-        return Entries(keep.expand(len(scores), -1).contiguous())
+        return Entries(keep.expand(len(scores), -1))
 
 
 def windows(place: Tensor, side: int) -> Tensor:

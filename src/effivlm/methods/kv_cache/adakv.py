@@ -11,7 +11,7 @@ from torch import Tensor
 from effivlm.methods.base import Entries, LayerCache, Paper
 from effivlm.methods.kv_cache.wrapper import Wrapper
 from effivlm.ops.allocate import head_counts
-from effivlm.ops.select import ranked
+from effivlm.ops.select import places
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,15 @@ class AdaKV(Wrapper):
             f" {name}'s are not: leave normalize out",
         )
 
+    @property
+    def uneven(self) -> bool:
+        """Heads keep what they win."""
+        return True
+
     def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
         """Protected entries, and each head's best within its own count."""
-        protected = int((scores[0] == torch.inf).sum())  # equal in every head
-        order = ranked(scores)
-        competing = scores.gather(1, order[:, protected:])
-        counts = head_counts(competing, max(0, k - protected), self.floor, self.normalize)
-        keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-        for h, count in enumerate(counts):
-            keep[h, order[h, : min(protected, k) + count]] = True
-        return Entries(keep)
+        protected = scores == torch.inf  # equally many in every head
+        base = (k - protected[0].sum()).clamp(min=0)
+        counts = head_counts(scores, protected, base, self.floor, self.normalize)
+        best = places(scores) < (k - base + counts)[:, None]
+        return Entries(best)

@@ -38,4 +38,5 @@ class H2O(WindowedKV):
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Attention received from every row."""
-        return protect_recent(self.folded(cache[ColumnSums()], cache), recent(k, self.window))
+        received = self.folded(cache[ColumnSums()], cache, cache.length)
+        return protect_recent(received, recent(k, self.window))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from effivlm.budget import Budget
 from effivlm.methods.base import LayerCache, Paper, Room
 from effivlm.methods.kv_cache.allocators import Density, allocated
@@ -79,6 +81,6 @@ class LayerAdaptive(Wrapper):
         """By density, partly even."""
         return allocated(Density(self.window, self.uniform), room, budget)
 
-    def statistic(self, cache: LayerCache) -> float:
+    def statistic(self, cache: LayerCache) -> Tensor:
         """Density: the share of entries that count, mean over heads."""
-        return 1 - float(cache[ThresholdCounts(self.p)].mean())
+        return 1 - cache[ThresholdCounts(self.p)].mean()

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from effivlm.methods.base import Entries, KVMerge, LayerCache, Paper
-from effivlm.methods.kv_cache.scoring import WindowedKV, protect_recent, recent
+from effivlm.methods.kv_cache.scoring import WindowedKV, best, protect_recent, recent
 from effivlm.methods.signals import ColumnSums, Signal
 from effivlm.ops.kv_merge import merge_entries
-from effivlm.ops.select import top_k_mask
 
 
 def text_first(scores: Tensor, text: Tensor) -> Tensor:
@@ -76,17 +75,18 @@ class LookM(WindowedKV):
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Order by modality and attention received."""
-        order = text_first(self.folded(cache[ColumnSums()], cache), cache.image < 0)
+        order = text_first(self.folded(cache[ColumnSums()], cache, cache.length), cache.image < 0)
         return protect_recent(order, recent(k, self.window))
 
     def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
         """The best, and where the others go."""
-        keep = top_k_mask(scores, k)
+        entries = best(scores, k, self.shared)
         if self.merge == "none":
-            return Entries(keep)
+            return entries
+        keep = entries.keep
         kind = (cache.image < 0) if self.modality else None
-        parts = [merge_entries(cache.keys[h], keep[h], self.merge, kind) for h in range(len(keep))]
+        pairs = zip(cache.keys, keep, strict=True)
+        parts = [merge_entries(x, kept, self.merge, kind, k) for x, kept in pairs]
         target, source, weight = (torch.cat(x) for x in zip(*parts, strict=True))
-        sizes = torch.tensor([len(p[0]) for p in parts], device=keep.device)
-        head = torch.arange(len(keep), device=keep.device).repeat_interleave(sizes)
+        head = torch.cat([torch.full_like(p[0], h) for h, p in enumerate(parts)])
         return Entries(keep, KVMerge(head, target, source, weight))

@@ -2,7 +2,6 @@
 images there.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -13,11 +12,10 @@ from torch import Tensor
 from effivlm.budget import Budget
 from effivlm.methods.base import Entries, KVCache, LayerCache, Paper, Room
 from effivlm.methods.kv_cache.allocators import Hybrid, Proportional, allocated
-from effivlm.methods.kv_cache.scoring import refuse_idle_fold
+from effivlm.methods.kv_cache.scoring import best, refuse_idle_fold
 from effivlm.methods.signals import LastRow, Signal
-from effivlm.ops.numbers import distinct, occurrences, whole
 from effivlm.ops.precision import working
-from effivlm.ops.select import ranked, top_k_mask
+from effivlm.ops.select import ranked
 from effivlm.ops.statistics import fold
 
 
@@ -29,14 +27,15 @@ def by_image(scores: Tensor, image: Tensor) -> Tensor:
     floor(r * S_j))`` of every image, whatever r; a smaller count takes from all images alike.
     ``image`` [M], -1 for text.
     """
-    out = 3 + working(scores).nan_to_num().clamp(0, 1)
-    for number in whole(distinct(image[image >= 0])):
-        members = (image == number).nonzero()[:, 0]
-        order = ranked(scores[:, members])
-        places = torch.arange(1, len(members) + 1, device=order.device).expand_as(order)
-        place = torch.empty_like(order).scatter_(1, order, places)
-        out[:, members] = 1 - place.to(out.dtype) / len(members) + (place == 1)
-    return out
+    text = 3 + working(scores).nan_to_num().clamp(0, 1)
+    order = ranked(scores)
+    members = image[order]  # best first; stably sorted by image they stand image by image
+    kind, by_kind = members.sort(stable=True)
+    edge = torch.searchsorted(kind, kind), torch.searchsorted(kind, kind, right=True)
+    place = torch.arange(1, len(image) + 1, device=order.device) - edge[0]
+    even = 1 - place.to(text.dtype) / (edge[1] - edge[0]) + (place == 1)
+    even = torch.empty_like(text).scatter_(1, order.gather(1, by_kind), even)
+    return torch.where(image < 0, text, even)
 
 
 @dataclass(frozen=True)
@@ -110,24 +109,24 @@ class PLPHP(KVCache):
             return room.lengths
         return allocated(Hybrid(Proportional(), self.uniform), room, budget)
 
-    def retention(self, attention: float) -> float:
-        """Share of each image kept in a layer whose last token pays this much attention to visual
-        tokens.
+    def retention(self, attention: Tensor) -> Tensor:
+        """[] float64: share of each image kept in a layer whose last token pays this much attention
+        to visual tokens.
         """
-        return self.r + (
-            self.dr if attention >= self.alpha else -self.dr if attention < self.beta else 0.0
-        )
+        step = (attention >= self.alpha).double() - (attention < self.beta).double()
+        return self.r + self.dr * step
 
-    def statistic(self, cache: LayerCache) -> float:
+    def statistic(self, cache: LayerCache) -> Tensor | float:
         """Share of all entries that the rule keeps."""
         if not 2 <= cache.layer < cache.layers - 1:
             return 1.0
         seen = cache.image >= 0
-        share = self.retention(float(cache[LastRow()].mean(0)[seen].sum()))
-        sizes = occurrences(cache.image[seen])
-        return (
-            int((~seen).sum()) + sum(max(1, math.floor(share * s + 1e-9)) for s in sizes)
-        ) / cache.length
+        share = self.retention(working(cache[LastRow()].mean(0)).where(seen, 0).sum())
+        kind = cache.image.sort().values
+        start, end = torch.searchsorted(kind, kind), torch.searchsorted(kind, kind, right=True)
+        first = (start == torch.arange(len(kind), device=kind.device)) & (kind >= 0)
+        kept = (share * (end - start) + 1e-9).floor().clamp(min=1)
+        return ((~seen).sum() + kept.where(first, 0).sum()) / cache.length
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Text, then every image's entries by attention of the last token."""
@@ -136,4 +135,4 @@ class PLPHP(KVCache):
 
     def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
         """The first ``k`` in that order."""
-        return Entries(top_k_mask(scores, k))
+        return best(scores, k, self.shared)

@@ -27,9 +27,17 @@ def protect_recent(scores: Tensor, window: int) -> Tensor:
     return scores.masked_fill(last, torch.inf)
 
 
-def window_and_top(scores: Tensor, k: int, window: int) -> Entries:
+def window_and_top(scores: Tensor, k: int, window: int, shared: bool = False) -> Entries:
     """The last ``window`` entries and the best of the rest by scores [KV, M], ``k`` per head."""
-    return Entries(top_k_mask(protect_recent(scores, min(window, k)), k))
+    return best(protect_recent(scores, min(window, k)), k, shared)
+
+
+def best(scores: Tensor, k: int, shared: bool = False) -> Entries:
+    """The ``k`` highest scores [KV, M] of every head, equal scores by lower index; of the first
+    head for all if the choice is ``shared`` (one stored row, so that the cache keeps one index).
+    """
+    keep = top_k_mask(scores[:1] if shared else scores, k)
+    return Entries(keep.expand(len(scores), -1))
 
 
 def joined(scores: Tensor, shared: bool) -> Tensor:
@@ -78,8 +86,8 @@ class ScoredKV(KVCache):
         return False
 
     def choose(self, cache: LayerCache, scores: Tensor, k: int) -> Entries:
-        """The highest scores; equal scores by lower index."""
-        return Entries(top_k_mask(scores, k))
+        """The highest scores."""
+        return best(scores, k, self.shared)
 
 
 @dataclass(frozen=True)
@@ -103,10 +111,9 @@ class WindowedKV(ScoredKV):
             )
         refuse_idle_fold(self.name, self.fold, self.shared)
 
-    def folded(self, sums: Tensor, cache: LayerCache) -> Tensor:
+    def folded(self, sums: Tensor, cache: LayerCache, rows: int | None = None) -> Tensor:
         """[H, M] attention received, summed over rows -> [KV, M] its mean over those rows and the
-        group.
+        group. Without ``rows`` they are counted: a row's attention sums to 1 over the keys.
         """
-        # a row's attention sums to 1 over the keys, so all of them together count the rows
-        rows = sums.sum(-1).mean().clamp(min=1)
-        return fold(sums / rows, cache.keys.shape[0], "shared" if self.shared else self.fold)
+        count = sums.sum(-1).mean().clamp(min=1) if rows is None else max(1, rows)
+        return fold(sums / count, cache.keys.shape[0], "shared" if self.shared else self.fold)

@@ -5,9 +5,10 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from effivlm.methods.base import LayerCache, Paper
-from effivlm.methods.kv_cache.scoring import WindowedKV, protect_recent, recent
+from effivlm.methods.kv_cache.scoring import WindowedKV, recent
 from effivlm.methods.signals import Signal, WindowRows
 from effivlm.ops.statistics import pool
 
@@ -66,11 +67,11 @@ class SnapKV(WindowedKV):
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Attention from the observing rows; pooled over the entries before the kept window."""
         window = recent(k, self.window)
-        seen = self.folded(cache[WindowRows(self.rows or window)], cache)
-        past = cache.length - window
+        rows, past = min(self.rows or window, cache.length), cache.length - window
+        seen = self.folded(cache[WindowRows(self.rows or window)], cache, rows)
         pooled = pool(seen[:, :past], self.kernel, self.pooling)
         if (
             self.pooling == "max"
         ):  # a peak makes a plateau: below the last bit of float32, the entries' own scores decide
             pooled = pooled.double() + seen[:, :past].double() * 2.0**-30
-        return protect_recent(torch.cat([pooled, seen[:, past:].to(pooled)], 1), window)
+        return pad(pooled, (0, window), value=torch.inf)

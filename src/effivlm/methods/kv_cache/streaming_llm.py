@@ -56,7 +56,7 @@ class StreamingLLM(KVCache):
         last = (
             max(1, int(0.1 * k + 1e-9)) if self.variant == "effivlm" else k - min(self.sinks, k - 1)
         )
-        keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-        keep[:, : k - last] = True
-        keep[:, scores.shape[1] - last :] = True
-        return Entries(keep)
+        keep = torch.zeros(cache.length, dtype=torch.bool, device=scores.device)
+        keep[: k - last] = True
+        keep[cache.length - last :] = True
+        return Entries(keep.expand(len(scores), -1))

@@ -76,9 +76,9 @@ class VLCache(WindowedKV):
         density = Density(self.window, self.uniform, renormalise=self.renormalise)
         return allocated(density, room, budget)
 
-    def statistic(self, cache: LayerCache) -> float:
+    def statistic(self, cache: LayerCache) -> Tensor:
         """Density: the share of entries that count, mean over heads."""
-        return 1 - float(cache[ThresholdCounts(self.p)].mean())
+        return 1 - cache[ThresholdCounts(self.p)].mean()
 
     def score(self, cache: LayerCache, k: int) -> Tensor:
         """Attention received from those rows; visual and text entries compete."""

@@ -66,7 +66,7 @@ class Wrapper(KVCache):
         """The scorer's."""
         return self.scorer.counts(room, budget)
 
-    def statistic(self, cache: LayerCache) -> float:
+    def statistic(self, cache: LayerCache) -> Tensor | float:
         """The scorer's."""
         return self.scorer.statistic(cache)
 
