@@ -73,7 +73,7 @@ def layer_cache(
     g = torch.Generator().manual_seed(seed)
     q = 1.5 * torch.randn(heads, length, d, generator=g) if q is None else q
     k = torch.randn(groups, length, d, generator=g).to(dtype) if k is None else k
-    v = torch.randn(groups, length, d, generator=g).to(dtype) if v is None else v
+    v = torch.randn(*k.shape, generator=g).to(dtype) if v is None else v
     image = spans(length) if image is None else image
     attention = dense(q, k) if attention is None else attention
     rows = after_vision(image)

@@ -26,7 +26,7 @@ from effivlm.tasks.loading import (
     official_tasks,
     suite_names,
 )
-from effivlm.tasks.scoring import PerAnswer, invalid
+from effivlm.tasks.per_answer import PerAnswer, invalid
 
 
 def task_of(count=6, clusters=(), scorer=None, **more):
@@ -65,7 +65,9 @@ def run(tmp_path):
         for name, answers in (("none", ("Red!", "red", "red")), ("uniform@0.5", ("red", "", None))):
             for i, answer in enumerate(answers):
                 error = {"type": "X", "message": "x"} if answer is None else None
-                given = record(i, setting=name, answer=answer, error=error)
+                given = record(
+                    i, setting=name, answer=answer, error=error, references=("red",)
+                )
                 store.append(store.path("tiny", name, "colour"), replace(given, score=None))
     return tmp_path / "x"
 
@@ -73,8 +75,11 @@ def run(tmp_path):
 def test_answers_without_scores_are_no_zeros(run):
     records = read_run(run)
     assert {r.score for r in records} == {None}
-    with pytest.raises(MetricError, match="has no score: run `effivlm score`"):
-        rows_of(records)
+    none, half = rows_of(records)
+    assert none.scores == half.scores == {} and half.op != half.op
+    assert "answers without a score are left out of all but OL: colour" in " ".join(half.notes)
+    with pytest.raises(MetricError, match="no score: run `effivlm score`"):
+        score_of(next(r for r in records if not r.failed))
     assert score_of(next(r for r in records if r.failed)) == 0
 
 
@@ -116,8 +121,7 @@ def test_official_numbers_are_shown_and_not_resampled(run):
     """Without scores of single documents the table shows the official number, and no interval."""
     for path in run.rglob("*.jsonl"):
         score_file(path, task_of(scorer=Sum()))
-    with pytest.raises(MetricError, match="has no score"):
-        rows_of(read_run(run))
+    assert rows_of(read_run(run))[1].scores == {}
     none, half = rows_of(read_run(run), totals=read_totals(run))
     assert half.scores == {"colour": pytest.approx(20.0)}
     assert none.scores == {"colour": pytest.approx(40.0)}, "'Red!' is not 'red' here"
@@ -160,7 +164,7 @@ def test_yes_no_totals_equal_the_counts():
     said = [("yes", "yes"), ("yes", "no"), ("no", "yes"), ("no", "no"), (None, "no")]
     answers = [Answered(str(i), a, (r,)) for i, (a, r) in enumerate(said)]
     found = PerAnswer("yes_no").score(answers)
-    assert found.total == {"f1": pytest.approx(2 / (2 + 3)), "accuracy": pytest.approx(2 / 5)}
+    assert found.total == {"yes_no": pytest.approx(2 / (2 + 3)), "mean": pytest.approx(2 / 5)}
 
 
 # ------------------------------------------------------------------------------- suites, and words

@@ -13,7 +13,7 @@ from effivlm.methods.intra_llm.fitprune import FitPrune
 from effivlm.runtime.session import Session
 from effivlm.setting import parse_setting
 from effivlm.tasks.base import Document, Task, one_turn
-from effivlm.tasks.scoring import PerAnswer
+from effivlm.tasks.per_answer import PerAnswer
 
 torch.set_num_threads(1)
 

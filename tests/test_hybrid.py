@@ -108,7 +108,7 @@ def test_mustdrop_caches_hold_the_final_set():
     position = torch.tensor([0, 1, 3, 4, 5, 7, 8, 9, 10])
     image = torch.tensor([-1, -1, 0, 0, 0, -1, 1, 1, -1])
     cache = LayerCache(
-        None,
+        str,
         method.signals,
         7,
         notes,

@@ -28,7 +28,7 @@ def test_mustdrop_windows(case):
     assert chosen.tolist() == t["merged_windows"].tolist()
     k = len(t["unmerged"]) + len(chosen)
     tokens = BlockTokens(
-        None, frozenset(), 7, {}, x, x, torch.ones(side * side), torch.ones(side * side), place, 1
+        str, frozenset(), 7, {}, x, x, torch.ones(side * side), torch.ones(side * side), place, 1
     )
     got = MustDrop(window=w).reduce_block(tokens, k)
     written = got.merged.target.unique()

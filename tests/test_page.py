@@ -17,6 +17,7 @@ from effivlm.report.page.write import page, write_page
 from effivlm.report.write import read_rows, view, write
 from effivlm.runtime.trace import ImageTrace, PromptTrace
 from effivlm.store import RunStore
+from effivlm.tasks.base import one_turn
 
 EVIL = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 SETTINGS = ("none", "visionzip@0.5", "fastv@0.5:k=2", "adakv(snapkv)@0.4 + <b>odd</b>")
@@ -54,7 +55,7 @@ def run(tmp_path_factory):
     evidence = Evidence(folder)
     for n in range(DOCUMENTS):
         picture = Image.new("RGB", (60, 60), (200, n, 0))
-        evidence.show("colour", f"d{n}", f"what is {EVIL}", ["red"], [picture])
+        evidence.show("colour", f"d{n}", one_turn(f"what is {EVIL}", [picture]), ["red"])
     evidence.trace("tiny", "visionzip@0.5", "colour", "d7", trace().compact())
     (folder / "report").mkdir()
     return folder
@@ -114,9 +115,9 @@ def test_where_settings_act():
     assert stages_of("fastv@0.1:k=2 + snapkv@0.4", stages) == ["in the LLM", "KV cache", "combined"]
 
 
-def test_without_plotly_the_extra_is_named(run, monkeypatch):
+def test_without_plotly_it_is_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(ImportError, match=r"pip install 'effivlm\[plot\]'. The tables are written"):
+    with pytest.raises(ImportError, match="pip install plotly"):
         write(run, axes=())
 
 

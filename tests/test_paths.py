@@ -322,6 +322,8 @@ def with_answer(inputs, tokens=ANSWER):
 @pytest.mark.parametrize(("family", "setting"), PAIRS)
 def test_an_answer_is_scored_under_the_compressed_cache(family, setting):
     """Loss and logits of `labels=` are those of prefill, compression, and the answer's tokens."""
+    if (family, setting) == ("paligemma", "none"):
+        pytest.skip("without a session its prompt sees the answer too, unless told by token types")
     model, inputs = exact(family), double(family)
     full, labels = with_answer(inputs)
     with torch.no_grad(), supported(family, setting):

@@ -198,7 +198,7 @@ def test_tome(path):
         r = min(r, (len(x) - prefix) // 2)
         keys, place = g[f"metric{layer}"][prefix:], torch.zeros(len(x) - prefix, 2)
         block = BlockTokens(
-            None, frozenset(), 0, {}, x[prefix:], keys, keys[:, 0], size[prefix:], place, 1, prefix
+            str, frozenset(), 0, {}, x[prefix:], keys, keys[:, 0], size[prefix:], place, 1, prefix
         )
         got = ToMe().reduce_block(block, len(keys) - r)
         source, target = 2 * g[f"src{layer}"], 2 * g[f"dst{layer}"] + 1

@@ -182,7 +182,7 @@ def test_one_and_three_images_equal_the_masked_twin(family, images):
     prefill, decode = twin.kept_masks(session, model.get_decoder().config.num_attention_heads)
     seen = session.seen.prompt
     assert len(seen.images) >= images  # Idefics 3 counts every tile
-    writes = {"deepstack": seen.side["deepstack_visual_embeds"]} if seen.side else None
+    writes = {"deepstack": {session.host.family.side[1]: seen.side.levels}} if seen.side else None
     twin.close(
         logits,
         twin.run(build(family, "eager"), inputs, tokens, prefill, decode, seen.embeds, writes),

@@ -133,7 +133,7 @@ def test_every_scorer_with_its_own_parameters_round_trips_in_a_wrapper():
         ("fastv@0.1:layer", SettingError, "expected field=value"),
         ("fastv", BudgetError, "write for example fastv@0.1"),
         ("none@0.1", BudgetError, "takes no budget"),
-        ("snapkv@0.1 + h2o@0.1", SettingError, "one cache method"),
+        ("snapkv@0.1 + h2o@0.1", SettingError, "one such method"),
         ("fastv@0.1:unit=prompt_kv", BudgetError, "does not honour"),
         ("fastv@0.1:positions=repack", SettingError, "cuts before the LLM"),
         ("uniform@0.1:positions=sideways", SettingError, "expected one of original, repack"),

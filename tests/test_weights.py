@@ -287,7 +287,7 @@ def test_a_run_takes_weights_by_weights(tmp_path):
         ("wanda:pattern=4of2", ValueError, "such as 2of4"),
         ("wanda@64", BudgetError, "unit is weights"),
         ("awq@0.5", BudgetError, "takes no budget"),
-        ("wanda@0.5 + rtn", SettingError, "one weights method"),
+        ("wanda@0.5 + rtn", SettingError, "one such method"),
         ("rtn:bits=9", ValueError, "2 to 8"),
         ("gptq:static_groups=false", ValueError, "actorder=false"),
     ],

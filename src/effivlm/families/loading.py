@@ -238,7 +238,7 @@ def example(
     vocabulary = min(90, size)
     start, end = (mark + 2, mark + 3) if mark + 3 < size else (mark - 2, mark - 1)
 
-    special = _special(config)
+    special = _special(config) | {mark}  # some call it image_token_index
     plain = [i for i in range(5, size) if i not in special]
 
     def text(n: int) -> list[int]:

@@ -30,7 +30,7 @@ def places(scores: Real[Tensor, "*n N"]) -> Int[Tensor, "*n N"]:
     return torch.empty_like(order).scatter_(-1, order, place)
 
 
-def top_k(scores: Real[Tensor, "N"], k: int) -> Int[Tensor, "{k}"]:
+def top_k(scores: Real[Tensor, "N"], k: int) -> Int[Tensor, "k"]:
     """Indices of the k highest scores, ascending."""
     return ranked(scores)[:k].sort().values
 
@@ -94,7 +94,7 @@ def random_k(n: int, k: int, generator: torch.Generator) -> Int[Tensor, "{k}"]:
     return torch.randperm(n, generator=generator)[:k].sort().values
 
 
-def lattice(n: int, k: int) -> Int[Tensor, "{k}"]:
+def lattice(n: int, k: int) -> Int[Tensor, "k"]:
     """Indices spread evenly over n: ``floor((t + 1/2) * n / k)``."""
     return ((torch.arange(k, dtype=torch.float64) + 0.5) * n / k).floor().long()
 
@@ -119,7 +119,7 @@ def grid_shape(rows: int, columns: int, k: int) -> tuple[int, int]:
     return second if second[0] * second[1] > 1.05 * first[0] * first[1] else first
 
 
-def max_min(features: Float[Tensor, "N C"], k: int) -> Int[Tensor, "{k}"]:
+def max_min(features: Float[Tensor, "N C"], k: int) -> Int[Tensor, "k"]:
     """Indices, ascending, of a greedy max-min-distance subset under cosine distance (DivPrune's
     MMDP heuristic).
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from effivlm import registry
+from effivlm.metrics.metric import mean, own_score
 from effivlm.scores import Answered, Metric
 from effivlm.tasks.base import Result, Scorer
 from effivlm.tasks.scoring import normalise
@@ -39,7 +40,8 @@ class PerAnswer(Scorer):
     def __init__(self, name: str) -> None:
         self.name, self.metric = name, registry.metrics()[name]
         self.form = self.metric.form
-        self.metrics = (Metric(name), Metric("mean"))
+        self.plain = self.metric.values is own_score and self.metric.join is mean
+        self.metrics = (Metric(name),) if self.plain else (Metric(name), Metric("mean"))
 
     def score(self, answers: Sequence[Answered]) -> Result:
         """The metric of every answer, and what they join to."""
@@ -48,8 +50,9 @@ class PerAnswer(Scorer):
         values = np.array([self.metric.values(g) for g in given], dtype=np.float64)
         if not len(values):
             return Result([], {})
-        total = {self.name: float(self.metric.join(values.mean(0))), "mean": sum(each) / len(each)}
-        return Result(list(each), total)
+        total = {self.name: float(self.metric.join(values.mean(0)))}
+        beside = {} if self.plain else {"mean": sum(each) / len(each)}
+        return Result(list(each), total | beside)
 
 
 def invalid(text: str, form: str) -> bool:

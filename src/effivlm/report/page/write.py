@@ -144,7 +144,7 @@ def plotly() -> str:
     try:
         from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:
-        raise ImportError("the page needs Plotly: pip install 'effivlm[plot]'") from None
+        raise ImportError("the page needs Plotly: pip install plotly") from None
     return get_plotlyjs()
 
 
