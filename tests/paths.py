@@ -2,7 +2,7 @@
 
 import torch
 import twin
-from tiny import FAMILIES
+from tiny import FAMILIES, grid
 from twin import Watched, kept_masks
 
 from effivlm.families.tiny import double, exact
@@ -19,7 +19,7 @@ STAGES = (
     "divprune@0.6 + fastv@0.6 + h2o@0.4",
 )
 CACHELESS = STAGES[:5]
-PAIRS = [(f, s) for f in FAMILIES for s in STAGES]
+PAIRS = [pytest.param(f, s, marks=grid(f)) for f in FAMILIES for s in STAGES]
 
 
 def under(family, setting, drive, inputs=None, model=None, eager=None):

@@ -65,9 +65,7 @@ def run(tmp_path):
         for name, answers in (("none", ("Red!", "red", "red")), ("uniform@0.5", ("red", "", None))):
             for i, answer in enumerate(answers):
                 error = {"type": "X", "message": "x"} if answer is None else None
-                given = record(
-                    i, setting=name, answer=answer, error=error, references=("red",)
-                )
+                given = record(i, setting=name, answer=answer, error=error, references=("red",))
                 store.append(store.path("tiny", name, "colour"), replace(given, score=None))
     return tmp_path / "x"
 
