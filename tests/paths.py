@@ -1,5 +1,6 @@
 """A session driven by any caller, against the masked twin driven the same way; settings that stand for their stages."""
 
+import pytest
 import torch
 import twin
 from tiny import FAMILIES, grid
