@@ -1,8 +1,8 @@
 """Intervals over documents, without drawing: Student's t on the pseudo-values of independent units,
 smoothed so that they hold for few documents and for scores near 0 and near 1.
 
-What was chosen, and why (`benchmarks/coverage.py` tries it beside percentile, BCa and t-scaled
-bootstrap; results/cpu/coverage.md):
+What was chosen, and why (how often it covers is in results/cpu/coverage.md; `benchmarks/coverage.py
+--others` sets percentile, BCa and t-scaled bootstraps beside it, which has not been run yet):
 
 - Where no document changed, every resample says that nothing ever does, and a bootstrap's interval
   is a point. Two imagined units, one that gained and one that lost, stand beside the real ones (as
