@@ -81,7 +81,8 @@ def within(
         Setting -> confidence of its own at which it was decided; and the confidence that any of the
         others would have to be shown with.
     """
-    left, found = dict(losses), {}
+    left = dict(losses)
+    found: dict[str, float] = {}
     while left:
         own = 1 - (1 - confidence) / len(left)
         now = [s for s, each in left.items() if min(x.low(own) for x in each) > -drop]
