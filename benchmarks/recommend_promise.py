@@ -1,6 +1,6 @@
 """Do recommended settings keep their promise? `python benchmarks/recommend_promise.py [--runs N]`.
 
-Records are simulated, from a known truth: two tasks (in one cell, five questions a picture), 12
+Scores are simulated, from a known truth: two tasks (in one cell, five questions a picture), 12
 settings of four costs that meet the target, each with its own true loss. A run's documents are
 split in halves; `choose` recommends on the first, and the promise (certain to lose less than 2
 points, all listed together) is held against the truth, and against what the other half observes.
@@ -10,20 +10,19 @@ observed. Prints Markdown; results/cpu/recommend_promise.md holds a run.
 """
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from effivlm.metrics.losses import Loss, loss_of
+from effivlm.metrics.intervals import average, of_changes
+from effivlm.metrics.losses import Loss
+from effivlm.metrics.sample import pseudo_values
 from effivlm.recommendation.choice import Advice, Looked, choose
 from effivlm.recommendation.costs import Cost, Costs
 from effivlm.recommendation.target import parse_target
-from effivlm.records import DocumentRecord
 
 DROP, CONFIDENCE, TARGET = 2.0, 0.95, parse_target("tokens=0.5x")
 COSTS = (0.1, 0.2, 0.3, 0.4)
-EMPTY = DocumentRecord("m", "none", "", "", "exact_match", "", ("-",), 1, "stop", None, "")
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,12 @@ ONE_GOOD = (0, *(2.05,) * 11)
 WORLDS = (
     World("mixed", MIXED, 100),
     World("mixed", MIXED, 400),
-    World("mixed", MIXED, 1000),
+    World("mixed", MIXED, 2000),
     World("mixed, five a picture", MIXED, 400, 5),
     World("all just too bad", EDGE, 100),
     World("all just too bad", EDGE, 400),
-    World("all just too bad", EDGE, 1000),
-    World("one good, eleven just too bad", ONE_GOOD, 1000),
+    World("all just too bad", EDGE, 2000),
+    World("one good, eleven just too bad", ONE_GOOD, 2000),
 )
 
 
@@ -71,21 +70,15 @@ def scores(rng: np.random.Generator, world: World) -> tuple[np.ndarray, list[np.
 
 
 def losses(base: np.ndarray, mine: list[np.ndarray], half: int, together: int) -> list[Loss]:
-    """What a half says of every setting."""
-
-    def records(found: np.ndarray) -> Iterator[DocumentRecord]:
-        for task, row in enumerate(found[half]):
-            for i, right in enumerate(row):
-                yield replace(
-                    EMPTY,
-                    task=f"t{task}",
-                    document=str(i),
-                    score=float(right),
-                    cluster=f"{task} {i // together}" if together > 1 else "",
-                )
-
-    original = list(records(base))
-    return [loss_of(list(zip(records(m), original, strict=True))) for m in mine]
+    """What a half says of every setting: `loss_of`, from the changes themselves."""
+    units = np.arange(base.shape[-1]) // together
+    shift = units.max() + 1  # tasks share no pictures
+    out: list[Loss] = []
+    for m in mine:
+        changes = m[half].astype(float) - base[half]
+        parts = [pseudo_values(c[:, None], units + shift * t) for t, c in enumerate(changes)]
+        out.append(Loss(100 * average(parts), of_changes(parts), changes.size))
+    return out
 
 
 def advised(found: list[Loss]) -> Advice:
