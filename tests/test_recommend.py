@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,6 +98,20 @@ def test_a_larger_drop_decides_and_nothing_is_left_of_a_hard_target():
     assert "none of 5 settings" in "\n".join(lines(advice))
 
 
+def test_what_is_certain_rules_out_what_is_open_and_no_better():
+    advice = asked(**{"good@0.3": (0, 0.3), "poor@0.4": (6, 0.4), "poor@0.1": (7, 0.1)})
+    assert names(advice.open) == ["poor@0.1"] and reasons(advice) == {"poor@0.4": "off the front"}
+    # what is open, and seems better, does not rule out what is certain
+    drop = 3.0
+    seems = {"sure@0.3": (1, 0.3), "seems@0.2": (0, 0.2)}
+    target = parse_target("visual=0.5x")
+    (looked,) = look(rows_of(records(**seems)), (), target)
+    unsure = looked.losses["seems@0.2"]
+    looked.losses["seems@0.2"] = replace(unsure, spread=unsure.spread._replace(error=0.2))
+    advice = choose([looked], target, drop)
+    assert names(advice.certain) == ["sure@0.3"] and names(advice.open) == ["seems@0.2"]
+
+
 def test_five_settings_at_most():
     many = {f"m@0.{9 - i}": (3 * i, (9 - i) / 10) for i in range(8)}
     advice = asked("visual=0.95x", drop=20.0, **many)
@@ -140,13 +155,17 @@ def test_all_statements_together_are_holms():
 
 def test_so_many_documents_do_decide():
     """The number that is called enough shows it, where the difference is what was observed."""
-    (cheap,) = asked(drop=3.0, **{"cheap@0.1": (6, 0.1)}).open
+    (cheap,) = asked(drop=2.4, **{"cheap@0.1": (6, 0.1)}).open
     factor = int(np.ceil(cheap.needed / DOCUMENTS))
     assert 1 < factor < 5
     more = answers("none", 0, 1.0, documents=DOCUMENTS * factor)
     more += answers("cheap@0.1", 6 * factor, 0.1, documents=DOCUMENTS * factor)
     target = parse_target("visual=0.5x")
-    assert names(choose(look(rows_of(more), (), target), target, 3.0).certain) == ["cheap@0.1"]
+    (looked,) = look(rows_of(more), (), target)
+    error = 100 * looked.losses["cheap@0.1"].spread.error
+    reach = (stats.norm.ppf(0.95) + stats.norm.ppf(0.8)) * error  # of so many documents
+    assert reach == pytest.approx(0.9 * (cheap.needed / DOCUMENTS / factor) ** 0.5, rel=0.1)
+    assert names(choose([looked], target, 2.4).certain) == ["cheap@0.1"]
 
 
 def timed(setting, ttft, workload="effivlm-bench", rounds=6, **more):
