@@ -15,6 +15,7 @@ __all__ = [
     "Experiment",
     "LoadError",
     "Method",
+    "Recommendation",
     "Result",
     "Sample",
     "Setting",
@@ -26,6 +27,7 @@ __all__ = [
     "compress",
     "load",
     "parse_setting",
+    "recommend",
     "report",
     "run",
     "write_report",
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from effivlm.errors import EffivlmError
     from effivlm.families.loading import LoadError, load
     from effivlm.methods.base import Method
+    from effivlm.recommendation import Recommendation, recommend
     from effivlm.registry import UnknownName
     from effivlm.report.write import write as write_report
     from effivlm.result import Result, run
@@ -67,7 +70,9 @@ _HOMES = {
     "load": ("effivlm.families.loading", "load"),
     "parse_setting": ("effivlm.setting", "parse_setting"),
     "write_report": ("effivlm.report.write", "write"),
+    "Recommendation": ("effivlm.recommendation", "Recommendation"),
     "Result": ("effivlm.result", "Result"),
+    "recommend": ("effivlm.recommendation", "recommend"),
     "run": ("effivlm.result", "run"),
 }
 

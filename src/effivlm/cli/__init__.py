@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from effivlm.cli.choosing import recommend
 from effivlm.cli.looking import check, list_, show
 from effivlm.cli.running import report, run
 from effivlm.cli.scoring import compare, data, score
@@ -19,7 +20,8 @@ QUESTION = (
     " cost, what does it save?"
 )
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=QUESTION)
-for verb in (run, measure, predict, calibrate, check, report, score, compare, view, explain):
+VERBS = (run, measure, predict, calibrate, check, report, score, compare, recommend, view, explain)
+for verb in VERBS:
     app.command()(verb)
 app.command(name="list")(list_)
 app.command()(show)
