@@ -25,6 +25,7 @@ __all__ = [
     "__version__",
     "compress",
     "load",
+    "native_arguments",
     "parse_setting",
     "report",
     "run",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from effivlm.errors import EffivlmError
     from effivlm.families.loading import LoadError, load
     from effivlm.methods.base import Method
+    from effivlm.native import native_arguments
     from effivlm.registry import UnknownName
     from effivlm.report.write import write as write_report
     from effivlm.result import Result, run
@@ -65,6 +67,7 @@ _HOMES = {
     "UnsupportedCall": ("effivlm.runtime.host", "UnsupportedCall"),
     "compress": ("effivlm.runtime.entrance", "compress"),
     "load": ("effivlm.families.loading", "load"),
+    "native_arguments": ("effivlm.native", "native_arguments"),
     "parse_setting": ("effivlm.setting", "parse_setting"),
     "write_report": ("effivlm.report.write", "write"),
     "Result": ("effivlm.result", "Result"),

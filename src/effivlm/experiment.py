@@ -4,9 +4,9 @@ report.
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,16 +24,18 @@ from effivlm.evidence import Evidence
 from effivlm.families.fitness import check_length, check_template
 from effivlm.families.loading import Loaded
 from effivlm.measure.roofline import TextShape
-from effivlm.methods.base import Weights
-from effivlm.prompts import load_model, prepare, stop_ids, tiles_of
+from effivlm.methods.base import Processing, Weights
+from effivlm.native import by_processing
+from effivlm.prompts import load_model, prepare, prepare_within, stop_ids, tiles_of
 from effivlm.provenance import environment
 from effivlm.records import DocumentRecord, content_hash
 from effivlm.runtime.account import Account
 from effivlm.runtime.plan import Outcome, Plan
+from effivlm.runtime.support import check_supported
 from effivlm.runtime.weights import CompressedWeights
 from effivlm.setting import Part, Setting
 from effivlm.store import RunStore
-from effivlm.tasks.base import Document, Task
+from effivlm.tasks.base import Document, Question, Task
 from effivlm.tasks.loading import load_tasks
 from effivlm.tasks.video import framed
 from effivlm.weights_calibration import identity, weights_for
@@ -177,15 +179,20 @@ class Runner:
         self.identities = {part: identity(calibration, part, spec) for part in parts}
         self.store, self.loaded, self.width, self.settings = store, loaded, width, settings
         self.spec, self.shape = spec, TextShape.of(loaded.model.get_decoder().config)
-        self.plans: dict[tuple[Setting, ...], Plan] = {}
-        self.plan(tuple(settings))  # refuses what the family cannot do before anything runs
+        self.plans: dict[tuple[tuple[Setting, ...], bool], Plan] = {}
+        for setting in settings:
+            check_supported(setting, loaded.family)
+        for some in by_processing(settings).values():
+            # refuses what the family cannot do before anything runs
+            self.plan(tuple(s.without(Processing) for s in some))
         self.done: dict[Path, dict[str, bool]] = {}
 
-    def plan(self, settings: tuple[Setting, ...]) -> Plan:
+    def plan(self, settings: tuple[Setting, ...], keep: bool = False) -> Plan:
         """The sharing plan of some settings."""
-        if settings not in self.plans:
-            self.plans[settings] = Plan(self.loaded.model, settings, self.width, self.keep)
-        return self.plans[settings]
+        if (settings, keep) not in self.plans:
+            made = Plan(self.loaded.model, settings, self.width, keep)
+            self.plans[settings, keep] = made
+        return self.plans[settings, keep]
 
     def path(self, setting: Setting, task: Task) -> Path:
         """Where answers go: the hash covers all that can change them."""
@@ -257,7 +264,6 @@ class Runner:
         try:
             question = framed(document.open(), self.spec.frames)
             inputs = prepare(self.loaded, question)
-            check_length(self.loaded, inputs, task.max_new_tokens)
             self.evidence.show(task.name, document.id, question, document.answers)
             if self.keep:
                 tiles = tiles_of(self.loaded, inputs)
@@ -268,8 +274,35 @@ class Runner:
             return
         declared = f"{task.name}:{document.cluster}" if document.cluster else ""
         asked = Asked(question.digest(), declared or question.media())
-        for outcome in self.plan(todo).run(inputs, task.max_new_tokens, stop_ids(self.loaded)):
-            yield outcome, asked
+        for parts, some in by_processing(todo).items():
+            for outcome in self._processed(task, question, parts, some, inputs):
+                yield outcome, asked
+
+    def _processed(
+        self,
+        task: Task,
+        question: Question,
+        parts: tuple[Part, ...],
+        some: list[Setting],
+        inputs: Mapping[str, Any],
+    ) -> Iterator[Outcome]:
+        """Settings that share how images are processed: ``inputs``, unless a part says otherwise.
+
+        The plan is that of the settings without the part, and the outcome is the whole setting's. A
+        trace of other pixels than the document's pictures show is not kept.
+        """
+        limit, stop = task.max_new_tokens, stop_ids(self.loaded)
+        try:
+            found = prepare_within(self.loaded, question, parts[0]) if parts else None
+            given = found.inputs if found else inputs
+            check_length(self.loaded, given, limit)
+        except Exception as error:
+            yield from (Outcome(s, None, None, error) for s in some)
+            return
+        whole = {s.without(Processing) if parts else s: s for s in some}
+        for outcome in self.plan(tuple(whole), self.keep and not parts).run(given, limit, stop):
+            mine = replace(outcome, setting=whole[outcome.setting])
+            yield mine if found is None else found.told(mine)
 
     def score(self, task: Task) -> None:
         """Score every setting's answers to a task, unless their scores are there."""
