@@ -25,15 +25,14 @@ from effivlm.families.fitness import check_length, check_template
 from effivlm.families.loading import Loaded
 from effivlm.measure.roofline import TextShape
 from effivlm.methods.base import Processing, Weights
-from effivlm.native import by_processing
 from effivlm.prompts import load_model, prepare, prepare_within, stop_ids, tiles_of
 from effivlm.provenance import environment
 from effivlm.records import DocumentRecord, content_hash
 from effivlm.runtime.account import Account
-from effivlm.runtime.plan import Outcome, Plan
+from effivlm.runtime.plan import Outcome, Plan, grouped
 from effivlm.runtime.support import check_supported
 from effivlm.runtime.weights import CompressedWeights
-from effivlm.setting import Part, Setting
+from effivlm.setting import Setting
 from effivlm.store import RunStore
 from effivlm.tasks.base import Document, Question, Task
 from effivlm.tasks.loading import load_tasks
@@ -150,14 +149,6 @@ class Asked(NamedTuple):
     cluster: str
 
 
-def by_weights(settings: Sequence[Setting]) -> dict[tuple[Part, ...], list[Setting]]:
-    """Settings by the weights they ask for, the original ones first."""
-    groups: dict[tuple[Part, ...], list[Setting]] = {(): []}
-    for setting in settings:
-        groups.setdefault(setting.stage(Weights), []).append(setting)
-    return {parts: some for parts, some in groups.items() if some}
-
-
 class Runner:
     """Answers documents for one model; keeps one plan per set of settings still to do."""
 
@@ -182,9 +173,8 @@ class Runner:
         self.plans: dict[tuple[tuple[Setting, ...], bool], Plan] = {}
         for setting in settings:
             check_supported(setting, loaded.family)
-        for some in by_processing(settings).values():
-            # refuses what the family cannot do before anything runs
-            self.plan(tuple(s.without(Processing) for s in some))
+        for some in grouped(settings, Processing).values():
+            Plan(loaded.model, [s.without(Processing) for s in some])  # refuses what it cannot do
         self.done: dict[Path, dict[str, bool]] = {}
 
     def plan(self, settings: tuple[Setting, ...], keep: bool = False) -> Plan:
@@ -214,7 +204,7 @@ class Runner:
         setting still needs are not made. Counts of every document, one weights part after the
         other.
         """
-        for parts, some in by_weights(self.settings).items():
+        for parts, some in grouped(self.settings, Weights).items():
             with ExitStack() as stack:
                 if parts and any(self._todo(t, t.documents[n], some) for t, n in work):
                     found = weights_for(self.loaded, self.spec, parts[0], self.calibration)
@@ -274,23 +264,18 @@ class Runner:
             return
         declared = f"{task.name}:{document.cluster}" if document.cluster else ""
         asked = Asked(question.digest(), declared or question.media())
-        for parts, some in by_processing(todo).items():
-            for outcome in self._processed(task, question, parts, some, inputs):
+        for some in grouped(todo, Processing).values():
+            for outcome in self._processed(task, question, some, inputs):
                 yield outcome, asked
 
     def _processed(
-        self,
-        task: Task,
-        question: Question,
-        parts: tuple[Part, ...],
-        some: list[Setting],
-        inputs: Mapping[str, Any],
+        self, task: Task, question: Question, some: list[Setting], inputs: Mapping[str, Any]
     ) -> Iterator[Outcome]:
-        """Settings that share how images are processed: ``inputs``, unless a part says otherwise.
+        """Settings that have images processed alike: ``inputs``, unless a part says otherwise.
 
-        The plan is that of the settings without the part, and the outcome is the whole setting's. A
-        trace of other pixels than the document's pictures show is not kept.
+        A trace of other pixels than those of the document's pictures is not kept.
         """
+        parts = some[0].stage(Processing)
         limit, stop = task.max_new_tokens, stop_ids(self.loaded)
         try:
             found = prepare_within(self.loaded, question, parts[0]) if parts else None
@@ -299,10 +284,14 @@ class Runner:
         except Exception as error:
             yield from (Outcome(s, None, None, error) for s in some)
             return
-        whole = {s.without(Processing) if parts else s: s for s in some}
-        for outcome in self.plan(tuple(whole), self.keep and not parts).run(given, limit, stop):
-            mine = replace(outcome, setting=whole[outcome.setting])
-            yield mine if found is None else found.told(mine)
+        if found is None:
+            yield from self.plan(tuple(some), self.keep).run(given, limit, stop)
+            return
+        whole: dict[Setting, list[Setting]] = {}
+        for setting in some:
+            whole.setdefault(setting.without(Processing), []).append(setting)
+        for outcome in self.plan(tuple(whole)).run(given, limit, stop):
+            yield from (found.told(replace(outcome, setting=s)) for s in whole[outcome.setting])
 
     def score(self, task: Task) -> None:
         """Score every setting's answers to a task, unless their scores are there."""

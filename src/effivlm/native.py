@@ -3,18 +3,16 @@ budget allows, and how its cost is told against the uncompressed prompt.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from effivlm.budget import Budget, BudgetError, parse_budget
-from effivlm.methods.base import Processing
 from effivlm.runtime.audit import AuditError
 from effivlm.runtime.host import host_of
 from effivlm.runtime.plan import Outcome
 from effivlm.runtime.support import no_argument
-from effivlm.setting import Part, Setting
 
 Arguments = Mapping[str, Any]  # of a processor
 Process = Callable[[Arguments], Mapping[str, Any]]  # arguments beside the defaults -> model inputs
@@ -50,14 +48,6 @@ class Processed:
             return replace(outcome, generated=None, account=None, error=error)
         told = replace(account, visual_tokens=self.visual_tokens, prompt_tokens=self.prompt_tokens)
         return replace(outcome, account=told)
-
-
-def by_processing(settings: Iterable[Setting]) -> dict[tuple[Part, ...], list[Setting]]:
-    """Settings by how they ask images to be processed; settings of one group share their inputs."""
-    groups: dict[tuple[Part, ...], list[Setting]] = {}
-    for setting in settings:
-        groups.setdefault(setting.stage(Processing), []).append(setting)
-    return groups
 
 
 def processed(

@@ -227,4 +227,4 @@ class Native(Processing):
 
     name = "native"
     exact = False  # a processor makes only some counts
-    paper = Paper("The processor's own setting, as every user can pass it", "", "")
+    paper = Paper("A processor's own setting (baseline), as every user can pass it", "", "")

@@ -98,10 +98,10 @@ def check_processed(setting: Setting) -> None:
     for part in setting.stage(Processing):
         budget = part.budget.text if part.budget else ""
         raise Unsupported(
-            f"{part} acts where the processor prepares pixels, and a session around a model is given"
-            " them prepared: leave it out and call the processor with"
-            f" effivlm.native_arguments(model, processor, text, images, {budget!r}), which finds the"
-            " argument (such as size or max_patches); `effivlm run` does so by itself"
+            f"{part} acts where the processor prepares pixels, and a session around a model gets"
+            " them prepared: leave it out and pass to the processor what"
+            f" effivlm.native_arguments(model, processor, text, images, {budget!r}) gives (such as"
+            " size=... or max_patches=...); `effivlm run` does so by itself"
         )
 
 
