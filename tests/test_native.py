@@ -9,10 +9,11 @@ from tiny import generate
 
 import effivlm
 from effivlm import registry, zoo
-from effivlm.budget import BudgetError
+from effivlm.budget import BudgetError, parse_budget
 from effivlm.config import build_experiment
 from effivlm.experiment import run
 from effivlm.families.loading import load
+from effivlm.native import processed
 from effivlm.prompts import prepare, prepare_within
 from effivlm.records import read_run
 from effivlm.runtime.plan import Outcome
@@ -74,6 +75,22 @@ def test_it_is_the_nearest_from_below(loaded, name, sizes):
         else:
             with pytest.raises(BudgetError, match=f"the fewest .* {min(can)} "):
                 prepare_within(given, question, part)
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "want"),
+    [((10, 12, 4, 6, 2), "0.7", 6), (range(60, 0, -1), "0.5", 30), ((10,), "1.0", 10)],
+)
+def test_few_need_no_order_and_many_are_bisected(counts, share, want):
+    """A mosaic that is shrunk after the encoder may have more tokens than one of more tiles."""
+    made = []
+
+    def process(arguments):
+        made.append(arguments)
+        return {"input_ids": torch.tensor([[1] + [9] * arguments.get("n", counts[0]) + [1]])}
+
+    found = processed(process, [{"n": n} for n in counts], parse_budget(share, "visual"), 9)
+    assert found.kept == want and found.visual_tokens == counts[0] and len(made) <= 10
 
 
 def test_a_count_is_of_every_image(loaded):

@@ -14,6 +14,7 @@ from effivlm.runtime.host import host_of
 from effivlm.runtime.plan import Outcome
 from effivlm.runtime.support import no_argument
 
+FEW = 40  # candidates: so many are all tried, more are bisected
 Arguments = Mapping[str, Any]  # of a processor
 Process = Callable[[Arguments], Mapping[str, Any]]  # arguments beside the defaults -> model inputs
 
@@ -57,7 +58,8 @@ def processed(
 
     Args:
         process: makes model inputs of one prompt, given arguments of the processor.
-        candidates: arguments, from most to fewest visual tokens.
+        candidates: arguments, from most to fewest visual tokens; up to `FEW` are all tried, in
+            whatever order they are.
         budget: a share is of all visual tokens of the prompt, a count is of every image.
         image_token: id of the placeholder.
 
@@ -66,24 +68,31 @@ def processed(
     """
     default = process({})
     before = _runs(default, image_token)
-    if budget.full or not before:
-        candidates = [{}]
-    made = {-1: default}
+    ways: list[Arguments] = [{}, *(() if budget.full or not before else candidates)]
+    made = {0: default}
 
-    def inputs(number: int) -> Mapping[str, Any]:
+    def lengths(number: int) -> list[int]:
         if number not in made:
-            made[number] = process(candidates[number]) if candidates[number] else default
-        return made[number]
+            made[number] = process(ways[number])
+        return _runs(made[number], image_token)
 
     def fits(number: int) -> bool:
-        return _fits(_runs(inputs(number), image_token), before, budget)
+        return _fits(lengths(number), before, budget)
 
-    found = bisect_left(range(len(candidates)), True, key=fits)
-    if found == len(candidates):
-        _refuse(inputs(found - 1), candidates, before, budget, image_token)
-    out = inputs(found)
-    kept, length = sum(_runs(out, image_token)), default["input_ids"].shape[1]
-    return Processed(out, candidates[found], kept, sum(before), length)
+    def tokens(number: int) -> int:
+        return sum(lengths(number))
+
+    numbers, many = range(len(ways)), len(ways) > FEW
+    if many:
+        found = bisect_left(numbers, True, key=fits)
+    else:
+        found = max(filter(fits, numbers), key=tokens, default=len(ways))
+    if found == len(ways):
+        least = found - 1 if many else min(numbers, key=tokens)
+        _refuse(tokens(least), described(ways[least]), before, budget)
+    length = default["input_ids"].shape[1]
+    kept = tokens(found)
+    return Processed(made[found], ways[found], kept, sum(before), length)
 
 
 def _runs(inputs: Mapping[str, Any], image_token: int) -> list[int]:
@@ -103,20 +112,12 @@ def _fits(now: list[int], before: list[int], budget: Budget) -> bool:
     return all(n <= budget.count(m) for n, m in zip(now, before, strict=True))
 
 
-def _refuse(
-    fewest: Mapping[str, Any],
-    candidates: Sequence[Arguments],
-    before: list[int],
-    budget: Budget,
-    image_token: int,
-) -> None:
-    least = sum(_runs(fewest, image_token))
-    how = f" ({described(candidates[-1])})" if candidates else ""
+def _refuse(least: int, how: str, before: list[int], budget: Budget) -> None:
     asked = sum(budget.count(n) for n in before) if budget.tokens else budget.count(sum(before))
     raise BudgetError(
         f"native@{budget.text}: {asked} of {sum(before)} visual tokens cannot be had: the fewest"
-        f" that the processor makes of this prompt are {least}{how}; the smallest feasible share is"
-        f" {least / sum(before):.4f}"
+        f" that the processor makes of this prompt are {least} ({how}); the smallest feasible share"
+        f" is {least / sum(before):.4f}"
     )
 
 

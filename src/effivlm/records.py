@@ -29,7 +29,8 @@ class CostAccount(TypedDict):
     shapes (`measure.roofline`).
 
     Keys:
-        prompt_tokens, visual_tokens: of the uncompressed prompt, processed by the defaults. visual_per_layer, tokens_per_layer: entering each decoder layer. kv_per_layer:
+        prompt_tokens: logical prompt length. visual_tokens: visual tokens of the uncompressed
+        prompt. visual_per_layer, tokens_per_layer: entering each decoder layer. kv_per_layer:
         prompt entries held after prefill, mean over KV heads. kv_bytes_per_layer, kv_bytes: their
         bytes. kv_held_per_layer, kv_bytes_held: bytes of the tensors that store them, where heads
         of unequal counts are padded. prefill_flops: multiply-adds counted twice.

@@ -86,9 +86,10 @@ class Family:
         resize: ``(model, call, grids) -> call``: the same images resized so that piece i has
             ``grids[i]`` tokens, or None where the encoder cannot take other sizes.
         native: ``(processor, images) -> arguments``: what can be passed to the processor instead of
-            its defaults, from most to fewest visual tokens, ``images`` being the pictures of one
-            prompt; an argument ``images`` is pictures to pass in their place. None where no
-            argument is known that sets how many tokens there are.
+            its defaults, from most to fewest visual tokens (where they are many: up to 40 are all
+            tried), ``images`` being the pictures of one prompt; an argument ``images``
+            is pictures to pass in their place. None where no argument is known that sets how many
+            tokens there are.
         traits: what methods may not be able to work with: ``no_grid``, ``no_encoder_signals``.
         shapes: published shapes.
         tiny: ``() -> config`` of a random model with four decoder layers for the contract tests.

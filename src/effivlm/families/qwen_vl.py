@@ -59,9 +59,12 @@ def native(processor: Any, images: Sequence[Any]) -> list[dict[str, Any]]:
     ``max_pixels`` and ``min_pixels`` before transformers 5.
     """
     how = processor.image_processor
-    token = (how.patch_size * how.merge_size) ** 2  # pixels of one
-    patches = [how.get_number_of_image_patches(x.height, x.width, {}) for x in images]
-    most, least = max(patches, default=0) // how.merge_size**2, how.size["shortest_edge"]
+    side = how.patch_size * how.merge_size  # pixels
+    token, least = side**2, how.size["shortest_edge"]
+    made = [how.get_number_of_image_patches(x.height, x.width, {}) for x in images]
+    whole = [round(x.height / side) * round(x.width / side) for x in images]  # unless too large
+    most = max([n // how.merge_size**2 for n in made] + whole, default=0)
+    most = min(most, how.size["longest_edge"] // token)
     return [
         {"size": {"shortest_edge": min(least, n * token), "longest_edge": n * token}}
         for n in range(most, 0, -1)
