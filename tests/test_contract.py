@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from effivlm import cli, registry
 from effivlm.budget import parse_budget
-from effivlm.contract import families, gate, rules, weight_rules
+from effivlm.contract import families, gate, rules
 from effivlm.methods.base import EncoderReducer, IntraLLM, PreLLM, Selection
 from effivlm.methods.baselines import RandomPre, Uniform
 from effivlm.runtime.session import Session
@@ -18,7 +18,7 @@ from effivlm.setting import parse_setting
 
 torch.set_num_threads(1)
 EVERY = sorted(n for n in registry.methods() if n != "none")
-METHODS = [n for n in EVERY if not weight_rules.is_weights(n)]
+METHODS = [n for n in EVERY if gate.rules_of(n) is gate.RULES]
 PAIRS = [(m, f) for m in METHODS for f in FAMILIES]
 
 

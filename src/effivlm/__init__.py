@@ -26,6 +26,7 @@ __all__ = [
     "__version__",
     "compress",
     "load",
+    "native_arguments",
     "parse_setting",
     "recommend",
     "report",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from effivlm.errors import EffivlmError
     from effivlm.families.loading import LoadError, load
     from effivlm.methods.base import Method
+    from effivlm.native import native_arguments
     from effivlm.recommendation import Recommendation, recommend
     from effivlm.registry import UnknownName
     from effivlm.report.write import write as write_report
@@ -68,6 +70,7 @@ _HOMES = {
     "UnsupportedCall": ("effivlm.runtime.host", "UnsupportedCall"),
     "compress": ("effivlm.runtime.entrance", "compress"),
     "load": ("effivlm.families.loading", "load"),
+    "native_arguments": ("effivlm.native", "native_arguments"),
     "parse_setting": ("effivlm.setting", "parse_setting"),
     "write_report": ("effivlm.report.write", "write"),
     "Recommendation": ("effivlm.recommendation", "Recommendation"),

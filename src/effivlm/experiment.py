@@ -4,9 +4,9 @@ report.
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,16 +24,17 @@ from effivlm.evidence import Evidence
 from effivlm.families.fitness import check_length, check_template
 from effivlm.families.loading import Loaded
 from effivlm.measure.roofline import TextShape
-from effivlm.methods.base import Weights
-from effivlm.prompts import load_model, prepare, stop_ids, tiles_of
+from effivlm.methods.base import Processing, Weights
+from effivlm.prompts import load_model, prepare, prepare_within, stop_ids, tiles_of
 from effivlm.provenance import environment
 from effivlm.records import DocumentRecord, content_hash
 from effivlm.runtime.account import Account
-from effivlm.runtime.plan import Outcome, Plan
+from effivlm.runtime.plan import Outcome, Plan, grouped
+from effivlm.runtime.support import check_supported
 from effivlm.runtime.weights import CompressedWeights
-from effivlm.setting import Part, Setting
+from effivlm.setting import Setting
 from effivlm.store import RunStore
-from effivlm.tasks.base import Document, Task
+from effivlm.tasks.base import Document, Question, Task
 from effivlm.tasks.loading import load_tasks
 from effivlm.tasks.video import framed
 from effivlm.weights_calibration import identity, weights_for
@@ -148,14 +149,6 @@ class Asked(NamedTuple):
     cluster: str
 
 
-def by_weights(settings: Sequence[Setting]) -> dict[tuple[Part, ...], list[Setting]]:
-    """Settings by the weights they ask for, the original ones first."""
-    groups: dict[tuple[Part, ...], list[Setting]] = {(): []}
-    for setting in settings:
-        groups.setdefault(setting.stage(Weights), []).append(setting)
-    return {parts: some for parts, some in groups.items() if some}
-
-
 class Runner:
     """Answers documents for one model; keeps one plan per set of settings still to do."""
 
@@ -177,15 +170,19 @@ class Runner:
         self.identities = {part: identity(calibration, part, spec) for part in parts}
         self.store, self.loaded, self.width, self.settings = store, loaded, width, settings
         self.spec, self.shape = spec, TextShape.of(loaded.model.get_decoder().config)
-        self.plans: dict[tuple[Setting, ...], Plan] = {}
-        self.plan(tuple(settings))  # refuses what the family cannot do before anything runs
+        self.plans: dict[tuple[tuple[Setting, ...], bool], Plan] = {}
+        for setting in settings:
+            check_supported(setting, loaded.family)
+        for some in grouped(settings, Processing).values():
+            Plan(loaded.model, [s.without(Processing) for s in some])  # refuses what it cannot do
         self.done: dict[Path, dict[str, bool]] = {}
 
-    def plan(self, settings: tuple[Setting, ...]) -> Plan:
+    def plan(self, settings: tuple[Setting, ...], keep: bool = False) -> Plan:
         """The sharing plan of some settings."""
-        if settings not in self.plans:
-            self.plans[settings] = Plan(self.loaded.model, settings, self.width, self.keep)
-        return self.plans[settings]
+        if (settings, keep) not in self.plans:
+            made = Plan(self.loaded.model, settings, self.width, keep)
+            self.plans[settings, keep] = made
+        return self.plans[settings, keep]
 
     def path(self, setting: Setting, task: Task) -> Path:
         """Where answers go: the hash covers all that can change them."""
@@ -207,7 +204,7 @@ class Runner:
         setting still needs are not made. Counts of every document, one weights part after the
         other.
         """
-        for parts, some in by_weights(self.settings).items():
+        for parts, some in grouped(self.settings, Weights).items():
             with ExitStack() as stack:
                 if parts and any(self._todo(t, t.documents[n], some) for t, n in work):
                     found = weights_for(self.loaded, self.spec, parts[0], self.calibration)
@@ -257,7 +254,6 @@ class Runner:
         try:
             question = framed(document.open(), self.spec.frames)
             inputs = prepare(self.loaded, question)
-            check_length(self.loaded, inputs, task.max_new_tokens)
             self.evidence.show(task.name, document.id, question, document.answers)
             if self.keep:
                 tiles = tiles_of(self.loaded, inputs)
@@ -268,8 +264,34 @@ class Runner:
             return
         declared = f"{task.name}:{document.cluster}" if document.cluster else ""
         asked = Asked(question.digest(), declared or question.media())
-        for outcome in self.plan(todo).run(inputs, task.max_new_tokens, stop_ids(self.loaded)):
-            yield outcome, asked
+        for some in grouped(todo, Processing).values():
+            for outcome in self._processed(task, question, some, inputs):
+                yield outcome, asked
+
+    def _processed(
+        self, task: Task, question: Question, some: list[Setting], inputs: Mapping[str, Any]
+    ) -> Iterator[Outcome]:
+        """Settings that have images processed alike: ``inputs``, unless a part says otherwise.
+
+        A trace of other pixels than those of the document's pictures is not kept.
+        """
+        parts = some[0].stage(Processing)
+        limit, stop = task.max_new_tokens, stop_ids(self.loaded)
+        try:
+            found = prepare_within(self.loaded, question, parts[0]) if parts else None
+            given = found.inputs if found else inputs
+            check_length(self.loaded, given, limit)
+        except Exception as error:
+            yield from (Outcome(s, None, None, error) for s in some)
+            return
+        if found is None:
+            yield from self.plan(tuple(some), self.keep).run(given, limit, stop)
+            return
+        whole: dict[Setting, list[Setting]] = {}
+        for setting in some:
+            whole.setdefault(setting.without(Processing), []).append(setting)
+        for outcome in self.plan(tuple(whole)).run(given, limit, stop):
+            yield from (found.told(replace(outcome, setting=s)) for s in whole[outcome.setting])
 
     def score(self, task: Task) -> None:
         """Score every setting's answers to a task, unless their scores are there."""

@@ -10,6 +10,7 @@ from effivlm.errors import EffivlmError
 from effivlm.evidence import Evidence
 from effivlm.experiment import experiment_tasks, sample
 from effivlm.families.loading import Loaded
+from effivlm.methods.base import Processing
 from effivlm.prompts import load_model, prepare, stop_ids, tiles_of
 from effivlm.runtime.plan import Outcome, Plan
 from effivlm.runtime.trace import ImageTrace, PromptTrace
@@ -39,6 +40,11 @@ def explain(folder: Path, document: str, setting: str) -> Iterator[str]:
     """
     experiment, asked = load_experiment(folder / "experiment.yaml"), parse_setting(setting)
     task, found = _find(experiment, document)
+    if native := asked.stage(Processing):
+        raise ExplainError(
+            f"{native[0]} sends the model other pixels and drops no token: there is nothing to"
+            " explain; leave it out"
+        )
     opened, evidence = found.open(), Evidence(folder)
     for spec in experiment.models:
         if {p.method.name for p in asked.parts} & set(spec.without):

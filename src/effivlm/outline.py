@@ -11,6 +11,7 @@ from pathlib import Path
 
 STAGES = {
     "Weights": "weights",
+    "Processing": "processing",
     "PreEncoder": "pre_encoder",
     "EncoderReducer": "encoder",
     "PreLLM": "pre_llm",

@@ -8,6 +8,8 @@ from PIL import Image
 
 from effivlm.config import ModelSpec
 from effivlm.families.loading import Loaded, load
+from effivlm.native import Processed, call_with, processed
+from effivlm.setting import Part
 from effivlm.tasks.base import Question
 
 
@@ -19,13 +21,40 @@ def load_model(spec: ModelSpec) -> Loaded:
 
 def prepare(loaded: Loaded, question: Question) -> Mapping[str, torch.Tensor]:
     """Model inputs of one question, by the checkpoint's own chat template and processor."""
+    return _inputs(loaded, _call(loaded, question))
+
+
+def prepare_within(loaded: Loaded, question: Question, part: Part) -> Processed:
+    """Model inputs of one question with the most visual tokens that the processor makes within the
+    budget of a part that acts there.
+
+    Raises:
+        BudgetError: if the processor cannot make so few.
+    """
+    call = _call(loaded, question)
+    assert loaded.family.native is not None and part.budget is not None
+    return processed(
+        lambda arguments: _inputs(loaded, call_with(call, arguments)),
+        loaded.family.native(loaded.processor, question.images),
+        part.budget,
+        loaded.model.config.image_token_id,
+    )
+
+
+def _call(loaded: Loaded, question: Question) -> dict[str, Any]:
+    """The arguments that a processor is called with."""
     text = loaded.processor.apply_chat_template(
         list(question.messages), add_generation_prompt=True, tokenize=False
     )
     given: dict[str, Any] = {"text": text, "return_tensors": "pt"}
     if question.images:
         given["images"] = [list(question.images)]  # one list a prompt: several images
-    inputs = loaded.processor(**given)
+    return given
+
+
+def _inputs(loaded: Loaded, call: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """What the processor gives, on the model's device."""
+    inputs = loaded.processor(**call)
     device, dtype = loaded.model.device, loaded.model.dtype
     return {
         k: v.to(device, dtype) if v.is_floating_point() else v.to(device)

@@ -27,6 +27,7 @@ from effivlm.methods.base import (
     Method,
     PreEncoder,
     PreLLM,
+    Processing,
     Weights,
 )
 
@@ -37,6 +38,7 @@ LONGEST = 2000  # characters of a setting
 POSITIONS = ("original", "repack")
 STAGES: dict[str, type[Method]] = {
     "weights": Weights,
+    "processing": Processing,
     "pre_encoder": PreEncoder,
     "encoder": EncoderReducer,
     "pre_llm": PreLLM,
@@ -89,6 +91,8 @@ class Setting:
 
     def __str__(self) -> str:
         """The text form used in YAML, on the command line and in tables."""
+        if not self.parts:
+            return "none"
         more = () if self.positions == "original" else (f"positions={self.positions}",)
         return " + ".join([*map(str, self.parts[:-1]), self.parts[-1].text(*more)])
 
@@ -96,6 +100,10 @@ class Setting:
     def acting(self) -> tuple[Part, ...]:
         """The parts that change something."""
         return tuple(p for p in self.parts if not p.full and any(map(p.at, STAGES.values())))
+
+    def without(self, stage: type[Method]) -> "Setting":
+        """The same setting with no part that acts at ``stage``."""
+        return Setting(tuple(p for p in self.parts if not p.at(stage)), self.positions)
 
     def stage(self, stage: type[Method]) -> tuple[Part, ...]:
         """The parts that act at a stage and change something, in order."""
@@ -139,6 +147,7 @@ def _check(setting: Setting) -> None:
         )
     once = (
         (Weights, "compress the weights"),
+        (Processing, "say how images are processed"),
         (KVCache, "choose what the cache keeps"),
         (KVFormat, "store the cache"),
     )

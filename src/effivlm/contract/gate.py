@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from effivlm import registry
 from effivlm.contract import families as family_rules
-from effivlm.contract import options, rules, weight_rules
+from effivlm.contract import options, processing_rules, rules, weight_rules
 from effivlm.families.tiny import FAMILIES
 from effivlm.runtime.support import Unsupported
 
@@ -59,8 +59,17 @@ WEIGHT_RULES = (
 )
 
 
+PROCESSING_RULES = (
+    Rule(rules.text_form_and_paper, ("llava",)),
+    Rule(processing_rules.sessions_refuse_it),
+    Rule(processing_rules.budget_is_met_and_pixels_change, tuple(processing_rules.CHECKPOINTS)),
+)
+
+
 def rules_of(method: str) -> tuple[Rule, ...]:
     """The rules a method must keep."""
+    if processing_rules.is_processing(method):
+        return PROCESSING_RULES
     return WEIGHT_RULES if weight_rules.is_weights(method) else RULES
 
 

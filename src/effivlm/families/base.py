@@ -8,7 +8,7 @@ the order of the placeholders: an image, or a tile.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +85,11 @@ class Family:
             value of a visual token in it; text has 0.
         resize: ``(model, call, grids) -> call``: the same images resized so that piece i has
             ``grids[i]`` tokens, or None where the encoder cannot take other sizes.
+        native: ``(processor, images) -> arguments``: what can be passed to the processor instead of
+            its defaults, from most to fewest visual tokens (where they are many: up to 40 are all
+            tried), ``images`` being the pictures of one prompt; an argument ``images``
+            is pictures to pass in their place. None where no argument is known that sets how many
+            tokens there are.
         traits: what methods may not be able to work with: ``no_grid``, ``no_encoder_signals``.
         shapes: published shapes.
         tiny: ``() -> config`` of a random model with four decoder layers for the contract tests.
@@ -111,6 +116,7 @@ class Family:
     resize: (
         Callable[[nn.Module, Mapping[str, Any], list[tuple[int, int]]], dict[str, Any]] | None
     ) = None
+    native: Callable[[Any, Sequence[Any]], Sequence[Mapping[str, Any]]] | None = None
     traits: frozenset[str] = frozenset()
     shapes: tuple[Shape, ...] = ()
     tiny: Callable[[], Any] | None = None

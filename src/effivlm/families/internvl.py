@@ -2,7 +2,7 @@
 tokens a tile.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,15 @@ def layout(model: nn.Module, call: Mapping[str, Any]) -> list[Piece]:
     return [
         Piece(torch.arange(n) + i * n, torch.zeros(n, dtype=torch.long), raster(side, side))
         for i in range(count)
+    ]
+
+
+def native(processor: Any, images: Sequence[Any]) -> list[dict[str, Any]]:
+    """Every number of tiles an image may have at most (its thumbnail aside)."""
+    how = processor.image_processor
+    return [
+        {"min_patches": min(how.min_patches, n), "max_patches": n}
+        for n in range(how.max_patches, 0, -1)
     ]
 
 
@@ -131,6 +140,7 @@ FAMILY = Family(
     feature_block=layer_index,
     run_is_image=True,
     markers=(1, 1),  # <img>, </img>
+    native=native,
     shapes=(
         _shape(
             "internvl3-1b",

@@ -4,7 +4,7 @@ token after each row.
 Where OneVision shrinks a large mosaic after the encoder, a token's `source` is the nearest patch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,6 +95,30 @@ def _piece(packed: Tensor, side: int, columns: int, first: int) -> Piece:
     unit = torch.zeros(len(packed), dtype=torch.long)
     unit[base:] = int(columns > 0)
     return Piece(source.masked_fill(newline, -1), unit, place)
+
+
+def native(processor: Any, images: Sequence[Any]) -> list[dict[str, Any]]:
+    """Pictures that fit the mosaics of at most so many tiles.
+
+    The tiles are those of the model's configuration, which the processor's own list must equal; so
+    it is the picture that changes: it is sent as large as the mosaic would show it.
+    """
+    grids = [tuple(grid) for grid in processor.image_processor.image_grid_pinpoints]
+    return [
+        {"images": [_within(x, [g for g in grids if g[0] * g[1] <= area]) for x in images]}
+        for area in sorted({h * w for h, w in grids}, reverse=True)
+    ]
+
+
+def _within(image: Any, grids: list[tuple[int, ...]]) -> Any:
+    """A picture no larger than the best of the mosaics would show it."""
+    from transformers.image_processing_utils import select_best_resolution
+
+    height, width = select_best_resolution((image.height, image.width), grids)
+    scale = min(height / image.height, width / image.width)
+    if scale >= 1:
+        return image
+    return image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
 
 
 def images(
@@ -208,6 +232,7 @@ NEXT = Family(
     group=lambda config: 1,
     prefix=cls_tokens,
     feature_block=layer_index,
+    native=native,
     shapes=(
         _next("llava-next-7b", 7_063_431_168, llama(4096, 11008, 32, 32)),
         _next("llava-next-13b", 13_351_499_776, llama(5120, 13824, 40, 40)),
@@ -228,6 +253,7 @@ ONEVISION = Family(
     group=lambda config: 1,
     prefix=cls_tokens,
     feature_block=layer_index,
+    native=native,
     shapes=(
         _onevision(
             "llava-onevision-0.5b",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from effivlm.families.base import Family, Shape
-from effivlm.families.qwen_vl import MROPE, images, layout, resize, tiny
+from effivlm.families.qwen_vl import MROPE, images, layout, native, resize, tiny
 
 
 def _qwen3(
@@ -57,6 +57,7 @@ FAMILY = Family(
     markers=(1, 1),  # <|vision_start|>, <|vision_end|>
     token_types="mm_token_type_ids",
     resize=resize,
+    native=native,
     shapes=(
         _qwen3(
             "qwen3-vl-4b",

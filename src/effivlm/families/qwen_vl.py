@@ -2,7 +2,7 @@
 token, M-RoPE.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,23 @@ def _encoder_position(config: Any, grid: Tensor, count: int) -> Tensor:
         patch_size=v.patch_size,
     )
     return torch.argsort(index.cpu())
+
+
+def native(processor: Any, images: Sequence[Any]) -> list[dict[str, Any]]:
+    """Every number of tokens an image may have at most, as the processor's pixels; what were
+    ``max_pixels`` and ``min_pixels`` before transformers 5.
+    """
+    how = processor.image_processor
+    side = how.patch_size * how.merge_size  # pixels
+    token, least = side**2, how.size["shortest_edge"]
+    made = [how.get_number_of_image_patches(x.height, x.width, {}) for x in images]
+    whole = [round(x.height / side) * round(x.width / side) for x in images]  # unless too large
+    most = max([n // how.merge_size**2 for n in made] + whole, default=0)
+    most = min(most, how.size["longest_edge"] // token)
+    return [
+        {"size": {"shortest_edge": min(least, n * token), "longest_edge": n * token}}
+        for n in range(most, 0, -1)
+    ]
 
 
 def resize(
@@ -196,6 +213,7 @@ QWEN2_VL = Family(
     markers=(1, 1),  # <|vision_start|>, <|vision_end|>
     token_types="mm_token_type_ids",
     resize=resize,
+    native=native,
     shapes=(
         _shape(
             "qwen2-vl-2b",
@@ -221,6 +239,7 @@ QWEN25_VL = Family(
     markers=(1, 1),  # <|vision_start|>, <|vision_end|>
     token_types="mm_token_type_ids",
     resize=resize,
+    native=native,
     shapes=(
         _shape(
             "qwen2.5-vl-3b",

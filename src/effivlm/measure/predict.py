@@ -22,6 +22,7 @@ from effivlm.measure.expected import Expected, encoded_share, expected, form_of
 from effivlm.measure.memory import weight_bytes
 from effivlm.measure.roofline import Peaks, TextShape, VisionShape, Work, segments_of
 from effivlm.methods.base import (
+    Processing,
     Weights,
 )
 from effivlm.runtime.audit import Account
@@ -95,6 +96,11 @@ class Predictor:
             raise BudgetError(
                 f"{part}: what compressed weights save is counted in their tensors, not told from"
                 " shapes: measure it"
+            )
+        for part in setting.stage(Processing):
+            raise BudgetError(
+                f"{part}: what a processor makes of an image depends on the image: run it and see"
+                " the account"
             )
         return expected(setting, self.text.layers, self.plain, self.images)
 

@@ -217,6 +217,10 @@ class EncoderReducer(Method):
         return False
 
 
+class Processing(Method):
+    """Has the processor make fewer visual tokens of a prompt's images (`Family.native`)."""
+
+
 class PreEncoder(Method):
     """Resizes the image before the encoder."""
 

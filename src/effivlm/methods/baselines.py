@@ -21,6 +21,7 @@ from effivlm.methods.base import (
     Paper,
     PreEncoder,
     PreLLM,
+    Processing,
     Room,
     Selection,
 )
@@ -213,3 +214,17 @@ class Downsample(PreEncoder):
     def resize(self, rows: int, columns: int, k: int) -> tuple[int, int]:
         """The grid of the image's aspect within ``k`` that loses least."""
         return grid_shape(rows, columns, k)
+
+
+@dataclass(frozen=True)
+class Native(Processing):
+    """The model's own budget: the processor's argument (pixels, tiles, image size) whose token
+    count comes nearest from below.
+
+    One argument holds for all images of a prompt, so a share is of all their tokens together. It is
+    a baseline without a paper.
+    """
+
+    name = "native"
+    exact = False  # a processor makes only some counts
+    paper = Paper("A processor's own setting (baseline), as every user can pass it", "", "")

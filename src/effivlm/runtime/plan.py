@@ -12,7 +12,15 @@ from typing import Any
 from torch import nn
 
 from effivlm.errors import EffivlmError
-from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, KVFormat, PreEncoder, PreLLM
+from effivlm.methods.base import (
+    EncoderReducer,
+    IntraLLM,
+    KVCache,
+    KVFormat,
+    Method,
+    PreEncoder,
+    PreLLM,
+)
 from effivlm.methods.signals import Signal
 from effivlm.runtime import generate
 from effivlm.runtime.audit import Account
@@ -62,6 +70,16 @@ def tree(settings: Sequence[Setting]) -> dict[tuple[Part, ...], list[Trunk]]:
     return {
         e: [Trunk(t, tuple(leaves)) for t, leaves in trunks.items()] for e, trunks in groups.items()
     }
+
+
+def grouped(
+    settings: Iterable[Setting], stage: type[Method]
+) -> dict[tuple[Part, ...], list[Setting]]:
+    """Settings by their parts at a stage, those without first; the order is kept within each."""
+    groups: dict[tuple[Part, ...], list[Setting]] = {(): []}
+    for setting in settings:
+        groups.setdefault(setting.stage(stage), []).append(setting)
+    return {parts: some for parts, some in groups.items() if some}
 
 
 def _parts(setting: Setting, *stages: Any) -> tuple[Part, ...]:

@@ -28,6 +28,7 @@ from effivlm.runtime.recipe import Recipe
 from effivlm.runtime.slots import Lease, SlotLayer
 from effivlm.runtime.support import (
     check_call,
+    check_processed,
     check_supported,
     refused_copy,
     refused_switch,
@@ -78,6 +79,7 @@ class Session:
         self.setting = setting if isinstance(setting, Setting) else parse_setting(setting)
         self.host = host_of(model)
         check_supported(self.setting, self.host.family, len(self.host.layers))
+        check_processed(self.setting)
         self.recipe = Recipe.of(self.setting, trunk, tuple(watch), tuple(branches))
         self.tap, self.weights = Tap(self.host), weights
         parts = [p for p in self.setting.parts if not p.full]

@@ -8,7 +8,15 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from effivlm.families.base import Family
-from effivlm.methods.base import EncoderReducer, IntraLLM, KVCache, KVFormat, PreEncoder, PreLLM
+from effivlm.methods.base import (
+    EncoderReducer,
+    IntraLLM,
+    KVCache,
+    KVFormat,
+    PreEncoder,
+    PreLLM,
+    Processing,
+)
 from effivlm.methods.baselines import NoCompression
 from effivlm.methods.signals import FutureQueries, TextEmbeds
 from effivlm.runtime.cache import cache_of
@@ -60,6 +68,8 @@ def check_supported(setting: Setting, family: Family, layers: int | None = None)
                 "its heads turn with the position in half of their width only, and queries are not"
                 " moved to coming positions that way"
             )
+        if part.at(Processing) and family.native is None:
+            raise no_argument(family)
         if part.at(PreEncoder):
             reasons["no_resize"] = "its encoder takes images of one size only"
         for trait in sorted(traits & set(reasons)):
@@ -69,6 +79,30 @@ def check_supported(setting: Setting, family: Family, layers: int | None = None)
     if layers is not None:
         for part in setting.stage(IntraLLM):
             _check_feasible(part, layers)
+
+
+def no_argument(family: Family) -> Unsupported:
+    """Why the model's own budget cannot be set."""
+    return Unsupported(
+        f"native cannot be used with {family.name}: no argument of its processor is known that sets"
+        " how many visual tokens there are"
+    )
+
+
+def check_processed(setting: Setting) -> None:
+    """Refuse a setting that says how images are processed where they are processed already.
+
+    Raises:
+        Unsupported: saying what to do instead.
+    """
+    for part in setting.stage(Processing):
+        budget = part.budget.text if part.budget else ""
+        raise Unsupported(
+            f"{part} acts where the processor prepares pixels, and a session around a model gets"
+            " them prepared: leave it out and pass to the processor what"
+            f" effivlm.native_arguments(model, processor, text, images, {budget!r}) gives (such as"
+            " size=... or max_patches=...); `effivlm run` does so by itself"
+        )
 
 
 def _check_feasible(part: Part, layers: int) -> None:

@@ -19,6 +19,7 @@ from effivlm.report.rows import AXES, COUNTED, Row, joined
 from effivlm.report.tables import notes
 
 STAGE_NAMES = {
+    "processing": "in the processor",
     "pre_encoder": "before the encoder",
     "encoder": "in the encoder",
     "pre_llm": "before the LLM",
