@@ -193,7 +193,7 @@ class SlotLayer(DynamicLayer):
         self.valid = None if self.valid is None else self.valid[..., :kept]
         self.seen, self.prompt = length, min(self.prompt, length)
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         """Beam search: the slots' indices move with the entries."""
         super().reorder_cache(beam_idx)
         self._rows(lambda x: x[beam_idx.to(x.device)])
