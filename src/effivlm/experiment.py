@@ -34,7 +34,7 @@ from effivlm.runtime.weights import CompressedWeights
 from effivlm.setting import Part, Setting
 from effivlm.store import RunStore
 from effivlm.tasks.base import Document, Task
-from effivlm.tasks.loading import load_tasks
+from effivlm.tasks.loading import load_task, load_tasks
 from effivlm.tasks.video import framed
 from effivlm.weights_calibration import identity, weights_for
 
@@ -104,8 +104,11 @@ def experiment_tasks(experiment: Experiment) -> list[tuple[TaskSpec, Task]]:
     """The tasks of an experiment, suites resolved.
 
     Raises:
-        ConfigError: if a task is named twice.
+        ConfigError: if a task is named twice. UnknownName, TaskError: for one that is not there,
+            also the one to calibrate on.
     """
+    if experiment.calibration is not None:
+        load_task(experiment.calibration.task)  # known now, not after hours
     tasks = [
         (spec, t)
         for spec in experiment.tasks
