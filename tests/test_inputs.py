@@ -371,7 +371,7 @@ def whole_run(tmp_path_factory):
     image = Image.new("RGB", (8, 8))
     Evidence(folder).show("count", "d0", one_turn("how many?", [image]), ["2"])
     Evidence(folder).trace("tiny", "none", "count", "d0", {"images": []})
-    score_run(folder)
+    score_run(folder, again=True)
     return folder
 
 
@@ -431,6 +431,22 @@ def test_answers_where_no_run_puts_them(tmp_path, whole_run):
         score_run(tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "qwen2-vl-2b", "fastv@0.5", "--device", "cuda:99"], "is not there"),
+        (["run", "x.yaml", "--set", ".".join("a" * 1500) + "=1"], "expected key=value"),
+        (["report", "x" * 5000], "(shortened)"),
+    ],
+)
+def test_flags_that_ended_badly(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(RIGHT))
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and len(done.output) < 2000
+    assert message in done.output
+
+
 def test_a_suite_is_a_name(tmp_path):
     with pytest.raises(TaskError, match=r"holds no task\.yaml"):
         load_tasks("../suites/mini")
@@ -438,7 +454,7 @@ def test_a_suite_is_a_name(tmp_path):
 
 def test_files_of_the_system_have_an_end():
     """`/proc` says that a file has 0 bytes, and may go on for ever."""
-    with pytest.raises(ConfigError, match="no end|cannot read|does not exist"):
+    with pytest.raises(ConfigError, match=r"no end|cannot read|does not exist"):
         read_bytes(Path("/proc/self/pagemap"), "anything", ConfigError)
 
 
