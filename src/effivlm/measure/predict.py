@@ -195,10 +195,10 @@ def table(shape: str, settings: Sequence[str], device: str, workload: str) -> li
         workloads.workload(workload),
         [parse_setting(s) for s in dict.fromkeys(("none", *settings))],
     )
-    loaded = load(shape, "bfloat16", device="meta", random_weights=True)
     local = device.split(":")[0] in ("cpu", "cuda")
     if local:
         check_device(device)
+    loaded = load(shape, "bfloat16", device="meta", random_weights=True)
     limits = peaks.measured(torch.device(device), torch.bfloat16) if local else peaks.stated(device)
     lines = [
         f"{shape}, {workload}, {limits.name}: least times; measured times are longer (see the"
