@@ -35,7 +35,7 @@ from effivlm.tasks.loading import load_task, load_tasks
 score_again = partial(score_run, again=True)
 
 MANY = settings(
-    max_examples=int(os.environ.get("EFFIVLM_EXAMPLES", "25")),
+    max_examples=int(os.environ.get("EFFIVLM_EXAMPLES", "20")),
     deadline=None,
     derandomize="EFFIVLM_EXAMPLES" not in os.environ,
     suppress_health_check=list(HealthCheck),
@@ -118,7 +118,7 @@ RIGHT = {
 @pytest.fixture(autouse=True)
 def watchdog():
     """A hang ends the run with a traceback instead of waiting for ever."""
-    faulthandler.dump_traceback_later(60 * max(1, MANY.max_examples // 25), exit=True)
+    faulthandler.dump_traceback_later(60 * max(1, MANY.max_examples // 20), exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
 
@@ -254,7 +254,7 @@ def test_flags(tmp_path_factory, verb, words):
     [
         ("name: x\nname: y", "line 2, column 1: is not YAML: the key 'name' comes twice"),
         ("a: &a [*a]", "stands for more than"),
-        ("[" * 1500, "nested too deeply"),
+        ("[" * 600, "nested too deeply"),
         ("a: " + "9" * 5000, "integer string conversion"),
         ("a: 1\n---\nb: 2", "another document"),
         ("keep: !!bool abc", "is not YAML: 'abc'"),
@@ -375,7 +375,7 @@ def whole_run(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("damage", ["[1]\n", "5\n", "{}\n", "[" * 1500 + "\n", b"\xff\n", "pipe"])
+@pytest.mark.parametrize("damage", ["[1]\n", "5\n", "{}\n", "[" * 600 + "\n", b"\xff\n", "pipe"])
 @pytest.mark.parametrize(
     ("kind", "reader"),
     [
