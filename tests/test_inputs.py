@@ -5,24 +5,37 @@
 import faulthandler
 import json
 import os
+import shutil
+from functools import partial
+from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from record_samples import document, timing
 from typer.testing import CliRunner
 
+from effivlm import evidence
 from effivlm.cli import app
 from effivlm.config import ConfigError, build_experiment, dump_experiment, load_experiment
 from effivlm.errors import EffivlmError, printable
+from effivlm.evaluation import score_run
+from effivlm.evidence import Evidence
 from effivlm.files.names import file_name
+from effivlm.files.reading import read_bytes
 from effivlm.files.yaml_text import dump_yaml, parse_yaml
+from effivlm.records import StoreError, read_timings
 from effivlm.setting import parse_setting
-from effivlm.tasks.base import TaskError
-from effivlm.tasks.loading import load_task
+from effivlm.store import RunStore
+from effivlm.tasks.base import TaskError, one_turn
+from effivlm.tasks.loading import load_task, load_tasks
+
+score_again = partial(score_run, again=True)
 
 MANY = settings(
-    max_examples=int(os.environ.get("EFFIVLM_EXAMPLES", "60")),
+    max_examples=int(os.environ.get("EFFIVLM_EXAMPLES", "20")),
     deadline=None,
     derandomize="EFFIVLM_EXAMPLES" not in os.environ,
     suppress_health_check=list(HealthCheck),
@@ -105,7 +118,7 @@ RIGHT = {
 @pytest.fixture(autouse=True)
 def watchdog():
     """A hang ends the run with a traceback instead of waiting for ever."""
-    faulthandler.dump_traceback_later(60 * max(1, MANY.max_examples // 60), exit=True)
+    faulthandler.dump_traceback_later(60 * max(1, MANY.max_examples // 20), exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
 
@@ -202,7 +215,7 @@ def test_task_folders(tmp_path_factory, rows, wrong):
     assert all(d.id and d.answers and isinstance(d.prompt, str) for d in task.documents)
 
 
-@settings(MANY, max_examples=max(20, MANY.max_examples // 5))
+@settings(MANY, max_examples=max(10, MANY.max_examples // 5))
 @given(
     st.sampled_from(["list", "show", "predict", "report", "calibrate", "run"]),
     st.lists(
@@ -241,9 +254,11 @@ def test_flags(tmp_path_factory, verb, words):
     [
         ("name: x\nname: y", "line 2, column 1: is not YAML: the key 'name' comes twice"),
         ("a: &a [*a]", "stands for more than"),
-        ("[" * 5000, "nested too deeply"),
+        ("[" * 600, "nested too deeply"),
         ("a: " + "9" * 5000, "integer string conversion"),
         ("a: 1\n---\nb: 2", "another document"),
+        ("keep: !!bool abc", "is not YAML: 'abc'"),
+        ("seed: !!timestamp abc", "is not YAML"),
         (b"\xff\xfea\x00", "is UTF-16"),
         (b"name: \xe9", "line 1 is not UTF-8 (byte 0xe9)"),
     ],
@@ -273,6 +288,18 @@ def test_yaml(tmp_path, text, message):
         ),
         ({"width": "4"}, "width: Input should be a valid integer"),
         ({"measure": {"seconds": float("inf")}}, "finite number"),
+        ({"measure": {"workload": "nope"}}, "unknown workload 'nope'"),
+        ({"keep": "yes"}, "keep: Input should be a valid boolean"),
+        ({"models": [{"name": "m", "attn": "nope"}]}, "expected one of sdpa, eager"),
+        ({"models": [{"name": "m", "frames": True}]}, "frames: Input should be a valid integer"),
+        ({"judge": {"url": "file:///etc/passwd", "model": "m"}}, "should match pattern"),
+        ({"judge": {"url": "http://x", "model": "m", "timeout": float("inf")}}, "finite number"),
+        ({"calibration": {"samples": "5"}}, "samples: Input should be a valid integer"),
+        ({"calibration": {"sample": 5}}, "did you mean samples?"),
+        ({"settings": ["fastv@0.5:layer=１"]}, "is not a int"),
+        ({"settings": ["fastv@0.5:layer=1_0"]}, "is not a int"),
+        ({"settings": ["fastv@0.5 + none"]}, "none changes nothing beside other methods"),
+        ({f"k{i}": 1 for i in range(500)}, "and 480 more"),
     ],
 )
 def test_experiments(wrong, message):
@@ -292,6 +319,9 @@ def test_one_form_of_a_budget():
     ("row", "spec", "message"),
     [
         ({"answers": []}, {}, "answers is empty"),
+        ({"answers": [float("nan")]}, {}, "answer 1: expected a text or a number, got nan"),
+        ({"answers": [" "]}, {}, "answers: expected a text with a word"),
+        ({}, {"prompt": " "}, "prompt: expected a text"),
         ({"answers": [None]}, {}, "answer 1: expected a text or a number, got None"),
         ({"id": None}, {}, "id: expected a text or a whole number, got None"),
         ({}, {"version": "1.0"}, "version: expected a whole number"),
@@ -325,6 +355,107 @@ def test_rows_that_are_no_mistake(tmp_path):
     os.mkfifo(tmp_path / "r.jsonl")
     with pytest.raises(TaskError, match="is a pipe"):
         load_task(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A run's folder with answers, scores, timings and evidence."""
+    folder = tmp_path_factory.mktemp("runs") / "x"
+    store = RunStore(folder, dump_experiment(build_experiment(RIGHT, "x")), "x")
+    with store:
+        for setting in ("none", "fastv@0.5"):
+            record = document(0, setting, "count", answer="2")
+            store.append(store.path("tiny", setting[:4], "count"), record)
+            for i in range(2):
+                store.append(store.timings("effivlm-bench"), timing(i, setting))
+    image = Image.new("RGB", (8, 8))
+    Evidence(folder).show("count", "d0", one_turn("how many?", [image]), ["2"])
+    Evidence(folder).trace("tiny", "none", "count", "d0", {"images": []})
+    score_run(folder, again=True)
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["[1]\n", "5\n", "{}\n", "[" * 600 + "\n", b"\xff\n", "pipe"])
+@pytest.mark.parametrize(
+    ("kind", "reader"),
+    [
+        ("experiment.yaml", score_again),
+        ("records/*/none/*.jsonl", score_run),
+        ("scores/*/none/*.json", score_run),
+        ("timings/*.jsonl", read_timings),
+        ("documents/*.jsonl", evidence.shown),
+        ("traces/*/*.jsonl", evidence.traced),
+    ],
+)
+def test_damaged_runs(tmp_path, whole_run, kind, reader, damage):
+    """Each damaged file is one error that names it, whatever reads it."""
+    shutil.copytree(whole_run, tmp_path / "x")
+    path = next((tmp_path / "x").glob(kind))
+    if damage == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        path.write_bytes(damage if isinstance(damage, bytes) else damage.encode())
+    with pytest.raises(EffivlmError) as error:
+        reader(tmp_path / "x")
+    assert path.name in str(error.value) and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("documents/*.jsonl", "pictures", [["../../../etc/passwd", 1, 1]]),
+        ("documents/*.jsonl", "prompt", None),
+        ("traces/*/*.jsonl", "trace", "x"),
+        ("scores/*/none/*.json", "metrics", []),
+        ("scores/*/none/*.json", "metrics", [{"name": "x", "scale": 0}]),
+        ("scores/*/none/*.json", "total", {"exact_match": float("nan")}),
+        ("scores/*/none/*.json", "each", {"d0": "a"}),
+    ],
+)
+def test_wrong_fields_of_a_run(tmp_path, whole_run, kind, key, value):
+    """A page takes in pictures of the run and no other file; scores are numbers."""
+    shutil.copytree(whole_run, tmp_path / "x")
+    path = next((tmp_path / "x").glob(kind))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}) + "\n")
+    with pytest.raises(EffivlmError, match=path.name):
+        evidence.shown(tmp_path / "x")
+        evidence.traced(tmp_path / "x")
+        score_run(tmp_path / "x")
+
+
+def test_answers_where_no_run_puts_them(tmp_path, whole_run):
+    shutil.copytree(whole_run, tmp_path / "x")
+    shutil.copy(next((tmp_path / "x/records").rglob("*.jsonl")), tmp_path / "x/records/a.jsonl")
+    with pytest.raises(StoreError, match="not where a run puts answers"):
+        score_run(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "qwen2-vl-2b", "fastv@0.5", "--device", "cuda:99"], "is not there"),
+        (["run", "x.yaml", "--set", ".".join("a" * 1500) + "=1"], "expected key=value"),
+        (["report", "x" * 5000], "(shortened)"),
+    ],
+)
+def test_flags_that_ended_badly(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(RIGHT))
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and len(done.output) < 2000
+    assert message in done.output
+
+
+def test_a_suite_is_a_name(tmp_path):
+    with pytest.raises(TaskError, match=r"holds no task\.yaml"):
+        load_tasks("../suites/mini")
+
+
+def test_files_of_the_system_have_an_end():
+    """`/proc` says that a file has 0 bytes, and may go on for ever."""
+    with pytest.raises(ConfigError, match=r"no end|cannot read|does not exist"):
+        read_bytes(Path("/proc/self/pagemap"), "anything", ConfigError)
 
 
 def test_a_defect_is_one_message_too(monkeypatch):

@@ -24,7 +24,8 @@ from judge_server import KEY, judge_server
 
 from effivlm.config import JudgeSpec, ModelSpec, build_experiment
 from effivlm.evaluation import score_run
-from effivlm.experiment import load_model, run
+from effivlm.experiment import run
+from effivlm.prompts import load_model
 from effivlm.records import read_run, read_totals
 from effivlm.scores import Answered
 from effivlm.tasks.base import TaskError

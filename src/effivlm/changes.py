@@ -7,6 +7,8 @@ from effivlm.errors import shown
 from effivlm.files.reading import Failure
 from effivlm.files.yaml_text import parse_yaml
 
+DEEPEST = 20  # keys of a path; an experiment has fewer
+
 
 def changed(data: dict[str, Any], changes: Sequence[str], failure: Failure) -> dict[str, Any]:
     """An experiment's plain data with every ``key.path=value`` carried out; values are YAML.
@@ -18,7 +20,7 @@ def changed(data: dict[str, Any], changes: Sequence[str], failure: Failure) -> d
     for text in changes:
         path, equals, value = text.partition("=")
         keys = path.strip().split(".")
-        if not equals or not all(keys):
+        if not equals or not all(keys) or len(keys) > DEEPEST:
             raise failure(f"--set {shown(text)}: expected key=value, such as tasks.0.documents=5")
         parsed = parse_yaml(value, f"--set {path}", "a value", failure)
         data = _with(data, keys, parsed, text, failure)

@@ -18,12 +18,14 @@ from pydantic import (
 from effivlm.budget import BudgetError
 from effivlm.changes import changed
 from effivlm.errors import EffivlmError, printable, shown
+from effivlm.files.reading import said
 from effivlm.files.yaml_text import dump_yaml, read_yaml
 from effivlm.registry import UnknownName
 from effivlm.setting import Setting, SettingError, parse_setting
 from effivlm.specs import CalibrationSpec, JudgeSpec, MeasureSpec, ModelSpec, Spec, TaskSpec
 
 MOST_SETTINGS = 2000  # more than any table or figure could show
+MOST_SAID = 20  # mistakes of one file
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -74,7 +76,7 @@ class Experiment(Spec):
     calibration: CalibrationSpec | None = None
     seed: int = Field(default=0, strict=True)
     width: int = Field(default=16, ge=1, strict=True)
-    keep: bool = False
+    keep: bool = Field(default=False, strict=True)
 
     @field_validator("name")
     @classmethod
@@ -162,7 +164,8 @@ def load_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
     """
     if not path.exists() and not path.is_symlink():
         raise ConfigError(
-            f"no experiment file {path}: give a YAML file, or no argument for the built-in default"
+            f"no experiment file {said(path)}: give a YAML file, or no argument for the built-in"
+            " default"
         )
     data = read_yaml(path, "an experiment in YAML", ConfigError)
     if not isinstance(data, dict):
@@ -190,7 +193,9 @@ def build_experiment(data: dict[str, Any], where: str) -> Experiment:
             for where, kind, text in found
             if kind != "too_short" or where[0] not in inside
         ]
-        raise ConfigError(f"{where} has {len(lines)} mistake(s):\n" + "\n".join(lines)) from None
+        more = f"\n  and {len(lines) - MOST_SAID} more" if len(lines) > MOST_SAID else ""
+        text = "\n".join(lines[:MOST_SAID]) + more
+        raise ConfigError(f"{where} has {len(lines)} mistake(s):\n{text}") from None
 
 
 def _came(error: Any) -> str:
@@ -210,6 +215,7 @@ def _said(where: tuple[int | str, ...], kind: str, text: str) -> str:
         "tasks": TaskSpec,
         "measure": MeasureSpec,
         "judge": JudgeSpec,
+        "calibration": CalibrationSpec,
     }
     *_, key = where
     known = (owners.get(where[0], Experiment) if len(where) > 1 else Experiment).model_fields

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from effivlm.config import load_experiment
-from effivlm.records import StoreError, read_answers, read_records
+from effivlm.records import StoreError, read_answers, read_records, record_files
 from effivlm.scores import Scores, read_scores, write_scores
 from effivlm.tasks.base import Task
 from effivlm.tasks.loading import load_tasks
@@ -28,7 +28,7 @@ def score_run(
         StoreError: if the folder holds no answers. TaskError, UnknownName: if a task that has to be
             scored is not there any more.
     """
-    paths = sorted((folder / "records").rglob("*.jsonl"))
+    paths = record_files(folder)
     if not paths:
         raise StoreError(
             f"{folder} holds no records: expected the folder of a run, such as runs/default"

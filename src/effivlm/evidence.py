@@ -10,16 +10,25 @@ None of it enters a table: a run without it is complete.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
+from effivlm.errors import shown as quoted
+from effivlm.files.reading import read_lines, reason
+from effivlm.files.typed import reader_of
+from effivlm.files.writing import appendable, explained, make_folder
 from effivlm.records import StoreError
 from effivlm.tasks.base import Question
 
+T = TypeVar("T")
+INTACT = "every finished line is intact; free space and run the same command again"
+_PICTURE = re.compile(r"[0-9a-f]{20}\.(png|jpg)")
 SIDE = 384  # pixels
 LOSSLESS = 160  # pixels; what is smaller is drawn, not photographed
 
@@ -61,7 +70,7 @@ class Evidence:
         """Note a document once; pictures that are there already are not written again."""
         path = self.folder / "documents" / f"{task}.jsonl"
         if task not in self.known:
-            self.known[task] = {d["document"] for d in lines(path)}
+            self.known[task] = {d.document for d in lines(path, _document)}
         if document in self.known[task]:
             return
         pictures = [(self._picture(image), *image.size) for image in question.images]
@@ -76,8 +85,9 @@ class Evidence:
         name = digest + (".png" if max(small.size) <= LOSSLESS else ".jpg")
         path = self.folder / "pictures" / name
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            small.save(path, quality=82)  # PNG has no quality, and does not mind
+            make_folder(path.parent, StoreError)
+            with explained(path, StoreError, INTACT):
+                small.save(path, quality=82)  # PNG has no quality, and does not mind
         return name
 
     def view(self, model: str, task: str, document: str, tiles: Sequence[Image.Image]) -> None:
@@ -95,39 +105,85 @@ class Evidence:
 
 
 def append(path: Path, data: Any) -> None:
-    """Add one line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-    line = ("\n" if torn else "") + json.dumps(data, ensure_ascii=False) + "\n"
-    with path.open("ab") as handle:
+    """Add one line.
+
+    Raises:
+        StoreError: where the system does not let it be written.
+    """
+    make_folder(path.parent, StoreError)
+    appendable(path, StoreError)
+    line = json.dumps(data, ensure_ascii=False) + "\n"
+    with explained(path, StoreError, INTACT), path.open("ab+") as handle:
+        if handle.tell():
+            handle.seek(-1, os.SEEK_END)
+            line = line if handle.read(1) == b"\n" else "\n" + line  # after a torn one
         handle.write(line.encode(errors="backslashreplace"))
 
 
-def lines(path: Path) -> Iterator[Any]:
-    """Finished lines of a file; torn ones are left out."""
+@dataclass(frozen=True)
+class _DocumentLine:
+    document: str
+    prompt: str
+    references: tuple[str, ...]
+    pictures: tuple[tuple[str, int, int], ...]
+
+    def __post_init__(self) -> None:
+        _check_names(name for name, *_ in self.pictures)
+
+
+@dataclass(frozen=True)
+class _ViewLine:
+    document: str
+    tiles: list[str]
+
+    def __post_init__(self) -> None:
+        _check_names(self.tiles)
+
+
+@dataclass(frozen=True)
+class _TraceLine:
+    document: str
+    setting: str
+    trace: dict[str, Any]
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Pictures of ours and no other file, which a page would take in."""
+    for name in names:
+        if not _PICTURE.fullmatch(name):
+            raise ValueError(f"expected the name of a picture, got {quoted(name, 60)}")
+
+
+_document, _view, _trace = reader_of(_DocumentLine), reader_of(_ViewLine), reader_of(_TraceLine)
+
+
+def lines(path: Path, read: Callable[[Any], T]) -> Iterator[T]:
+    """Finished lines of a file; torn ones are left out.
+
+    Raises:
+        StoreError: for anything else; names file and line.
+    """
     if not path.exists():
         return
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in read_lines(path, "what `effivlm run` noted for the page", StoreError):
+        text = line.rstrip(b"\n")
+        if text.startswith(b"{") and not text.endswith(b"}"):  # its writer was killed
+            continue
         try:
-            yield json.loads(line)
-        except ValueError:
-            if line.startswith(b"{") and not line.endswith(b"}"):  # its writer was killed
-                continue
-            raise StoreError(f"{path}, line {number} is not JSON: delete the file") from None
+            yield read(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            raise StoreError(
+                f"{path}, line {number} is not what `effivlm run` noted ({reason(error)}): delete"
+                " the file, which no table needs"
+            ) from None
 
 
 def shown(folder: Path) -> dict[tuple[str, str], Shown]:
     """(task, document) -> what was asked."""
     return {
-        (path.stem, d["document"]): Shown(
-            path.stem,
-            d["document"],
-            d["prompt"],
-            tuple(d["references"]),
-            tuple((name, width, height) for name, width, height in d["pictures"]),
-        )
+        (path.stem, d.document): Shown(path.stem, d.document, d.prompt, d.references, d.pictures)
         for path in sorted((folder / "documents").glob("*.jsonl"))
-        for d in lines(path)
+        for d in lines(path, _document)
     }
 
 
@@ -135,9 +191,9 @@ def views(folder: Path) -> dict[tuple[str, str, str], list[str]]:
     """(model, task, document) -> file names of its tiles."""
     home = folder / "views"
     return {
-        (str(path.parent.relative_to(home)), path.stem, d["document"]): d["tiles"]
+        (str(path.parent.relative_to(home)), path.stem, d.document): d.tiles
         for path in sorted(home.rglob("*.jsonl"))
-        for d in lines(path)
+        for d in lines(path, _view)
     }
 
 
@@ -145,7 +201,7 @@ def traced(folder: Path) -> dict[tuple[str, str, str, str], dict[str, Any]]:
     """(model, setting, task, document) -> trace."""
     home = folder / "traces"
     return {
-        (str(path.parent.relative_to(home)), d["setting"], path.stem, d["document"]): d["trace"]
+        (str(path.parent.relative_to(home)), d.setting, path.stem, d.document): d.trace
         for path in sorted(home.rglob("*.jsonl"))
-        for d in lines(path)
+        for d in lines(path, _trace)
     }

@@ -15,7 +15,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict  # of 3.12: pydantic reads it on older Pythons too
 
 from effivlm.errors import EffivlmError
-from effivlm.files.reading import read_lines, reason
+from effivlm.files.reading import mapping, read_lines, reason
 from effivlm.files.typed import check_numbers, reader_of
 from effivlm.scores import Answered, Scores, read_scores
 
@@ -192,16 +192,34 @@ def read_records(path: Path) -> list[DocumentRecord]:
     return list(found.values())
 
 
+def record_files(folder: Path) -> list[Path]:
+    """Files of answers of a run, in order.
+
+    Raises:
+        StoreError: for one that is not where a run puts it.
+    """
+    home = folder / "records"
+    paths = sorted(home.rglob("*.jsonl"))
+    for path in paths:
+        if len(path.relative_to(home).parts) != 3:
+            raise StoreError(
+                f"{path} is not where a run puts answers (records/MODEL/SETTING/TASK.jsonl): move"
+                " it away"
+            )
+    return paths
+
+
 def read_totals(folder: Path) -> dict[tuple[str, str, str], Scores]:
     """Official scores of a run by model, setting and task (text forms); what is not scored, or out
     of date, is left out.
     """
     found: dict[tuple[str, str, str], Scores] = {}
-    for path in sorted((folder / "records").rglob("*.jsonl")):
+    for path in record_files(folder):
         scores = read_scores(path)
         first = next(_lines(path), None) if scores else None
         if scores and first:
-            found[first[1]["model"], first[1]["setting"], scores.task] = scores
+            head = mapping(first[1])
+            found[str(head.get("model")), str(head.get("setting")), scores.task] = scores
     return found
 
 
@@ -215,12 +233,10 @@ def read_answers(path: Path) -> list[Answered]:
     found: dict[str, Answered] = {}
     for number, data in _lines(path):
         try:
-            answer, references = data["answer"], tuple(data["references"])
-            found[data["document"]] = Answered(
-                data["document"], answer, references, data["new_tokens"]
-            )
-        except (KeyError, TypeError) as error:
+            r = _document(data)
+        except (ValueError, OverflowError) as error:
             raise _unreadable(path, number, error) from None
+        found[r.document] = Answered(r.document, r.answer, r.references, r.new_tokens)
     return list(found.values())
 
 
@@ -250,7 +266,7 @@ def read_run(folder: Path) -> list[DocumentRecord]:
     """
     homes: dict[tuple[str, str, str], Path] = {}
     found: list[DocumentRecord] = []
-    for path in sorted((folder / "records").rglob("*.jsonl")):
+    for path in record_files(folder):
         scores = read_scores(path)
         each = scores.each if scores else {}
         for r in read_records(path):

@@ -11,7 +11,7 @@ import torch
 from effivlm.config import Experiment, ModelSpec
 from effivlm.errors import EffivlmError
 from effivlm.experiment import experiment_tasks, sample
-from effivlm.families.checkpoint import Checkpoint, checkpoint_of
+from effivlm.families.checkpoint import Checkpoint, checkpoint_of, said_by
 from effivlm.families.fitness import LoadError, check_device
 from effivlm.families.loading import Loaded, load_processor
 from effivlm.measure.peaks import measured
@@ -97,7 +97,12 @@ def rehearse(experiment: Experiment, root: Path = Path("runs")) -> Rehearsal:
         seconds, memory, missing = None, None, list(_missing(spec, settings))
         if not missing:
             first = [(t, t.documents[chosen[t.name][0]], len(chosen[t.name])) for _, t in tasks]
-            seconds, memory = _estimate(spec, settings, first, experiment.width)
+            try:
+                seconds, memory = _estimate(spec, settings, first, experiment.width)
+            except EffivlmError as error:
+                missing.append(str(error))
+            except Exception as error:  # whatever a damaged processor makes of a document
+                missing.append(f"no document can be prepared: {said_by(error)}")
         plans.append(
             ModelPlan(
                 spec.label,
@@ -126,9 +131,14 @@ def _missing(spec: ModelSpec, settings: list[Setting]) -> Iterator[str]:
     except EffivlmError as error:
         yield str(error)
         return
+    try:
+        layers = TextShape.of(known.config.text_config).layers
+    except Exception as error:  # of sizes that no model can have
+        yield f"the configuration of {known.name} describes no model: {said_by(error)}"
+        return
     for setting in settings:
         try:
-            check_supported(setting, known.family, TextShape.of(known.config.text_config).layers)
+            check_supported(setting, known.family, layers)
         except EffivlmError as error:
             yield f"{setting}: {error}"
 

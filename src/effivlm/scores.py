@@ -8,11 +8,15 @@ it is out of date, and nothing is read from it.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from effivlm.errors import EffivlmError
+from effivlm.files.reading import read_json, reason
+from effivlm.files.typed import reader_of
+from effivlm.files.writing import make_folder, write_whole
 
 Direction = Literal["higher", "lower"]
 
@@ -75,12 +79,23 @@ class Scores:
     invalid: int = 0
     void: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuse what no scorer gives."""
+        if not self.metrics or any(not 0 < m.scale < math.inf for m in self.metrics):
+            raise ValueError("metrics: expected at least one, of a scale above 0")
+        numbers = [*self.total.values(), *(s for s in self.each.values() if s is not None)]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("expected finite numbers")
+
     @property
     def headline(self) -> float:
         """The first metric's value as a share of a perfect score; NaN where void."""
         if self.void or self.metrics[0].name not in self.total:
             return float("nan")
         return self.total[self.metrics[0].name] / self.metrics[0].scale
+
+
+_read = reader_of(Scores)
 
 
 def scores_path(records: Path) -> Path:
@@ -98,13 +113,12 @@ def read_scores(records: Path) -> Scores | None:
     path = scores_path(records)
     if not path.exists():
         return None
+    data = read_json(path, "scores; delete it and run `effivlm score`", ScoresError)
     try:
-        data: dict[str, Any] = json.loads(path.read_text())
-        data["metrics"] = tuple(Metric(**m) for m in data["metrics"])
-        found = Scores(**data)
-    except (ValueError, TypeError, KeyError) as error:
+        found = _read(data)
+    except (ValueError, OverflowError) as error:
         raise ScoresError(
-            f"{path} holds no scores ({error}): delete it and run `effivlm score`"
+            f"{path} holds no scores ({reason(error)}): delete it and run `effivlm score`"
         ) from None
     return found if found.answers == records.stat().st_size else None
 
@@ -112,8 +126,7 @@ def read_scores(records: Path) -> Scores | None:
 def write_scores(records: Path, scores: Scores) -> Path:
     """Write or replace the scores of a file of answers; a killed writer leaves the old ones."""
     path = scores_path(records)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".json.new")
-    fresh.write_text(json.dumps(asdict(scores), allow_nan=False) + "\n")
-    fresh.replace(path)
+    make_folder(path.parent, ScoresError)
+    text = json.dumps(asdict(scores), allow_nan=False) + "\n"
+    write_whole(path, text, ScoresError, "the answers are intact; run `effivlm score` again")
     return path

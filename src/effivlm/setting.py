@@ -157,6 +157,8 @@ def _check(setting: Setting) -> None:
             names = " and ".join(p.method.name for p in parts)
             raise SettingError(f"{names} both {what}: a setting can hold one such method")
     for part in setting.parts:
+        if len(setting.parts) > 1 and not any(map(part.at, STAGES.values())):
+            raise SettingError(f"{part} changes nothing beside other methods: leave it out")
         if isinstance(part.method, Weights):
             part.method.check_budget(part.budget)
     before = any(setting.stage(s) for s in (PreEncoder, EncoderReducer, PreLLM))
@@ -314,6 +316,8 @@ def _read(value: str, kind: Any) -> Any:
             if value.lower() in ("true", "false")
             else _refuse(value)
         )
+    if kind in (int, float) and (not value.isascii() or "_" in value):
+        return _refuse(value)  # Python reads more than people take for a number
     number = kind(value)
     return number if kind is not float or math.isfinite(number) else _refuse(value)
 

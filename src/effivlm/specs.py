@@ -19,6 +19,9 @@ from effivlm.errors import shown
 from effivlm.files.names import label_of
 from effivlm.registry import UnknownName
 
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+MOST_FRAMES = 100_000  # of a video; no model takes so many
+
 
 class Spec(BaseModel):
     """Base: frozen, unknown keys forbidden."""
@@ -45,7 +48,7 @@ class ModelSpec(Spec):
     device: str = "cpu"
     random_weights: bool = Field(default=False, strict=True)
     without: tuple[str, ...] = ()
-    frames: int = Field(default=8, ge=1)
+    frames: int = Field(default=8, ge=1, le=MOST_FRAMES, strict=True)
 
     @property
     def label(self) -> str:
@@ -66,6 +69,13 @@ class ModelSpec(Spec):
                 registry.lookup("method", name, registry.methods())
             except UnknownName as error:
                 raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("attn")
+    @classmethod
+    def _attention(cls, value: str) -> str:
+        if value not in ATTENTIONS:
+            raise ValueError(f"expected one of {', '.join(ATTENTIONS)}, got {shown(value)}")
         return value
 
     @field_validator("dtype")
@@ -106,10 +116,10 @@ class CalibrationSpec(Spec):
             calibrate` wrote; what is there is taken, the rest is calibrated.
     """
 
-    task: str = "caption"
-    samples: int = Field(default=128, ge=1)
-    seed: int = 0
-    files: str | None = None
+    task: str = Field(default="caption", min_length=1)
+    samples: int = Field(default=128, ge=1, strict=True)
+    seed: int = Field(default=0, strict=True)
+    files: str | None = Field(default=None, min_length=1)
 
 
 class JudgeSpec(Spec):
@@ -121,11 +131,11 @@ class JudgeSpec(Spec):
         timeout: seconds for one call. cache: SQLite file of replies; None keeps them for one run.
     """
 
-    url: str
-    model: str
+    url: str = Field(pattern=r"^https?://[^/\s]+")
+    model: str = Field(min_length=1)
     key_env: str = ""
     key_file: Path | None = None
-    timeout: float = Field(default=60.0, gt=0)
+    timeout: float = Field(default=60.0, gt=0, strict=True, allow_inf_nan=False)
     cache: Path | None = None
 
 
@@ -141,3 +151,14 @@ class MeasureSpec(Spec):
     repeats: int = Field(default=20, ge=2, strict=True)
     warmup: int = Field(default=2, ge=0, strict=True)
     seconds: float = Field(default=120.0, gt=0, strict=True, allow_inf_nan=False)
+
+    @field_validator("workload")
+    @classmethod
+    def _known_workload(cls, value: str) -> str:
+        from effivlm.measure.workloads import WORKLOADS  # late: only who measures waits for it
+
+        try:
+            registry.lookup("workload", value, {**WORKLOADS, "tasks": None})
+        except UnknownName as error:
+            raise ValueError(str(error)) from None
+        return value

@@ -1,6 +1,7 @@
 """What every verb stands on: consoles, exit statuses, and errors as one message."""
 
 import io
+import re
 import shutil
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from effivlm.errors import EffivlmError, printable
 from effivlm.files.reading import reason
 
 BROKEN_CONTRACT, USER_ERROR, FAILED_DOCUMENTS, DEFECT, INTERRUPTED = 1, 2, 3, 70, 130
+WORD = 400  # characters of a name that a message repeats
 PIPE = 110  # columns where nothing says how many there are
 # a terminal may be resized; COLUMNS counts in a pipe too
 console = Console(
@@ -67,6 +69,7 @@ def _defect(error: Exception) -> str:
 
 
 def _end(message: str, status: int) -> None:
+    message = re.sub(rf"\S{{{WORD},}}", lambda m: f"{m[0][: WORD - 20]}... (shortened)", message)
     text = Text.assemble(("error: ", "bold red"), printable(message))
     Console(stderr=True).print(text, soft_wrap=True)
     raise typer.Exit(status) from None

@@ -49,7 +49,7 @@ def check_device(name: str) -> None:
             f"unknown device {shown(name, 60)}: expected cpu, cuda, cuda:1 or auto; this machine"
             f" has {', '.join(here)}"
         ) from None
-    if device.type == "cpu":
+    if device.type == "cpu" and not device.index:
         return
     if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
         return

@@ -24,6 +24,7 @@ def write_whole(path: Path, content: str | bytes, failure: Failure, intact: str)
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     fresh = path.with_name(path.name + ".new")
+    appendable(fresh, failure)
     with explained(path, failure, intact):
         try:
             fresh.write_bytes(data)
@@ -45,12 +46,14 @@ def make_folder(path: Path, failure: Failure) -> None:
 
 
 def appendable(path: Path, failure: Failure) -> None:
-    """Refuse to append to a pipe or a device, which would wait.
+    """Refuse to write to a pipe or a device, which would wait.
 
     Raises:
         EffivlmError: of the kind ``failure``.
     """
-    if path.exists() and not path.is_file():
+    with explained(path, failure, "move it away"):
+        there = path.exists() and not path.is_file()
+    if there:
         raise failure(f"{said(path)} is in the way: expected a file or nothing; move it away")
 
 

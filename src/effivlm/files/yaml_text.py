@@ -26,6 +26,16 @@ _PLAIN = (
     ("merge", r"<<", "<"),
 )
 
+# what PyYAML raises, also of a tag whose value it cannot be
+_WRONG = (
+    yaml.YAMLError,
+    ValueError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    AttributeError,
+)
+
 
 class _Loader(yaml.SafeLoader):
     """A safe loader for version 1.2's plain scalars; refuses a key that comes twice."""
@@ -91,7 +101,7 @@ def parse_yaml(text: str, where: str, expected: str, failure: Failure) -> Any:
         raise failure(f"{where}{place}: is not YAML: {why}; expected {expected}") from None
     except RecursionError:
         raise failure(f"{where} is nested too deeply: expected {expected}") from None
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError) as error:
+    except _WRONG as error:
         raise failure(f"{where} is not YAML: {reason(error)}; expected {expected}") from None
     return data
 

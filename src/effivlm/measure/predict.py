@@ -16,6 +16,7 @@ from torch import nn
 
 from effivlm.budget import BudgetError
 from effivlm.families.base import Family
+from effivlm.families.fitness import check_device
 from effivlm.families.loading import load
 from effivlm.measure import peaks, workloads
 from effivlm.measure.expected import Expected, encoded_share, expected, form_of
@@ -200,8 +201,10 @@ def table(shape: str, settings: Sequence[str], device: str, workload: str) -> li
         workloads.workload(workload),
         [parse_setting(s) for s in dict.fromkeys(("none", *settings))],
     )
-    loaded = load(shape, "bfloat16", device="meta", random_weights=True)
     local = device.split(":")[0] in ("cpu", "cuda")
+    if local:
+        check_device(device)
+    loaded = load(shape, "bfloat16", device="meta", random_weights=True)
     limits = peaks.measured(torch.device(device), torch.bfloat16) if local else peaks.stated(device)
     lines = [
         f"{shape}, {workload}, {limits.name}: least times; measured times are longer (see the"

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from effivlm.files.writing import appendable
 from effivlm.metrics.front import pareto
+from effivlm.records import StoreError
 from effivlm.report.columns import check_axis
 from effivlm.report.rows import AXES, Row
 
@@ -83,6 +85,7 @@ def saved(figure: Any, path: Path) -> list[Path]:
     out = [path.with_suffix(f".{kind}") for kind in KINDS]
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem, "pdf.fonttype": 42}):
         for file, kind in zip(out, KINDS, strict=True):
+            appendable(file, StoreError)
             figure.savefig(file, dpi=DOTS, metadata=undated.get(kind))
             figure.set_layout_engine("none")  # found once, for all
     return out

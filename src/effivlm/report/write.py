@@ -9,10 +9,9 @@ from effivlm.files.writing import explained, make_folder, write_whole
 from effivlm.files.yaml_text import read_yaml
 from effivlm.records import DocumentRecord, StoreError, read_run, read_timings, read_totals
 from effivlm.report import figures, latex, tables
-from effivlm.report.page.write import stamp, view_path, write_page, write_view
+from effivlm.report.page.write import INTACT, stamp, view_path, write_page, write_view
 from effivlm.report.rows import Row, rows_of
 
-INTACT = "the records are intact; free space and run `effivlm report` again"
 LARGE = 20_000  # answers from which the view is written with the report, to open at once
 
 
@@ -59,7 +58,7 @@ def view(folder: Path) -> Path:
         StoreError, MetricError: as `write`.
     """
     path, made_of = view_path(folder), folder / "report" / "view" / "stamp"
-    if path.exists() and made_of.exists() and made_of.read_text() == stamp(folder):
+    if path.is_file() and made_of.is_file() and made_of.read_text() == stamp(folder):
         return path
     return _written_view(folder, read_rows(folder))
 

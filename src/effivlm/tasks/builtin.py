@@ -23,7 +23,7 @@ from PIL import Image
 
 from effivlm import registry
 from effivlm.errors import shown
-from effivlm.files.reading import read_bytes, reason
+from effivlm.files.reading import read_bytes, reason, said
 from effivlm.files.rows import MOST, read_rows
 from effivlm.files.yaml_text import read_yaml
 from effivlm.tasks.base import Document, MediaError, Question, Task, TaskError, one_turn
@@ -62,7 +62,7 @@ def read_task(folder: Path) -> Task:
     """
     if not is_there(folder / "task.yaml"):
         raise TaskError(
-            f"{folder} holds no task.yaml: expected a folder in the built-in task format"
+            f"{said(folder)} holds no task.yaml: expected a folder in the built-in task format"
         )
     spec = read_yaml(folder / "task.yaml", "a task in YAML", TaskError)
     return _build(check_task(spec, folder, TaskError), folder)

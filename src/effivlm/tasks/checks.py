@@ -1,5 +1,6 @@
 """What a task's file and its rows must be: types and counts, each mistake with its place."""
 
+import math
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,10 @@ def _check_name(name: str, place: str, failure: Failure) -> None:
 
 def _check_template(prompt: str, place: str, failure: Failure) -> None:
     """Fields in braces and no more: a format such as ``:>99999999999`` would fill the memory."""
+    if not prompt.strip():
+        raise failure(
+            f"{place}: prompt: expected a text such as '{{question}}', got {shown(prompt)}"
+        )
     try:
         parts = list(string.Formatter().parse(prompt))
     except ValueError as error:
@@ -124,10 +129,15 @@ def references(answers: Any, place: str, failure: Failure) -> tuple[str, ...]:
     if not answers:
         raise failure(f"{place}: answers is empty: expected at least one accepted answer")
     for i, value in enumerate(answers):
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        endless = isinstance(value, float) and not math.isfinite(value)
+        if endless or isinstance(value, bool) or not isinstance(value, str | int | float):
             raise failure(
                 f"{place}: answer {i + 1}: expected a text or a number, got {shown(value, 60)}"
             )
+    if not any(str(value).strip() for value in answers):
+        raise failure(
+            f"{place}: answers: expected a text with a word in it, got {shown(answers, 60)}"
+        )
     return tuple(map(str, answers))
 
 

@@ -13,12 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from effivlm.files.reading import read_bytes
+from effivlm.files.writing import make_folder, write_whole
+from effivlm.records import StoreError
 from effivlm.report.page import documents
 from effivlm.report.page.data import embedded, page_data
 from effivlm.report.rows import Row
 
 HERE = Path(__file__).parent
 SCRIPTS = ("state.js", "plot.js", "table.js", "overlay.js", "documents.js", "main.js")
+INTACT = "the records are intact; free space and run `effivlm report` again"
 WHOLE = 24 * 2**20  # bytes of documents and pictures inside report.html
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob: {here}; {scripts}"
 
@@ -46,7 +50,7 @@ def write_page(
     """
     path = folder / "report" / "report.html"
     text, left_out = page(folder.name, rows, environment, folder, whole)
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text, StoreError, INTACT)
     return Page(path, left_out)
 
 
@@ -89,20 +93,20 @@ def write_view(folder: Path, rows: Sequence[Row], environment: Mapping[str, Any]
     """
     path, every = view_path(folder), documents.asked(rows)
     out = path.parent
-    (out / "chunks").mkdir(parents=True, exist_ok=True)
+    make_folder(out / "chunks", StoreError)
     for i, (part, names) in enumerate(documents.chunks(folder, rows, every)):
         pictures = {n: f"../../pictures/{n}" for n in sorted(names)}
         text = embedded({"documents": part, "pictures": pictures})
-        (out / "chunks" / f"{i}.js").write_text(f"effivlm.chunks.take({i}, {text});\n")
+        text = f"effivlm.chunks.take({i}, {text});\n"
+        write_whole(out / "chunks" / f"{i}.js", text, StoreError, INTACT)
     data = page_data(folder.name, rows, environment) | {"documents": documents.index(every)}
     data |= {"inside": 0, "lazy": True}
-    (out / "plotly.js").write_text(plotly(), encoding="utf-8")
+    write_whole(out / "plotly.js", plotly(), StoreError, INTACT)
     code = ['<script src="plotly.js"></script>']
     code += [f"<script>{text}</script>" for text in _own_scripts()]
     policy = POLICY.format(here="file: 'self'", scripts="script-src 'unsafe-inline' file: 'self'")
-    path.write_text(
-        _assembled(folder.name, policy, [_json("data", embedded(data)), *code]), encoding="utf-8"
-    )
+    text = _assembled(folder.name, policy, [_json("data", embedded(data)), *code])
+    write_whole(path, text, StoreError, INTACT)
     return path
 
 
@@ -129,10 +133,12 @@ def _own_scripts() -> list[str]:
 
 def _inlined(path: Path) -> str:
     """A picture as a data URL; empty where the file is gone, which the page says."""
-    if not path.exists():
+    try:
+        data = read_bytes(path, "a picture", StoreError)
+    except StoreError:
         return ""
     kind = "png" if path.suffix == ".png" else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def plotly() -> str:
