@@ -81,6 +81,7 @@ class Family:
             (InternVL); otherwise a piece is an image.
         markers: tokens that the processor writes before and after every run of placeholders
             (start and end of an image, a tile's tag): no part of what the prompt says.
+        first_position: position of a prompt's first token, which `generate` counts from.
         token_types: the model input that tells visual tokens from text, or none. visual_type: the
             value of a visual token in it; text has 0.
         resize: ``(model, call, grids) -> call``: the same images resized so that piece i has
@@ -111,6 +112,7 @@ class Family:
     side: tuple[str, ...] = ()
     run_is_image: bool = False
     markers: tuple[int, int] = (0, 0)
+    first_position: int = 0
     token_types: str = ""
     visual_type: int = 1
     resize: (

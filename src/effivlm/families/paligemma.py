@@ -60,6 +60,7 @@ FAMILY = Family(
     model_types=("paligemma",),
     layout=layout,
     group=lambda config: 1,
+    first_position=1,
     token_types="token_type_ids",
     visual_type=0,  # 1 is what an answer is trained on
     shapes=(

@@ -72,7 +72,8 @@ def prefill(session: Session, inputs: Mapping[str, Any], encoded: Encoded | None
         given["mm_encoder_outputs"] = {"image": copy.copy(encoded.output)}
     if not hasattr(host.base, "get_rope_index"):
         # generate() counts positions from the mask; forward() does not
-        given["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        counted = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        given["position_ids"] = counted + host.family.first_position
     with session.turn.given(encoded):
         out = host.model(**given, use_cache=True, logits_to_keep=1)
     return _prefilled(out.logits[:, -1], getattr(out, CACHE), session.current)
