@@ -153,7 +153,7 @@ def test_published_ratios_stand_beside_ours():
 def test_no_section_and_unknown_workload(tmp_path):
     with pytest.raises(ConfigError, match="no section 'measure'"):
         measure(experiment().model_copy(update={"measure": None}), tmp_path)
-    with pytest.raises(registry.UnknownName, match="effivlm-bench"):
+    with pytest.raises(ConfigError, match="did you mean effivlm-bench"):
         measure(experiment(workload="effivlm-bnch"), tmp_path)
 
 
