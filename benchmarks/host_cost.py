@@ -11,29 +11,14 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText
 
-from effivlm import registry
-from effivlm.families.tiny import prompt, randomise
+from effivlm.families.tiny import deep, prompt
 from effivlm.measure.traffic import Traffic
 from effivlm.runtime.session import Session
 
 SETTINGS = ("none", "snapkv@0.2", "h2o@0.2", "vl_cache@0.2", "adakv@0.2", "divprune@0.2")
-
-
-def model(family: str, layers: int) -> Any:
-    """A tiny model of a family with so many decoder layers."""
-    config = registry.families()[family].tiny()
-    text = config.get_text_config()
-    text.num_hidden_layers = text.max_window_layers = layers
-    text.layer_types = ["full_attention"] * layers
-    config._attn_implementation = "sdpa"
-    out = AutoModelForImageTextToText.from_config(config).eval().requires_grad_(False)
-    randomise(out, 0)
-    return out
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -60,7 +45,7 @@ def main() -> None:
     args.add_argument("--repeats", type=int, default=4)
     options = args.parse_args()
     torch.set_num_threads(1)
-    inputs, host = prompt(options.family, 2), model(options.family, options.layers)
+    inputs, host = prompt(options.family, 2), deep(options.family, options.layers)
 
     def first_token() -> None:
         host(**inputs, use_cache=True, logits_to_keep=1)

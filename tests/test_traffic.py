@@ -4,10 +4,9 @@ import functools
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
 
 from effivlm import registry
-from effivlm.families.tiny import prompt, randomise
+from effivlm.families.tiny import deep, prompt
 from effivlm.measure.traffic import Traffic
 from effivlm.methods.base import IntraLLM, KVCache
 from effivlm.runtime.session import Session
@@ -23,27 +22,15 @@ CACHE = sorted(
 
 
 @functools.cache
-def model(layers):
-    config = registry.families()[FAMILY].tiny()
-    text = config.get_text_config()
-    text.num_hidden_layers = text.max_window_layers = layers
-    text.layer_types = ["full_attention"] * layers
-    config._attn_implementation = "sdpa"
-    out = AutoModelForImageTextToText.from_config(config).eval().requires_grad_(False)
-    randomise(out, 0)
-    return out
-
-
-@functools.cache
 def traffic(text, layers):
     """Waits and operations of one prefill; without a setting of the plain model."""
     inputs = prompt(FAMILY, 2)
-    call = functools.partial(model(layers), **inputs, use_cache=True, logits_to_keep=1)
+    call = functools.partial(deep(FAMILY, layers), **inputs, use_cache=True, logits_to_keep=1)
     with torch.no_grad(), Traffic() as seen:
         if text is None:
             call()
         else:
-            with Session(model(layers), text):
+            with Session(deep(FAMILY, layers), text):
                 call()
     return seen.waits, seen.operations
 

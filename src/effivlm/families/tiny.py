@@ -37,10 +37,23 @@ def build(
     family: str, attn: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Any:
     """A family's tiny model; the same one for the same arguments."""
+    return _built(_config(registry.families()[family]), attn, dtype, seed)
+
+
+@functools.cache
+def deep(family: str, layers: int) -> Any:
+    """A family's tiny model with so many decoder layers, all of full attention."""
+    config = _config(registry.families()[family])
+    text = config.get_text_config()
+    text.num_hidden_layers = text.max_window_layers = layers
+    text.layer_types = ["full_attention"] * layers
+    return _built(config, "sdpa", torch.float32, 0)
+
+
+def _built(config: Any, attn: str, dtype: torch.dtype, seed: int) -> Any:
     from transformers import AutoModelForImageTextToText
 
     torch.manual_seed(seed)
-    config = _config(registry.families()[family])
     config._attn_implementation = attn
     config._experts_implementation = "eager"  # the others take no float64
     model: Any = AutoModelForImageTextToText.from_config(config).eval()

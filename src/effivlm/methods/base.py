@@ -279,8 +279,8 @@ class KVCache(Method):
 
     @property
     def spreads(self) -> bool:
-        """Whether layers get unequal shares of the budget."""
-        return False
+        """Whether layers get unequal shares of the budget, as they do wherever counts wait."""
+        return self.waits
 
     @property
     def waits(self) -> bool:

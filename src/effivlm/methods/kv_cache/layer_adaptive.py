@@ -68,11 +68,6 @@ class LayerAdaptive(Wrapper):
         return self.scorer.signals | {ThresholdCounts(self.p)}
 
     @property
-    def spreads(self) -> bool:
-        """By density."""
-        return True
-
-    @property
     def waits(self) -> bool:
         """Densities of all layers compete."""
         return True

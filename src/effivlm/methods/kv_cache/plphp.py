@@ -94,11 +94,6 @@ class PLPHP(KVCache):
         return frozenset({LastRow()})
 
     @property
-    def spreads(self) -> bool:
-        """By attention to images."""
-        return True
-
-    @property
     def waits(self) -> bool:
         """A budget scales what the rule keeps over all layers."""
         return True

@@ -62,11 +62,6 @@ class VLCache(WindowedKV):
         return frozenset({PostVisionRows(), ThresholdCounts(self.p)})
 
     @property
-    def spreads(self) -> bool:
-        """By density."""
-        return True
-
-    @property
     def waits(self) -> bool:
         """Densities of all layers compete."""
         return True
