@@ -9,13 +9,16 @@ from PIL import Image
 from record_samples import document as record
 from typer.testing import CliRunner
 
+import effivlm
 from effivlm.cli import app
 from effivlm.config import TaskSpec, build_experiment
 from effivlm.evaluation import score_file, score_run
 from effivlm.experiment import sample
+from effivlm.metrics.official import with_official
 from effivlm.metrics.performance import MetricError, score_of
 from effivlm.records import read_run, read_totals
 from effivlm.report.rows import rows_of
+from effivlm.result import Result as RunResult
 from effivlm.scores import Answered, Metric, read_scores, scores_path
 from effivlm.store import RunStore
 from effivlm.tasks.base import Document, Result, Scorer, Task, TaskError, one_turn
@@ -124,6 +127,32 @@ def test_official_numbers_are_shown_and_not_resampled(run):
     assert half.scores == {"colour": pytest.approx(20.0)}
     assert none.scores == {"colour": pytest.approx(40.0)}, "'Red!' is not 'red' here"
     assert half.op == pytest.approx(50) and half.low != half.low and half.p != half.p
+
+
+def test_void_numbers_take_a_task_out_of_op_and_a_guess_stays_one():
+    """A judge that failed leaves no OP behind that still counts the task; nor do official numbers lift a task that is guessed."""
+    records = [record(n, s) for s in ("none", "x") for n in range(12)]
+    (_, before) = rows_of(records)
+    assert before.op == 100
+    found = with_official(before.comparison, {"colour": (float("nan"), 0.4)})
+    assert found.op.value != found.op.value and not found.tasks["colour"].rated
+    guessed = replace(before.comparison.tasks["colour"], rated=False)
+    told = with_official(
+        replace(before.comparison, tasks={"colour": guessed}), {"colour": (0.2, 0.4)}
+    )
+    assert told.tasks["colour"].score.value == 20 and not told.tasks["colour"].rated
+
+
+def test_a_result_has_the_rows_of_the_report_and_a_picture(run):
+    """Official numbers included; what was not scored yet is scored."""
+    result = effivlm.report(run)
+    assert [r.setting for r in result.rows] == ["none", "uniform@0.5"]
+    assert result.rows[1].scores == {"colour": pytest.approx(100 / 3)}
+    for path in run.rglob("records/**/*.jsonl"):
+        score_file(path, task_of(scorer=Sum()), again=True)
+    assert RunResult(run).rows[1].scores == {"colour": pytest.approx(20.0)}
+    made = result.plot(run / "a.png")
+    assert made == run / "a.png" and made.stat().st_size > 500
 
 
 def test_answers_are_cut_afterwards(run):

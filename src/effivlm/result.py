@@ -9,9 +9,10 @@ from typing import Any
 
 from effivlm.config import ConfigError, Experiment, load_experiment
 from effivlm.errors import shown
+from effivlm.evaluation import score_run
 from effivlm.records import StoreError
-from effivlm.report.rows import Row, rows_of
-from effivlm.report.write import ordered_records, write
+from effivlm.report.rows import Row
+from effivlm.report.write import read_rows, write
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Result:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """One row per model and setting, ``none`` first, from the records."""
-        return rows_of(ordered_records(self.folder))
+        """The rows of the report: one per model and setting, ``none`` first."""
+        return read_rows(self.folder)
 
     def to_pandas(self) -> Any:
         """The rows as a data frame; what has several numbers a row (scores, shares) has a column
@@ -50,17 +51,17 @@ class Result:
         """Quality against a cost axis (see `report.rows.AXES`) as a picture.
 
         Returns:
-            The file written: ``path``, or one in the run's ``report/``.
+            The PNG written: ``path`` with that ending, or one in the run's ``report/``; SVG and PDF
+            stand beside it.
 
         Raises:
             ImportError: without matplotlib.
         """
         from effivlm.report import figures
 
-        picture = Path(path) if path else self.folder / "report" / f"quality_{axis}.png"
+        picture = Path(path) if path else self.folder / "report" / f"quality_{axis}"
         picture.parent.mkdir(parents=True, exist_ok=True)
-        figures.trade_off(self.rows, picture, axis)
-        return picture
+        return figures.trade_off(self.rows, picture, axis)[0]
 
 
 def run(
@@ -98,6 +99,7 @@ def report(folder: str | Path) -> Result:
     """
     if not isinstance(folder, str | Path):
         raise StoreError(f"expected the folder of a run, such as runs/default, got {shown(folder)}")
+    score_run(Path(folder))  # an interrupted run has answers that nobody scored yet
     write(Path(folder))
     return Result(Path(folder))
 

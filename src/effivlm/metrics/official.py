@@ -13,8 +13,9 @@ from effivlm.metrics.performance import overall
 def with_official(found: Comparison, official: Mapping[str, tuple[float, float]]) -> Comparison:
     """A comparison in which official numbers stand in place of those that documents join to.
 
-    They have no interval, and neither has an OP that holds one; a task whose numbers are void
-    (NaN) or whose original scores nothing does not enter OP.
+    They have no interval, and neither has an OP that held or holds one of their tasks; a task whose
+    numbers are void (NaN), or whose original scores nothing or is no better than a blind guess,
+    does not enter OP.
 
     Args:
         found: from documents.
@@ -27,6 +28,7 @@ def with_official(found: Comparison, official: Mapping[str, tuple[float, float]]
         return found
     tasks = {**found.tasks, **other}
     rated = [t for t, x in tasks.items() if x.rated]
+    moved = any(x.rated or (t in found.tasks and found.tasks[t].rated) for t, x in other.items())
     op = (
         overall(
             {t: tasks[t].score.value for t in rated}, {t: tasks[t].original.value for t in rated}
@@ -38,7 +40,7 @@ def with_official(found: Comparison, official: Mapping[str, tuple[float, float]]
     return replace(
         found,
         tasks=tasks,
-        op=Estimate(op, NAN, NAN) if set(rated) & set(other) else found.op,
+        op=Estimate(op, NAN, NAN) if moved else found.op,
         og=generalization([{t: tasks[t].ratio for t in rated}]) if rated else NAN,
         notes=(*found.notes, f"{noted}: {', '.join(sorted(other))}"),
     )
@@ -52,7 +54,8 @@ def _same(found: Comparison, task: str, numbers: tuple[float, float]) -> bool:
 
 
 def _task(old: TaskComparison | None, mine: float, base: float) -> TaskComparison:
-    rated = base > 0 and mine == mine
+    known = base > 0 and mine == mine
+    rated = known and (old is None or old.rated)  # no better than a blind guess stays so
     unknown = TaskComparison(
         documents=0,
         units=0,
