@@ -2,8 +2,7 @@
 same objects, bit for bit, whatever happened.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self, cast
 
@@ -102,7 +101,7 @@ def check_weights(host: Host, setting: Setting, whole: bool = False) -> None:
         raise UnsupportedCall(
             f"{setting} asks for {asked[0]}, and the model's weights are"
             f" {now.part if now else 'the original ones'}: use compress(model, setting,"
-            " calibration=...), or open compressed_weights(...) around it"
+            " calibration=...), or open compress_weights(...) around it"
         )
 
 
@@ -113,15 +112,6 @@ def check_free(host: Host) -> None:
             "this model's weights are compressed, or it is under a compress() session: leave that"
             " block before opening another"
         )
-
-
-@contextmanager
-def compressed_weights(
-    model: nn.Module, part: Part, samples: Sequence[Sample] = (), fast: bool = False
-) -> Iterator[CompressedWeights]:
-    """`compress_weights`, and the model under them for the block."""
-    with compress_weights(model, part, samples, fast) as found:
-        yield found
 
 
 @torch.no_grad()
