@@ -49,6 +49,13 @@ KINDS = (
 )
 
 
+@dataclass(frozen=True)
+class Drawn(Sample):
+    """A task with the agreement of its answers."""
+
+    agreed: Part
+
+
 def draw(
     rng: np.random.Generator, kind: Kind, runs: tuple[int, ...], together: int, loss: float
 ) -> tuple[Array, Array, Array]:
@@ -109,7 +116,7 @@ def drawn(
     cell: tuple[int, int, int],
     loss: float,
     runs: int,
-) -> Iterator[list[Sample]]:
+) -> Iterator[list[Drawn]]:
     """The tasks of one run after the other."""
     together, tasks, documents = cell
     pictures, step = documents // together, 50
@@ -120,18 +127,18 @@ def drawn(
         found = units_of(mine, join), units_of(base, join), units_of(agreed)
         for run in zip(*found, strict=True):
             yield [
-                Sample(*(Part(x, u) for x in task), documents)
-                for *task, u in zip(*run, units, strict=True)
+                Drawn(Part(x, u), Part(y, u), documents, Part(same, u))
+                for x, y, same, u in zip(*run, units, strict=True)
             ]
 
 
-def ours(samples: list[Sample], kind: Kind) -> dict[str, intervals.Interval]:
+def ours(samples: list[Drawn], kind: Kind) -> dict[str, intervals.Interval]:
     """The report's intervals."""
     rated = [s for s in samples if intervals.above(s.base, kind.guess)]
     return {
         "OP": intervals.overall_interval(rated),
         "difference": intervals.difference([s.change for s in samples]),
-        "loyalty": intervals.share([s.agreed for s in samples if s.agreed]),
+        "loyalty": intervals.share([s.agreed for s in samples]),
         "score": intervals.share([s.mine for s in samples]),
     }
 

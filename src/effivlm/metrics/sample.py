@@ -73,13 +73,11 @@ class Sample:
     """One task under one setting and under the original, by units.
 
     Attributes:
-        mine, base: scores. agreed: agreement of answers; None where the original has none.
-        documents: how many.
+        mine, base: scores. documents: how many.
     """
 
     mine: Part
     base: Part
-    agreed: Part | None
     documents: int
 
     @property
@@ -99,7 +97,6 @@ def _sample(pairs: Sequence[Pair], units: Units) -> Sample:
     return Sample(
         pseudo_values(values(mine), units, join),
         pseudo_values(values(base), units, join),
-        agreed_of(pairs, units),
         len(pairs),
     )
 
