@@ -153,6 +153,18 @@ def test_a_row_of_a_batch_is_stored_as_alone(text):
         assert session.accounts[i] == account
 
 
+@pytest.mark.parametrize("text", ["kv_int4:group=8,residual=4", "adakv@0.5 + kv_fp8"])
+def test_beams_of_a_batch_are_those_of_single_prompts(text):
+    """Codes move with their beams."""
+    one, other = double("llava", 3, seed=5, before=4, after=3), double("llava", 1)
+    model, want = exact("llava"), []
+    beams = {"max_new_tokens": 10, "num_beams": 3, "num_return_sequences": 2, "do_sample": False}
+    for inputs in (one, other, batch("llava", one, other)):
+        with Session(model, text), torch.no_grad():
+            want.append(model.generate(**inputs, **beams)[:, inputs["input_ids"].shape[1] :])
+    assert torch.equal(want[2], torch.cat(want[:2]))
+
+
 def test_shared_is_separate_for_formats():
     texts = [
         "none",

@@ -23,6 +23,7 @@ from effivlm.config import (
 from effivlm.experiment import experiment_tasks, sample
 from effivlm.families.fitness import check_template
 from effivlm.families.loading import Loaded
+from effivlm.files.reading import read_json
 from effivlm.measure import workloads
 from effivlm.measure.busy import Watch, gpu_note
 from effivlm.measure.peaks import measured
@@ -290,7 +291,9 @@ def note_floors(
     inputs = case.makes[0]()
     size = torch.empty(0, dtype=loaded.model.dtype).element_size()
     predictor = Predictor(loaded.model, loaded.family, inputs, case.new_tokens, size)
-    table: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    table: dict[str, Any] = {}
+    if path.exists():
+        table = read_json(path, "the floors that `effivlm measure` wrote", StoreError)
     rows = {}
     for setting, (timed, _) in first.items():
         row: dict[str, Any] = {
