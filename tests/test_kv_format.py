@@ -153,16 +153,26 @@ def test_a_row_of_a_batch_is_stored_as_alone(text):
         assert session.accounts[i] == account
 
 
-@pytest.mark.parametrize("text", ["kv_int4:group=8,residual=4", "adakv@0.5 + kv_fp8"])
-def test_beams_of_a_batch_are_those_of_single_prompts(text):
-    """Codes move with their beams."""
-    one, other = double("llava", 3, seed=5, before=4, after=3), double("llava", 1)
-    model, want = exact("llava"), []
-    beams = {"max_new_tokens": 10, "num_beams": 3, "num_return_sequences": 2, "do_sample": False}
-    for inputs in (one, other, batch("llava", one, other)):
-        with Session(model, text), torch.no_grad():
-            want.append(model.generate(**inputs, **beams)[:, inputs["input_ids"].shape[1] :])
-    assert torch.equal(want[2], torch.cat(want[:2]))
+@pytest.mark.parametrize("text", ["kv_int4:group=4,residual=3", "adakv@0.5 + kv_fp8"])
+def test_rows_move_with_their_codes(text):
+    """Beams, repeated and chosen rows: what is read afterwards is what was read, row by row."""
+    model, inputs = exact("llava"), batch("llava", double("llava", 3, seed=5), double("llava", 1))
+    for move, rows in (
+        ("reorder_cache", [1, 0]),
+        ("batch_select_indices", [1]),
+        ("batch_repeat_interleave", [0, 0, 1, 1]),
+    ):
+        with Session(model, text):
+            cache = generate(model, inputs, 9)[2]
+            for layer in cache.layers:
+                before, live = [x[rows].clone() for x in layer.stored()], layer.live[rows]
+                given = 2 if move == "batch_repeat_interleave" else torch.tensor(rows)
+                getattr(layer, move)(given)
+                assert all(torch.equal(a, b) for a, b in zip(before, layer.stored(), strict=True))
+                assert torch.equal(layer.live, live)
+                new = before[0][..., -1:, :]
+                grown = layer.update(new, new)[0]
+                assert grown.shape[2] == before[0].shape[2] + 1
 
 
 def test_shared_is_separate_for_formats():
